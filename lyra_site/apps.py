@@ -1,0 +1,22 @@
+from django.apps import AppConfig, apps
+from django.contrib.admin.apps import AdminConfig
+from django.db.models.signals import post_migrate
+
+
+class LyraSiteConfig(AppConfig):
+    name = "lyra_site"
+    verbose_name = "Lyra"
+
+    def ready(self) -> None:
+        import lyra_site.checks  # noqa: F401, PLC0415  registers the system checks
+        from lyra_site.roles import make_roles  # noqa: PLC0415  needs the app registry
+
+        post_migrate.connect(
+            make_roles,
+            sender=apps.get_app_config("adapters_app"),
+            dispatch_uid="lyra_site.make_roles",
+        )
+
+
+class LyraAdminConfig(AdminConfig):
+    default_site = "lyra_site.admin_site.LyraAdminSite"

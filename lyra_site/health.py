@@ -1,0 +1,179 @@
+"""Is this process alive, is it ready, and how is it doing: /livez, /readyz, /metrics.
+
+/livez and the bare status of /readyz are open to everybody; the details of /readyz and all of
+/metrics need adapters_app.view_serving (trainer, releaser, curator; an administrator).
+"""
+
+import os
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth.decorators import login_not_required
+from django.db import connection
+from django.db.models import Count
+from django.http import HttpRequest, HttpResponse
+from django.utils import timezone
+from drf_spectacular.utils import extend_schema
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    REGISTRY,
+    CollectorRegistry,
+    Gauge,
+    generate_latest,
+)
+from prometheus_client.multiprocess import MultiProcessCollector
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from adapters_app import registry, training
+from adapters_app.api import AnyAccept
+from adapters_app.models import TrainingRun
+from corrections.models import Correction
+from inference import engine
+from lyra_site.errors import DATABASE_AWAY
+
+DETAILS = "adapters_app.view_serving"
+# A heartbeat task goes through each queue every minute.
+STALE_AFTER = timedelta(minutes=4)
+OK, DEGRADED, UNAVAILABLE = "ok", "degraded", "unavailable"
+
+
+@login_not_required
+def livez(request: HttpRequest) -> HttpResponse:
+    """200 as long as the process answers at all; looks at nothing."""
+    return HttpResponse("ok", content_type="text/plain")
+
+
+class ReadyView(APIView):
+    """503 while this process cannot answer with what should serve. A stale queue only degrades:
+    taking the web server out of rotation would not bring a worker back."""
+
+    permission_classes = []
+
+    @extend_schema(exclude=True)
+    def get(self, request: Request) -> Response:
+        checks = {"database": _database(), "model": _model(), "queue": _queue()}
+        if not (checks["database"]["ok"] and checks["model"]["ok"]):
+            status = UNAVAILABLE
+        else:
+            status = OK if checks["queue"]["ok"] else DEGRADED
+        body: dict[str, Any] = {"status": status}
+        if checks["database"]["ok"] and request.user.has_perm(DETAILS):
+            body["checks"] = checks
+        return Response(body, status=503 if status == UNAVAILABLE else 200)
+
+
+class MetricsView(APIView):
+    required_permission = DETAILS
+    content_negotiation_class = AnyAccept
+
+    @extend_schema(exclude=True)
+    def get(self, request: Request) -> HttpResponse:
+        body = generate_latest(_process_registry()) + generate_latest(_database_gauges())
+        return HttpResponse(body, content_type=CONTENT_TYPE_LATEST)
+
+
+def _database() -> dict[str, Any]:
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+    except DATABASE_AWAY as error:
+        return {"ok": False, "detail": str(error)}
+    return {"ok": True}
+
+
+def _model() -> dict[str, Any]:
+    """Whether this process can answer with what should serve; loads an adapter, never the base."""
+    if not engine.loaded().nli:
+        engine.warm_in_background()
+        return {"ok": False, "detail": "The base model is being loaded."}
+    try:
+        answering = engine.serving_predictor()
+    except (engine.EngineUnavailable, *DATABASE_AWAY) as error:
+        return {"ok": False, "detail": str(error)}
+    return {
+        "ok": True,
+        "adapter": answering.name,
+        "digest": answering.digest,
+        "calibrator": answering.calibration,
+        "revision": answering.revision,
+    }
+
+
+def _queue() -> dict[str, Any]:
+    clusters = {name: _cluster(name) for name in _cluster_names()}
+    return {"ok": all(cluster["ok"] for cluster in clusters.values()), "clusters": clusters}
+
+
+def _cluster(name: str) -> dict[str, Any]:
+    seen = _last_sign_of_life(name)
+    return {
+        "ok": seen is not None and timezone.now() - seen < STALE_AFTER,
+        "last_heartbeat": seen.isoformat() if seen else None,
+    }
+
+
+def _last_sign_of_life(cluster: str) -> datetime | None:
+    """When a worker of the cluster last showed itself; a training worker does so by its run too."""
+    signs = [training.last_probe(cluster)]
+    if cluster == settings.TRAINING_CLUSTER:
+        signs.append(_or_none(_last_run_heartbeat))
+    return max((sign for sign in signs if sign), default=None)
+
+
+def _last_run_heartbeat() -> datetime | None:
+    beats = TrainingRun.objects.exclude(heartbeat_at=None).order_by("-heartbeat_at")
+    return beats.values_list("heartbeat_at", flat=True).first()
+
+
+def _or_none(read: Callable[[], datetime | None]) -> datetime | None:
+    try:
+        return read()
+    except DATABASE_AWAY:  # /readyz says so in a check of its own
+        return None
+
+
+def _cluster_names() -> tuple[str, str]:
+    return str(settings.Q_CLUSTER["name"]), str(settings.TRAINING_CLUSTER)
+
+
+def _process_registry() -> CollectorRegistry:
+    """This process's counters; with PROMETHEUS_MULTIPROC_DIR, those of all gunicorn workers."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return REGISTRY
+    merged = CollectorRegistry()
+    MultiProcessCollector(merged)
+    return merged
+
+
+def _database_gauges() -> CollectorRegistry:
+    """What the database knows, read at every scrape, so that all replicas say the same."""
+    gauges = CollectorRegistry()
+    serving = registry.serving()
+    name = serving.version.name if serving.version else engine.BASE
+    Gauge("lyra_serving_revision", "Serving revision", registry=gauges).set(serving.revision)
+    Gauge("lyra_serving", "What serves", ["adapter"], registry=gauges).labels(name).set(1)
+    _by_status(gauges, "lyra_training_runs", "Training runs by status", TrainingRun)
+    _by_status(gauges, "lyra_corrections", "Corrections by status", Correction)
+    age = Gauge(
+        "lyra_queue_heartbeat_age_seconds",
+        "Seconds since a worker of the cluster last showed itself",
+        ["cluster"],
+        registry=gauges,
+    )
+    for cluster in _cluster_names():
+        if seen := _last_sign_of_life(cluster):
+            age.labels(cluster).set((timezone.now() - seen).total_seconds())
+    return gauges
+
+
+def _by_status(
+    gauges: CollectorRegistry, name: str, text: str, model: type[TrainingRun] | type[Correction]
+) -> None:
+    gauge = Gauge(name, text, ["status"], registry=gauges)
+    counts = dict(model.objects.order_by().values_list("status").annotate(Count("pk")))
+    for status in model.Status.values:
+        gauge.labels(status).set(counts.get(status, 0))

@@ -1,0 +1,78 @@
+"""Start everything in the foreground: web server, worker and training worker, supervised."""
+
+import fcntl
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+from django.conf import settings
+from django.core.management import call_command
+from django.core.management.base import BaseCommand, CommandParser
+
+from corrections.acting import Refused
+from lyra_site.home import lock
+
+CONFIGURATION = Path(settings.BASE_DIR) / "lyra_site" / "supervisord.conf"
+# A Unix socket's address holds 107 bytes; supervisord appends its process id while it makes one.
+LONGEST_SOCKET = 95
+
+
+class Command(BaseCommand):
+    help = (
+        "Migrate, then run web server, worker and training worker under one supervisor that "
+        "restarts what dies. Ctrl-C or SIGTERM stops all of it."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "--demo", action="store_true", help="with demo accounts and demo corrections"
+        )
+
+    def handle(self, *args: Any, demo: bool, **options: Any) -> None:
+        held = lock()
+        _check_socket_path(settings.LYRA_HOME / "supervisor.sock")
+        _check_port(settings.LYRA_HOST, settings.LYRA_PORT)
+        (settings.LYRA_HOME / "logs").mkdir(exist_ok=True)
+        call_command("migrate", verbosity=0)
+        call_command("collectstatic", interactive=False, verbosity=0)
+        if demo:
+            call_command("setup_demo")
+        self.stdout.write(
+            f"\nServing at http://{settings.LYRA_HOST}:{settings.LYRA_PORT}, "
+            f"logs in {settings.LYRA_HOME / 'logs'}. Ctrl-C stops everything.\n"
+        )
+        self.stdout.flush()
+        _become_supervisor(held)
+
+
+def _check_socket_path(path: Path) -> None:
+    if len(os.fsencode(path)) > LONGEST_SOCKET:
+        raise Refused(f"LYRA_HOME is too long a path: {path} cannot be a socket.")
+
+
+def _check_port(host: str, port: int) -> None:
+    """Raise Refused where another program listens already."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host.strip("[]"), port))
+        except OSError as error:
+            raise Refused(
+                f"Cannot listen on {host}:{port}: {error.strerror}. "
+                f"Choose another port, for example PORT={port + 1}."
+            ) from error
+
+
+def _become_supervisor(held: TextIO) -> None:
+    """Replace this process by supervisord, which keeps the lock on the home until it ends."""
+    fcntl.fcntl(held, fcntl.F_SETFD, 0)  # not closed by exec; children of supervisord close it
+    environment = {"LYRA_HOME": str(settings.LYRA_HOME), "LYRA_PYTHON": sys.executable}
+    supervisord = [sys.executable, "-m", "supervisor.supervisord"]
+    os.execve(  # noqa: S606  no shell is wanted
+        sys.executable,
+        [*supervisord, "--configuration", str(CONFIGURATION)],
+        os.environ | environment,
+    )

@@ -1,0 +1,37 @@
+"""Demo accounts and demo corrections, made once; says what to open and what to click."""
+
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth.models import User
+
+from corrections.acting import ActingCommand
+from lyra_site import demo
+
+GUIDE = """
+The loop, by hand:
+  1. {url}/admin/ as curator: Corrections, filter “pending”, select all, accept.
+  2. As releaser: Training runs, “Request training”. Watch it train, calibrate and be compared.
+  3. Adapter versions, v1: read its verdict, “Promote”, say why.
+  4. The next request is answered by it:
+     curl {url}/nli -H 'Content-Type: application/json' -d '{{"pairs": [{{"premise":
+     "No increase in falls was seen.", "nli_hypothesis": "The drug made falls more common."}}]}}'
+  5. “Roll back” on the same page, and the answers are those of before.
+"""
+
+
+class Command(ActingCommand):
+    help = "Make the demo accounts and import the demo corrections; doing it twice is harmless."
+
+    def act(self, *, by: User, **options: Any) -> dict[str, Any]:
+        passwords = demo.make_accounts()
+        imported = demo.import_verdicts()
+        self.stdout.write("Demo accounts, and their passwords:")
+        for name, password in passwords.items():
+            roles = demo.ACCOUNTS[name]
+            self.stdout.write(
+                f"  {name:<10}{password:<16}{', '.join(roles) if roles else 'everything'}"
+            )
+        self.stdout.write(f"  (kept in {settings.LYRA_HOME / 'demo_accounts'})")
+        self.stdout.write(GUIDE.format(url=f"http://{settings.LYRA_HOST}:{settings.LYRA_PORT}"))
+        return {"accounts": list(passwords), "imported": imported}

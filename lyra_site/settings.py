@@ -1,0 +1,348 @@
+"""Every setting of the system, by environment variable, in this one file.
+
+Each `env(...)` line below is the documentation of its variable. Values not of their type are
+refused right here, those that cannot be right by the system checks in `adapters_app.checks` and
+`lyra_site.checks`: the server does not start on either.
+"""
+
+import logging
+import os
+import secrets
+import sys
+from pathlib import Path
+from typing import Any
+
+import environ
+from django.core.exceptions import ImproperlyConfigured
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+
+class _Environment(environ.Env):
+    """Names the variable whose value is not of its type; a misspelt “ture” is not False."""
+
+    WORDS_FOR_FALSE = ("false", "off", "n", "no", "0", "")
+
+    def get_value(self, var: str, cast: Any = None, **kwargs: Any) -> Any:
+        text = os.environ.get(var)
+        words = (*self.BOOLEAN_TRUE_STRINGS, *self.WORDS_FOR_FALSE)
+        if cast is bool and text is not None and text.lower().strip() not in words:
+            raise ImproperlyConfigured(f"{var}={text!r} is neither true nor false.")
+        try:
+            return super().get_value(var, cast=cast, **kwargs)
+        except ValueError as error:
+            raise ImproperlyConfigured(f"{var}={text!r} cannot be used: {error}") from None
+
+
+env = _Environment()
+
+# --- Where everything the running system writes lives: database, artifacts, logs, secrets ---------
+LYRA_HOME = Path(env.str("LYRA_HOME", default=str(BASE_DIR / "var"))).expanduser().resolve()
+try:
+    LYRA_HOME.mkdir(parents=True, exist_ok=True)
+except OSError as error:
+    raise ImproperlyConfigured(
+        f"LYRA_HOME={LYRA_HOME} cannot be created: {error.strerror}"
+    ) from error
+
+# --- Web ------------------------------------------------------------------------------------------
+DEBUG = env.bool("LYRA_DEBUG", default=False)
+# Where `manage.py run` and lyra_site/gunicorn_conf.py listen.
+LYRA_HOST = env.str("LYRA_HOST", default="127.0.0.1")
+LYRA_PORT = env.int("PORT", default=8000)
+# Host names this server answers to, comma-separated.
+ALLOWED_HOSTS = env.list("LYRA_ALLOWED_HOSTS", default=["localhost", "127.0.0.1", "[::1]"])
+# Origins for admin forms when behind another host name, e.g. https://lyra.example.org
+CSRF_TRUSTED_ORIGINS = env.list("LYRA_TRUSTED_ORIGINS", default=[])
+# Behind a TLS-terminating proxy: cookies are Secure, HTTP is redirected, HSTS is sent.
+HTTPS = env.bool("LYRA_HTTPS", default=False)
+
+
+def _secret_key() -> str:
+    """LYRA_SECRET_KEY, else a key generated once and kept in LYRA_HOME, readable by its owner."""
+    given = env.str("LYRA_SECRET_KEY", default="")
+    if given:
+        return given
+    path = LYRA_HOME / "secret_key"
+    try:
+        with open(path, "x", opener=_private) as file:
+            file.write(secrets.token_urlsafe(64))
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise ImproperlyConfigured(
+            f"LYRA_HOME={LYRA_HOME} cannot be written to: {error.strerror}"
+        ) from error
+    return path.read_text().strip()
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+SECRET_KEY = _secret_key()
+
+INSTALLED_APPS = [
+    "lyra_site.apps.LyraSiteConfig",
+    "lyra_site.apps.LyraAdminConfig",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "whitenoise.runserver_nostatic",
+    "django.contrib.staticfiles",
+    "rest_framework",
+    "knox",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
+    "django_q",
+    "corrections.apps.CorrectionsConfig",
+    "adapters_app.apps.AdaptersConfig",
+    "inference.apps.InferenceConfig",
+]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "lyra_site.middleware.RequestLimits",
+    "lyra_site.middleware.DatabaseUnavailable",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.auth.middleware.LoginRequiredMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+ROOT_URLCONF = "lyra_site.urls"
+WSGI_APPLICATION = "lyra_site.wsgi.application"
+APPEND_SLASH = False  # upstream's client follows no redirects; every path is exact
+LOGIN_URL = "admin:login"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in (
+        "UserAttributeSimilarityValidator",
+        "MinimumLengthValidator",
+        "CommonPasswordValidator",
+        "NumericPasswordValidator",
+    )
+]
+LANGUAGE_CODE = "en"
+TIME_ZONE = "UTC"
+USE_TZ = True
+STATIC_URL = "static/"
+STATIC_ROOT = LYRA_HOME / "static"
+STATICFILES_FINDERS = [
+    "django.contrib.staticfiles.finders.AppDirectoriesFinder",
+    "adapters_app.finders.PlotlyFinder",
+]
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+SECURE_CONTENT_TYPE_NOSNIFF = True
+X_FRAME_OPTIONS = "DENY"
+SESSION_COOKIE_HTTPONLY = True
+if HTTPS:
+    SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+    SECURE_SSL_REDIRECT = True
+    SECURE_REDIRECT_EXEMPT = [r"^livez$", r"^readyz$"]
+    SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = True
+    SECURE_HSTS_SECONDS = 31_536_000
+    SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = True
+
+# --- Database -------------------------------------------------------------------------------------
+# DATABASE_URL=postgres://user:password@host/name; default: SQLite in LYRA_HOME.
+DATABASES = {"default": env.db("DATABASE_URL", default=f"sqlite:///{LYRA_HOME / 'lyra.sqlite3'}")}
+SQLITE_BUSY_TIMEOUT_S = 15
+_database = DATABASES["default"]
+if _database.get("ENGINE") not in {
+    "django.db.backends.sqlite3",
+    "django.db.backends.postgresql",
+}:
+    raise ImproperlyConfigured(
+        "DATABASE_URL is neither sqlite:///path nor postgres://user:password@host/name."
+    )
+if _database["ENGINE"] == "django.db.backends.sqlite3":
+    _database["OPTIONS"] = {
+        "timeout": SQLITE_BUSY_TIMEOUT_S,
+        # A deferred transaction that turns into a writer fails at once instead of waiting.
+        "transaction_mode": "IMMEDIATE",
+        "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON;",
+    }
+    # A test with a second process or thread needs a file; a database in memory has neither.
+    _database["TEST"] = {"NAME": str(LYRA_HOME / "test.sqlite3")}
+else:
+    _database["CONN_MAX_AGE"] = 60
+    _database["CONN_HEALTH_CHECKS"] = True
+
+# --- Storage --------------------------------------------------------------------------------------
+# Where artifacts and snapshots go. Several hosts: s3://bucket/prefix (needs django-storages[s3]).
+LYRA_ARTIFACTS = env.str("LYRA_ARTIFACTS", default=str(LYRA_HOME / "artifacts"))
+if LYRA_ARTIFACTS.startswith("s3://"):
+    _bucket, _, _prefix = LYRA_ARTIFACTS.removeprefix("s3://").partition("/")
+    _artifacts = {
+        "BACKEND": "storages.backends.s3.S3Storage",
+        "OPTIONS": {"bucket_name": _bucket, "location": _prefix, "file_overwrite": False},
+    }
+else:
+    _artifacts = {
+        "BACKEND": "adapters_app.storage.DurableFileSystemStorage",
+        "OPTIONS": {"location": LYRA_ARTIFACTS, "file_permissions_mode": 0o640},
+    }
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage"},
+    "artifacts": _artifacts,
+}
+# Verified local copies of what this host serves; safe to delete.
+LYRA_ARTIFACT_CACHE = LYRA_HOME / "artifact-cache"
+
+# --- Queue: rings a doorbell, see DJANGO_Q2 in the design -----------------------------------------
+# A file cache: a database cache would lock SQLite twice a second with queue statistics.
+CACHES = {
+    "default": {
+        "BACKEND": "django.core.cache.backends.filebased.FileBasedCache",
+        "LOCATION": str(LYRA_HOME / "cache"),
+    }
+}
+# Longest a training run may take, in seconds.
+LYRA_TRAINING_TIMEOUT_S = env.int("LYRA_TRAINING_TIMEOUT_S", default=6 * 3600)
+# A worker that stops renewing its lease for this long has lost its run.
+LYRA_LEASE_S = env.int("LYRA_LEASE_S", default=90)
+Q_CLUSTER = {
+    "name": "lyra",
+    "orm": "default",
+    "workers": 1,
+    "timeout": 300,
+    "retry": 1200,
+    "max_attempts": 3,
+    "ack_failures": True,
+    "save_limit": 250,
+    "catch_up": False,
+    "queue_limit": 10,
+    "bulk": 1,
+    "poll": 1,
+    "label": "Queue",
+    "ALT_CLUSTERS": {
+        # Started with Q_CLUSTER_NAME=training (not -n, which ignores ALT_CLUSTERS' queue).
+        "training": {
+            "workers": 1,
+            "timeout": LYRA_TRAINING_TIMEOUT_S + 600,
+            "retry": 4 * (LYRA_TRAINING_TIMEOUT_S + 600),
+            "max_attempts": 1,
+            "ack_failures": True,
+            "catch_up": False,
+            "queue_limit": 1,
+            "bulk": 1,
+            "poll": 1,
+        }
+    },
+}
+# The cluster that trains; the other one runs schedules and shadow bookkeeping.
+TRAINING_CLUSTER = "training"
+
+# --- The base model -------------------------------------------------------------------------------
+# "minilm-nli" (bundled), or any Hugging Face sequence-classification checkpoint: name or directory.
+LYRA_BASE_MODEL = env.str("LYRA_BASE_MODEL", default="minilm-nli")
+# Revision of a hub checkpoint: a commit hash pins it.
+LYRA_BASE_REVISION = env.str("LYRA_BASE_REVISION", default="")
+# The hub is contacted only if this is set; otherwise the checkpoint must be on this machine.
+LYRA_BASE_ALLOW_DOWNLOAD = env.bool("LYRA_BASE_ALLOW_DOWNLOAD", default=False)
+# auto = CUDA where there is one, else the CPU; or cpu, cuda, cuda:1 …
+LYRA_DEVICE = env.str("LYRA_DEVICE", default="auto")
+# Threads torch may use in one process; 0 = torch decides.
+LYRA_TORCH_THREADS = env.int("LYRA_TORCH_THREADS", default=0)
+
+# --- Serving --------------------------------------------------------------------------------------
+LYRA_MAX_PAIRS = env.int("LYRA_MAX_PAIRS", default=256)  # pairs per request
+LYRA_MAX_CHARS = env.int("LYRA_MAX_CHARS", default=10_000)  # characters per text
+LYRA_MAX_BODY_BYTES = env.int("LYRA_MAX_BODY_BYTES", default=8 * 1024 * 1024)
+DATA_UPLOAD_MAX_MEMORY_SIZE = LYRA_MAX_BODY_BYTES
+# Adapter versions kept folded in memory beside the one that serves.
+LYRA_RESIDENT_ADAPTERS = env.int("LYRA_RESIDENT_ADAPTERS", default=4)
+# Upstream's paths (/nli, /ml/nli, …) without a token. Only for a loopback server: refused when a
+# forwarding header shows that a proxy stands in front.
+LYRA_COMPAT_OPEN = env.bool("LYRA_COMPAT_OPEN", default=False)
+
+# --- Training policy ------------------------------------------------------------------------------
+LYRA_TRIGGER_MIN_CORRECTED = env.int("LYRA_TRIGGER_MIN_CORRECTED", default=100)
+LYRA_TRIGGER_MIN_RATE = env.float("LYRA_TRIGGER_MIN_RATE", default=0.05)
+LYRA_TRIGGER_MIN_DAYS = env.float("LYRA_TRIGGER_MIN_DAYS", default=7)
+# Start a run by itself when the conditions hold.
+LYRA_AUTO_TRAIN = env.bool("LYRA_AUTO_TRAIN", default=False)
+# Below this many accepted verdicts nothing is trained, whoever asks.
+LYRA_TRAINING_FLOOR = env.int("LYRA_TRAINING_FLOOR", default=60)
+# Free disk space a run needs, in MiB.
+LYRA_MIN_FREE_MIB = env.int("LYRA_MIN_FREE_MIB", default=1024)
+
+# --- People ---------------------------------------------------------------------------------------
+# Who a command acts as without --as; the built-in user cannot sign in.
+LYRA_COMMAND_USER = env.str("LYRA_COMMAND_USER", default="system")
+# Releasers may not promote a version whose training they requested themselves.
+LYRA_FOUR_EYES = env.bool("LYRA_FOUR_EYES", default=False)
+# Days a new API token lives unless its maker says otherwise.
+LYRA_TOKEN_DAYS = env.int("LYRA_TOKEN_DAYS", default=90)
+
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": [
+        "lyra_site.authentication.Token",
+        "rest_framework.authentication.SessionAuthentication",
+    ],
+    "DEFAULT_PERMISSION_CLASSES": ["lyra_site.permissions.HasPermission"],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["lyra_site.parsers.StrictJSONParser"],
+    "DEFAULT_PAGINATION_CLASS": "lyra_site.pagination.Pages",
+    "PAGE_SIZE": 50,
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "EXCEPTION_HANDLER": "lyra_site.errors.handle",
+    "TEST_REQUEST_DEFAULT_FORMAT": "json",
+}
+REST_KNOX = {"AUTO_REFRESH": False, "TOKEN_LIMIT_PER_USER": None}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "Lyra's correction loop",
+    "DESCRIPTION": "Predict, correct, train, shadow-evaluate, promote, roll back.",
+    "VERSION": "1",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SCHEMA_PATH_PREFIX": r"/api/v1",
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    "REDOC_DIST": "SIDECAR",
+    "SERVE_PERMISSIONS": ["rest_framework.permissions.IsAuthenticated"],
+    "COMPONENT_SPLIT_REQUEST": True,
+    "ENUM_NAME_OVERRIDES": {
+        "Label": "corrections.models.Correction.LABEL_CHOICES",
+        "CorrectionStatus": "corrections.models.Correction.Status",
+        "CorrectionVerdict": "corrections.models.Correction.Verdict",
+        "RunStatus": "adapters_app.models.TrainingRun.Status",
+        "ShadowVerdict": "adapters_app.models.ShadowEvaluation.Verdict",
+    },
+}
+
+# --- Logs -----------------------------------------------------------------------------------------
+LYRA_LOG_LEVEL = env.str("LYRA_LOG_LEVEL", default="INFO").upper()
+if LYRA_LOG_LEVEL not in logging.getLevelNamesMapping():
+    raise ImproperlyConfigured(f"LYRA_LOG_LEVEL={LYRA_LOG_LEVEL} is no level of Python's logging.")
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "{asctime} {levelname} {name}: {message}", "style": "{"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["stderr"], "level": LYRA_LOG_LEVEL},
+}
+
+# True while pytest runs; lets the tests choose cheaper password hashing and nothing else.
+if "pytest" in sys.modules:
+    PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+    STORAGES["staticfiles"] = {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"}
