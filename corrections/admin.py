@@ -1,0 +1,370 @@
+"""The curator's pages: the queue, one verdict with its history, and the groups.
+
+Every change goes through `intake`; rows are never deleted, a wrong one is rejected.
+"""
+
+from http import HTTPStatus
+from typing import Any
+
+from django.contrib import admin, messages
+from django.contrib.auth.models import User
+from django.core.exceptions import PermissionDenied, ValidationError
+from django.db.models import Count, Model, QuerySet
+from django.forms import ModelForm
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
+from django.shortcuts import get_object_or_404
+from django.urls import URLPattern, path, reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.views.decorators.http import require_POST
+
+from corrections import intake
+from corrections.forms import NEW_FIELDS, EditCorrectionForm, NewCorrectionForm
+from corrections.labels import LABELS
+from corrections.models import Correction, CorrectionEvent, SourceGroup
+
+Status = Correction.Status
+SHOWN_CHARACTERS = 600  # of each text in the list
+
+
+class QuarantineFilter(admin.SimpleListFilter):
+    title = "quarantine"
+    parameter_name = "quarantined"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("yes", "quarantined"), ("no", "usable")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any] | None:
+        if self.value() == "yes":
+            return queryset.exclude(quarantine="")
+        return queryset.filter(quarantine="") if self.value() == "no" else None
+
+
+class ConflictFilter(admin.SimpleListFilter):
+    title = "conflict"
+    parameter_name = "conflict"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("yes", "judged differently")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any] | None:
+        if self.value() != "yes":
+            return None
+        # Beside one another: both sides of a conflict are read together.
+        disputed = Correction.objects.conflicts().values("pk")
+        return queryset.filter(pk__in=disputed).order_by("pair_digest", "-pk")
+
+
+class History(admin.TabularInline):
+    model = CorrectionEvent
+    verbose_name_plural = "history"
+    fields = ("at", "by", "action", "shown_changes", "note")
+    readonly_fields = fields
+    extra = 0
+    can_delete = False
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return request.user.has_perm("corrections.view_correction")
+
+    @admin.display(description="changes")
+    def shown_changes(self, event: CorrectionEvent) -> str:
+        changes = (f"{name}: {old!r} → {new!r}" for name, (old, new) in event.changes.items())
+        return "\n".join(changes) or "–"
+
+
+@admin.register(Correction)
+class CorrectionAdmin(admin.ModelAdmin):
+    list_display = ("pair", "judged", "state", "origin")
+    list_display_links = None
+    list_filter = (
+        "status",
+        QuarantineFilter,
+        ConflictFilter,
+        "verdict",
+        "correct_label",
+        "predicted_label",
+        "sampling",
+        ("corrected_at", admin.DateFieldListFilter),
+        "domain",
+    )
+    list_per_page = 50
+    list_select_related = ("group", "reviewer")
+    search_fields = ("premise", "hypothesis", "reason", "external_id", "page_id", "annotator")
+    search_help_text = "Words of the texts or the reason, an id, a page, an annotator"
+    actions = ("accept", "reject", "reopen")
+    inlines = (History,)
+    ordering = ("-id",)
+
+    class Media:
+        css = {"all": ["corrections/review.css"]}
+        js = ["corrections/review.js"]
+
+    # --- Who may what ---
+
+    def has_review_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("corrections.review_correction")
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    # --- The list ---
+
+    @admin.display(description="premise and hypothesis")
+    def pair(self, row: Correction) -> SafeString:
+        return format_html(
+            '<div class="pair"><div>{}</div><div><a href="{}">{}</a></div></div>{}',
+            _cut(row.premise),
+            reverse("admin:corrections_correction_change", args=[row.pk]),
+            _cut(row.hypothesis),
+            format_html('<div class="why">{}</div>', row.reason) if row.reason else "",
+        )
+
+    @admin.display(description="model → person", ordering="predicted_confidence")
+    def judged(self, row: Correction) -> SafeString:
+        return format_html(
+            '<span class="label {}">{}</span> <span class="quiet">{}</span><br>'
+            '→ <span class="label {}">{}</span>',
+            row.predicted_label,
+            row.predicted_label,
+            f"{row.predicted_confidence:.2f}",
+            row.correct_label,
+            row.correct_label,
+        )
+
+    @admin.display(description="status", ordering="status")
+    def state(self, row: Correction) -> SafeString:
+        return format_html(
+            '<span class="status {0}" data-pk="{1}" data-revision="{2}">{0}</span>'
+            '<input type="hidden" name="revision_{1}" value="{2}">{3}',
+            row.status,
+            row.pk,
+            row.revision,
+            format_html('<div class="why" title="{}">quarantined</div>', row.quarantine)
+            if row.quarantine
+            else "",
+        )
+
+    @admin.display(description="from", ordering="corrected_at")
+    def origin(self, row: Correction) -> SafeString:
+        return format_html(
+            '{}<br><span class="quiet">{}<br>{}</span>',
+            row.domain or "–",
+            row.annotator or row.get_sampling_display(),
+            f"{row.corrected_at:%Y-%m-%d}",
+        )
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        context = {
+            "counts": _counts(),
+            "labels": _accepted_by_label(),
+            "may_review": self.has_review_permission(request),
+        }
+        return super().changelist_view(request, context | (extra_context or {}))
+
+    @admin.action(description="Accept", permissions=["review"])
+    def accept(self, request: HttpRequest, queryset: QuerySet[Correction]) -> None:
+        usable = queryset.filter(quarantine="")
+        quarantined = queryset.count() - usable.count()
+        if quarantined:
+            messages.warning(request, f"{quarantined} quarantined rows cannot be accepted.")
+        self._review(request, usable, Status.ACCEPTED)
+
+    @admin.action(description="Reject", permissions=["review"])
+    def reject(self, request: HttpRequest, queryset: QuerySet[Correction]) -> None:
+        self._review(request, queryset, Status.REJECTED)
+
+    @admin.action(description="Back to pending", permissions=["review"])
+    def reopen(self, request: HttpRequest, queryset: QuerySet[Correction]) -> None:
+        self._review(request, queryset, Status.PENDING)
+
+    def _review(self, request: HttpRequest, rows: QuerySet[Correction], status: Status) -> None:
+        try:
+            changed = intake.review(
+                rows.values_list("pk", flat=True),
+                by=_user(request),
+                status=status,
+                revisions=_seen_revisions(request),
+            )
+        except intake.ReviewRefused as error:
+            messages.error(request, f"Nothing was changed. {error}")
+        else:
+            messages.success(request, f"{changed} corrections {status.label}.")
+
+    # --- One verdict ---
+
+    def get_urls(self) -> list[URLPattern]:
+        review = self.admin_site.admin_view(require_POST(self.review_view))
+        return [
+            path("<int:pk>/review/", review, name="corrections_correction_review"),
+            *super().get_urls(),
+        ]
+
+    def review_view(self, request: HttpRequest, pk: int) -> HttpResponse:
+        """Review one row: JSON for the list's keys, else on to the next pending row."""
+        if not self.has_review_permission(request):
+            raise PermissionDenied
+        row = get_object_or_404(Correction, pk=pk)
+        status, seen = request.POST.get("status", ""), request.POST.get("revision", "")
+        try:
+            intake.review(
+                [pk],
+                by=_user(request),
+                status=status,
+                note=request.POST.get("note", "")[:2000],
+                revisions={pk: int(seen)} if seen.isdecimal() else {},
+            )
+        except (intake.ReviewRefused, ValidationError) as error:
+            return self._refuse_review(request, row, error)
+        if _wants_json(request):
+            return JsonResponse({"status": status, "counts": _counts()})
+        messages.success(request, f"Row {pk} is {status}.")
+        return HttpResponseRedirect(_next_url(row))
+
+    def _refuse_review(
+        self, request: HttpRequest, row: Correction, error: Exception
+    ) -> HttpResponse:
+        reason = " ".join(error.messages) if isinstance(error, ValidationError) else str(error)
+        if _wants_json(request):
+            return JsonResponse({"detail": reason}, status=HTTPStatus.CONFLICT)
+        messages.error(request, reason)
+        return HttpResponseRedirect(_change_url(row.pk))
+
+    def get_form(
+        self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any
+    ) -> type[ModelForm]:
+        kwargs["form"] = EditCorrectionForm if obj else NewCorrectionForm
+        return super().get_form(request, obj, change, **kwargs)
+
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> list[Any]:
+        if obj is None:
+            return list(NEW_FIELDS)
+        extra = ["note", "seen_revision"] if self.has_change_permission(request, obj) else []
+        return [*intake.EDITABLE, *extra]
+
+    def get_inlines(self, request: HttpRequest, obj: Any = None) -> list[Any]:
+        return list(self.inlines) if obj else []
+
+    def changeform_view(
+        self,
+        request: HttpRequest,
+        object_id: str | None = None,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        # Not inside the transaction Django would open: recording searches for near-duplicates
+        # first, and on SQLite that transaction would keep every other writer waiting.
+        context = (extra_context or {}) | {
+            "may_review": self.has_review_permission(request),
+            "show_save_and_add_another": False,
+        }
+        row = _row(object_id)
+        if row:
+            same = Correction.objects.filter(pair_digest=row.pair_digest).exclude(pk=row.pk)
+            context |= {"others": same.order_by("-pk")[:20], "pending": _counts()["pending"]}
+        try:
+            return self._changeform_view(request, object_id, form_url, context)  # type: ignore[attr-defined]
+        except intake.ReviewRefused as error:
+            messages.error(request, str(error))
+            return HttpResponseRedirect(request.path)
+
+    def save_model(self, request: HttpRequest, obj: Any, form: ModelForm, change: bool) -> None:
+        values = form.cleaned_data
+        if change:
+            changes = {name: values[name] for name in form.changed_data if name in intake.EDITABLE}
+            intake.edit_correction(obj, by=_user(request), note=values["note"], **changes)
+            return
+        recorded, _ = intake.record_correction(
+            by=_user(request), **{name: values[name] for name in NEW_FIELDS}
+        )
+        obj.pk = recorded.pk
+        obj.refresh_from_db()
+
+
+@admin.register(SourceGroup)
+class SourceGroupAdmin(admin.ModelAdmin):
+    """What belongs together, and its permanent fold. To look at only."""
+
+    list_display = ("key", "fold", "rows", "created_at")
+    list_filter = ("fold",)
+    search_fields = ("key",)
+    readonly_fields = ("key", "fold", "created_at")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[SourceGroup]:
+        return super().get_queryset(request).annotate(rows=Count("corrections"))
+
+    @admin.display(ordering="rows")
+    def rows(self, group: Any) -> int:
+        return int(group.rows)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+
+def _user(request: HttpRequest) -> User:
+    if not isinstance(request.user, User):
+        raise PermissionDenied
+    return request.user
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + " …"
+
+
+def _counts() -> dict[str, int]:
+    """Rows by status, and those that need a person to sort them out."""
+    found = dict(Correction.objects.order_by().values_list("status").annotate(rows=Count("pk")))
+    return {
+        **{status.value: found.get(status.value, 0) for status in Status},
+        "quarantined": Correction.objects.exclude(quarantine="").count(),
+        "conflicts": Correction.objects.conflicts().count(),
+    }
+
+
+def _accepted_by_label() -> dict[str, int]:
+    accepted = Correction.objects.accepted().order_by()
+    found = dict(accepted.values_list("correct_label").annotate(rows=Count("pk")))
+    return {label.value: found.get(label.value, 0) for label in LABELS}
+
+
+def _seen_revisions(request: HttpRequest) -> dict[int, int]:
+    """The revisions the list showed, from its hidden fields."""
+    shown = ((name.removeprefix("revision_"), str(seen)) for name, seen in request.POST.items())
+    return {int(pk): int(seen) for pk, seen in shown if pk.isdecimal() and seen.isdecimal()}
+
+
+def _wants_json(request: HttpRequest) -> bool:
+    return request.headers.get("Accept") == "application/json"
+
+
+def _row(object_id: str | None) -> Correction | None:
+    """The row of an address, which may be anything."""
+    if object_id is None or not object_id.isdecimal() or len(object_id) > 18:
+        return None
+    return Correction.objects.filter(pk=int(object_id)).first()
+
+
+def _change_url(pk: int) -> str:
+    return reverse("admin:corrections_correction_change", args=[pk])
+
+
+def _next_url(row: Correction) -> str:
+    """The next pending row in the order of the list; from the top again after the last."""
+    waiting = Correction.objects.pending().filter(quarantine="").exclude(pk=row.pk)
+    following = waiting.filter(pk__lt=row.pk).first() or waiting.first()
+    if following is None:
+        return reverse("admin:corrections_correction_changelist")
+    return _change_url(following.pk)

@@ -1,0 +1,140 @@
+"""REST: send a verdict, list and read verdicts, review them.
+
+Thin: each change is one function of `intake`; a refused review is 409 with the reason in `detail`.
+"""
+
+from typing import Any
+
+from django.contrib.auth.models import User
+from django.db.models import QuerySet
+from drf_spectacular.utils import extend_schema, extend_schema_view
+from rest_framework import mixins, status
+from rest_framework.decorators import action
+from rest_framework.exceptions import APIException, NotAuthenticated, PermissionDenied
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.routers import SimpleRouter
+from rest_framework.serializers import BaseSerializer
+from rest_framework.viewsets import GenericViewSet
+
+from corrections import intake
+from corrections.models import Correction, CorrectionEvent
+from corrections.serializers import (
+    CorrectionFilterSerializer,
+    CorrectionSerializer,
+    CorrectionWithHistorySerializer,
+    NewCorrectionSerializer,
+    ReviewSerializer,
+)
+
+
+class Conflict(APIException):
+    """409: understood and refused; `detail` says why."""
+
+    status_code = status.HTTP_409_CONFLICT
+    default_code = "refused"
+
+
+@extend_schema_view(
+    list=extend_schema(
+        parameters=[CorrectionFilterSerializer], summary="Corrections, newest first."
+    ),
+    retrieve=extend_schema(summary="One correction, with its history."),
+)
+class CorrectionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericViewSet[Any]):
+    queryset = Correction.objects.select_related("group", "reviewer")
+    lookup_value_regex = "[0-9]{1,18}"
+    required_permission = {
+        "GET": "corrections.view_correction",
+        "POST": "corrections.add_correction",
+    }
+
+    def get_serializer_class(self) -> type[BaseSerializer[Any]]:
+        return CorrectionSerializer if self.action == "list" else CorrectionWithHistorySerializer
+
+    def filter_queryset(self, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        if self.action != "list":
+            return queryset
+        filters = CorrectionFilterSerializer(data=self.request.query_params)
+        filters.is_valid(raise_exception=True)
+        return _narrowed(queryset, dict(filters.validated_data))
+
+    @extend_schema(
+        summary="Send a verdict: the model was wrong, or right.",
+        description="201 where it is new; 200 where its external_id was known: the same content "
+        "changes nothing, new content is a revision, to be reviewed again.",
+        request=NewCorrectionSerializer,
+        responses={201: CorrectionSerializer, 200: CorrectionSerializer},
+    )
+    def create(self, request: Request) -> Response:
+        sent = NewCorrectionSerializer(data=request.data)
+        sent.is_valid(raise_exception=True)
+        _check_may_send(request, sent.validated_data)
+        correction, created = intake.record_correction(by=_user(request), **sent.validated_data)
+        return Response(
+            CorrectionSerializer(correction).data,
+            status=status.HTTP_201_CREATED if created else status.HTTP_200_OK,
+        )
+
+    @extend_schema(
+        summary="Accept, reject or reopen.",
+        request=ReviewSerializer,
+        responses=CorrectionWithHistorySerializer,
+    )
+    @action(
+        detail=True,
+        methods=["post"],
+        required_permission={"POST": "corrections.review_correction"},
+    )
+    def review(self, request: Request, pk: str) -> Response:
+        sent = ReviewSerializer(data=request.data)
+        sent.is_valid(raise_exception=True)
+        correction = self.get_object()
+        seen = sent.validated_data.get("revision", correction.revision)
+        try:
+            intake.review(
+                [correction.pk],
+                by=_user(request),
+                status=sent.validated_data["status"],
+                note=sent.validated_data["note"],
+                revisions={correction.pk: seen},
+            )
+        except intake.ReviewRefused as error:
+            raise Conflict(str(error)) from error
+        return Response(self.get_serializer(self.get_object()).data)
+
+
+router = SimpleRouter(trailing_slash=False)
+router.register("corrections", CorrectionViewSet, basename="correction")
+
+
+def _narrowed(rows: QuerySet[Any], asked: dict[str, Any]) -> QuerySet[Any]:
+    quarantined, conflicting = asked.pop("quarantined"), asked.pop("conflicting")
+    rows = rows.filter(**asked)
+    if quarantined is not None:
+        rows = rows.exclude(quarantine="") if quarantined else rows.filter(quarantine="")
+    if conflicting is not None:
+        disputed = Correction.objects.conflicts().values("pk")
+        rows = rows.filter(pk__in=disputed) if conflicting else rows.exclude(pk__in=disputed)
+    return rows
+
+
+def _user(request: Request) -> User:
+    if not isinstance(request.user, User):
+        raise NotAuthenticated
+    return request.user
+
+
+def _check_may_send(request: Request, values: dict[str, Any]) -> None:
+    """A caller reports what they saw; how a set was drawn and others' rows are for curators."""
+    if values.get("sampling", Correction.Sampling.USER) != Correction.Sampling.USER:
+        _require(request, "corrections.import_correction", "say how rows were sampled")
+    recorded = CorrectionEvent.objects.filter(action=CorrectionEvent.Action.RECORDED)
+    known = recorded.filter(correction__external_id=values.get("external_id") or None)
+    if known.exclude(by=_user(request)).exists():
+        _require(request, "corrections.review_correction", "revise what somebody else sent")
+
+
+def _require(request: Request, permission: str, what: str) -> None:
+    if not request.user.has_perm(permission):
+        raise PermissionDenied(f"You may not {what}.")

@@ -1,0 +1,294 @@
+"""A verdict as it arrives, whatever door it came by: which fields it has and what each must hold.
+
+Nothing here touches the database: `intake` records what passes; doors and `importers` supply it.
+"""
+
+import hashlib
+import math
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.utils.dateparse import parse_datetime
+
+from corrections.labels import LABELS, Label
+from corrections.models import FOLDS, Correction
+
+# Longest value of the short text fields, in characters; those of the model's columns.
+SHORT_TEXTS = {
+    "domain": 100,
+    "page_id": 250,
+    "external_id": 200,
+    "annotator": 150,
+    "predicted_digest": 64,
+    "group": 255,
+    "reviewer": 150,
+}
+MAX_VERSION = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model said of a pair. `version_number` None = the base (or unknown: empty digest)."""
+
+    label: Label
+    confidence: float
+    version_number: int | None = None
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class ParsedRow:
+    """One row of a file: its line, from 1, and its values, or why it could not be read.
+
+    `name` is what the file itself calls the row, where lines mean nothing (a database).
+    """
+
+    line: int
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    problem: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What an export knows beyond the verdict itself: its place and its review."""
+
+    group: str = ""
+    fold: int | None = None
+    revision: int = 1
+    status: str = Correction.Status.PENDING
+    reviewer: str = ""
+    reviewed_at: datetime | None = None
+    review_note: str = ""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A checked verdict, ready to be recorded; `prediction` None = still to be predicted."""
+
+    external_id: str
+    premise: str
+    hypothesis: str
+    correct_label: Label
+    prediction: Prediction | None
+    sampling: str
+    sampling_probability: float | None
+    reason: str
+    domain: str
+    page_id: str
+    annotator: str
+    corrected_at: datetime | None  # None = not said: the time of recording
+    restored: Restored = field(default_factory=Restored)
+    predicted_now: bool = False  # the prediction was made for this import, not stated by its source
+
+    def is_about(self, row: Correction) -> bool:
+        """Whether `row` judges exactly this pair."""
+        return (row.premise, row.hypothesis) == (self.premise, self.hypothesis)
+
+    def content(self) -> dict[str, Any]:
+        """The columns this draft speaks of; without those it leaves open."""
+        values: dict[str, Any] = {
+            "premise": self.premise,
+            "hypothesis": self.hypothesis,
+            "correct_label": self.correct_label.value,
+            "sampling": self.sampling,
+            "sampling_probability": self.sampling_probability,
+            "reason": self.reason,
+            "domain": self.domain,
+            "page_id": self.page_id,
+            "annotator": self.annotator,
+        }
+        if self.prediction:
+            values |= {
+                "predicted_label": self.prediction.label.value,
+                "predicted_confidence": self.prediction.confidence,
+                "predicted_version": self.prediction.version_number,
+                "predicted_digest": self.prediction.digest,
+            }
+        if self.corrected_at:
+            values["corrected_at"] = self.corrected_at
+        return values
+
+
+def check(fields: Mapping[str, Any], *, sampling: str = Correction.Sampling.USER) -> Draft:
+    """Turn named values into a Draft; `sampling` is used where they name none.
+
+    Raises ValidationError with a message per field: blank, too long or unstorable texts, unknown
+    labels, confidences and probabilities that are none, times that are no ISO-8601.
+    """
+    reader = _Reader(fields)
+    chosen = reader.choice("sampling", Correction.Sampling.values) or sampling
+    draft = Draft(
+        premise=reader.text("premise", required=True),
+        hypothesis=reader.text("hypothesis", required=True),
+        correct_label=reader.label("correct_label") or LABELS[0],
+        prediction=reader.prediction(),
+        sampling=chosen,
+        sampling_probability=reader.sampling_probability(chosen),
+        reason=reader.text("reason"),
+        domain=reader.text("domain"),
+        page_id=reader.text("page_id"),
+        annotator=reader.text("annotator"),
+        corrected_at=reader.time("corrected_at"),
+        external_id=reader.text("external_id") or f"own:{uuid.uuid4()}",
+        restored=reader.restored(),
+    )
+    if reader.problems:
+        raise ValidationError(reader.problems)
+    return draft
+
+
+def content_id(fields: Mapping[str, Any]) -> str:
+    """An external id for a row that has none: the same verdict of the same person, the same id."""
+    names = ("premise", "hypothesis", "correct_label", "annotator", "page_id")
+    said = "\0".join(str(fields.get(name) or "") for name in names)
+    return f"row:{hashlib.sha256(said.encode('utf-8', 'surrogatepass')).hexdigest()[:40]}"
+
+
+class _Reader:
+    """Reads typed values out of a mapping and collects what is wrong with each."""
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        self.fields = fields
+        self.problems: dict[str, str] = {}
+
+    def text(self, name: str, *, required: bool = False) -> str:
+        value = self.fields.get(name)
+        value = "" if value is None else value
+        if not isinstance(value, str):
+            return self._refuse(name, "must be text.")
+        limit = SHORT_TEXTS.get(name, settings.LYRA_MAX_CHARS)
+        if required and not value.strip():
+            return self._refuse(name, "is blank." if name in self.fields else "is missing.")
+        if len(value) > limit:
+            return self._refuse(name, f"has {len(value)} characters; at most {limit} are allowed.")
+        if "\0" in value:
+            return self._refuse(name, "holds a NUL character, which cannot be stored.")
+        if not _encodable(value):
+            return self._refuse(name, "holds bytes or surrogates that are not valid UTF-8.")
+        return value
+
+    def label(self, name: str) -> Label | None:
+        value = self.fields.get(name)
+        if value is None or value == "":
+            self._refuse(name, "is missing.")
+            return None
+        if not isinstance(value, str) or value not in list(LABELS):
+            self._refuse(name, f"is {_shown(value)}; it must be one of {', '.join(LABELS)}.")
+            return None
+        return Label(value)
+
+    def choice(self, name: str, allowed: list[str]) -> str:
+        value = self.fields.get(name)
+        if value is None or value == "":
+            return ""
+        if value not in allowed:
+            return self._refuse(
+                name, f"is {_shown(value)}; it must be one of {', '.join(allowed)}."
+            )
+        return str(value)
+
+    def number(self, name: str, *, low: float, high: float) -> float | None:
+        value = self.fields.get(name)
+        if value is None or value == "":
+            return None
+        # bool is an int to Python, and nan compares false with everything.
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self._refuse(name, f"is {_shown(value)}; it must be a number.")
+        elif not math.isfinite(value) or not low <= value <= high:
+            self._refuse(name, f"is {_shown(value)}; it must lie between {low:g} and {high:g}.")
+        else:
+            return float(value)
+        return None
+
+    def whole(self, name: str, *, low: int, high: int) -> int | None:
+        value = self.number(name, low=low, high=high)
+        if value is not None and not value.is_integer():
+            self._refuse(name, f"is {value:g}; it must be a whole number.")
+        return None if value is None else int(value)
+
+    def time(self, name: str) -> datetime | None:
+        value = self.fields.get(name)
+        if value is None or value == "":
+            return None
+        moment = utc(value)
+        if moment is None:
+            self._refuse(name, f"is {_shown(value)}; it must be an ISO-8601 time.")
+        return moment
+
+    def prediction(self) -> Prediction | None:
+        """The stored prediction; None where label or confidence is absent."""
+        confidence = self.number("predicted_confidence", low=0, high=1)
+        version = self.whole("predicted_version", low=1, high=MAX_VERSION)
+        digest = self.text("predicted_digest")
+        if self.fields.get("predicted_label") in (None, ""):
+            return None
+        label = self.label("predicted_label")
+        if label is None or confidence is None:
+            return None
+        return Prediction(label, confidence, version, digest)
+
+    def sampling_probability(self, sampling: str) -> float | None:
+        """Chance that the row was drawn: 1 for a complete set, unknown for what people chose."""
+        name = "sampling_probability"
+        value = self.number(name, low=0, high=1)
+        if sampling == Correction.Sampling.COMPLETE and value is None:
+            return 1.0
+        if sampling == Correction.Sampling.USER and value is not None:
+            self._refuse(name, "is given, but nobody knows it of rows that people chose to report.")
+        elif sampling != Correction.Sampling.USER and not value and name not in self.problems:
+            self._refuse(name, f"must be above 0 where sampling is {sampling}.")
+        return value
+
+    def restored(self) -> Restored:
+        if Restored.__dataclass_fields__.keys().isdisjoint(self.fields):
+            return Restored()
+        status = self.choice("status", Correction.Status.values) or Correction.Status.PENDING
+        reviewed_at = self.time("reviewed_at")
+        if status != Correction.Status.PENDING and reviewed_at is None:
+            self._refuse("reviewed_at", f"is missing, but the row is {status}.")
+        group = self.text("group")
+        fold = self.whole("fold", low=0, high=FOLDS - 1)
+        return Restored(
+            # Only an export knows both; a foreign file's “group” is not ours to interpret.
+            group=group if fold is not None and group.startswith(("page:", "premise:")) else "",
+            fold=fold if group.startswith(("page:", "premise:")) else None,
+            revision=self.whole("revision", low=1, high=MAX_VERSION) or 1,
+            status=status,
+            reviewer=self.text("reviewer"),
+            reviewed_at=reviewed_at,
+            review_note=self.text("review_note"),
+        )
+
+    def _refuse(self, name: str, problem: str) -> str:
+        self.problems.setdefault(name, f"{name} {problem}")
+        return ""
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def utc(value: object) -> datetime | None:
+    """A time in UTC (assumed where no offset is given); None where `value` is no time."""
+    try:
+        moment = parse_datetime(value) if isinstance(value, str) else value
+        if not isinstance(moment, datetime):
+            return None
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):  # no such day or hour, or one outside the calendar
+        return None
+
+
+def _shown(value: object) -> str:
+    """A value for a message: printable ASCII, never long."""
+    return ascii(value)[:60]

@@ -1,0 +1,335 @@
+"""Reading verdicts out of files: JSON Lines, CSV, and the upstream project's SQLite database.
+
+Each reader yields one ParsedRow per row, with the values under the names `drafts.check` knows, or
+with the reason it could not be read. Nothing here decides whether a row is right.
+"""
+
+import csv
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any
+
+from corrections.drafts import ParsedRow, utc
+
+SQLITE_MAGIC = b"SQLite format 3\x00"
+SQLITE_SUFFIXES = {".db", ".sqlite", ".sqlite3"}
+MAX_LINE_BYTES = 16 * 1024 * 1024
+
+# The names a file may use for a field, ours first. The later ones are the seeds' and upstream's.
+NAMES = {
+    "external_id": ("external_id", "id"),
+    "premise": ("premise",),
+    "hypothesis": ("hypothesis", "nli_hypothesis"),
+    "predicted_label": ("predicted_label", "original_label"),
+    "predicted_confidence": ("predicted_confidence", "original_confidence"),
+    "predicted_version": ("predicted_version",),
+    "predicted_digest": ("predicted_digest",),
+    "correct_label": ("correct_label",),
+    "sampling": ("sampling",),
+    "sampling_probability": ("sampling_probability",),
+    "reason": ("reason",),
+    "domain": ("domain",),
+    "page_id": ("page_id",),
+    "annotator": ("annotator",),
+    "corrected_at": ("corrected_at",),
+    "group": ("group",),
+    "fold": ("fold",),
+    "revision": ("revision",),
+    "status": ("status",),
+    "reviewer": ("reviewer",),
+    "reviewed_at": ("reviewed_at",),
+    "review_note": ("review_note",),
+}
+NUMBERS = {
+    "predicted_confidence",
+    "predicted_version",
+    "sampling_probability",
+    "fold",
+    "revision",
+}
+REQUIRED = ("premise", "hypothesis", "correct_label")
+
+
+class FileUnreadable(Exception):
+    """The file as a whole cannot be imported; the message says why, and in which line."""
+
+
+class FileMissing(FileUnreadable):
+    """There is no file of that name."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened-up file: what it is, and its rows."""
+
+    format: str  # "jsonl" | "csv" | "lyra"
+    rows: Iterable[ParsedRow]
+
+
+def read(path: Path) -> Source:
+    """The rows of a file, whose format is told by its first bytes and its name.
+
+    Rows are read lazily; FileUnreadable is raised here or while they are.
+    """
+    kind = _format(path)
+    readers: dict[str, Callable[[Path], Iterator[ParsedRow]]] = {
+        "jsonl": _read_jsonl,
+        "csv": _read_csv,
+        "lyra": _read_lyra,
+    }
+    return Source(kind, readers[kind](path))
+
+
+def _format(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(SQLITE_MAGIC))
+    except FileNotFoundError:
+        raise FileMissing(f"{path} does not exist.") from None
+    except IsADirectoryError:
+        raise FileMissing(f"{path} is a directory, not a file.") from None
+    except OSError as error:
+        raise FileUnreadable(f"{path} cannot be read: {error.strerror}.") from error
+    if start == SQLITE_MAGIC:
+        return "lyra"
+    if path.suffix.lower() in SQLITE_SUFFIXES:
+        raise FileUnreadable(f"{path} is not an SQLite database.")
+    if not start.removeprefix(b"\xef\xbb\xbf").strip():
+        _refuse_empty(path)
+    return "csv" if path.suffix.lower() == ".csv" else "jsonl"
+
+
+def _refuse_empty(path: Path) -> None:
+    with path.open("rb") as file:
+        if not any(line.removeprefix(b"\xef\xbb\xbf").strip() for line in file):
+            raise FileUnreadable(f"{path} is empty.")
+
+
+# --- JSON Lines -----------------------------------------------------------------------------------
+
+
+def _read_jsonl(path: Path) -> Iterator[ParsedRow]:
+    with path.open("rb") as file:
+        for number, line in enumerate(_lines(file), start=1):
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if line.strip():
+                yield _json_row(number, line)
+
+
+def _lines(file: IO[bytes]) -> Iterator[bytes]:
+    """Lines of a file; one that is too long is cut, and found too long by its reader."""
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        yield line
+        while len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
+            line = file.readline(MAX_LINE_BYTES + 1)
+
+
+def _json_row(number: int, line: bytes) -> ParsedRow:
+    if len(line) > MAX_LINE_BYTES:
+        return ParsedRow(number, problem=f"The line is longer than {MAX_LINE_BYTES} bytes.")
+    try:
+        row = json.loads(line.decode(), parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        return ParsedRow(number, problem=f"The line is not UTF-8 (byte {error.start + 1}).")
+    except json.JSONDecodeError as error:
+        return ParsedRow(
+            number, problem=f"The line is not JSON: {error.msg} (column {error.colno})."
+        )
+    except (ValueError, RecursionError) as error:
+        return ParsedRow(number, problem=f"The line is not JSON that can be read: {error}.")
+    if not isinstance(row, dict):
+        return ParsedRow(number, problem="The line is not a JSON object.")
+    return ParsedRow(number, _known_fields(row))
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _known_fields(row: dict[str, Any]) -> dict[str, Any]:
+    fields = {}
+    for name, aliases in NAMES.items():
+        found = next((alias for alias in aliases if row.get(alias) is not None), None)
+        if found:
+            fields[name] = row[found]
+    for name in ("external_id", "page_id"):
+        if isinstance(fields.get(name), int) and not isinstance(fields[name], bool):
+            fields[name] = str(fields[name])
+    return fields
+
+
+# --- CSV ------------------------------------------------------------------------------------------
+
+
+def _read_csv(path: Path) -> Iterator[ParsedRow]:
+    csv.field_size_limit(MAX_LINE_BYTES)
+    # Bytes that are no UTF-8 become surrogates, which `drafts.check` refuses field by field.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        try:
+            header = [name.strip() for name in next(reader)]
+            _check_header(path, header)
+            started = reader.line_num + 1
+            for cells in reader:
+                if cells:
+                    yield _csv_row(started, header, cells)
+                started = reader.line_num + 1
+        except csv.Error as error:
+            raise FileUnreadable(f"{path}, line {reader.line_num}: {error}.") from error
+
+
+def _check_header(path: Path, header: list[str]) -> None:
+    missing = [name for name in REQUIRED if not set(NAMES[name]) & set(header)]
+    if missing:
+        raise FileUnreadable(f"{path}, line 1: no column {', '.join(missing)}.")
+    twice = sorted({name for name in header if name and header.count(name) > 1})
+    if twice:
+        raise FileUnreadable(f"{path}, line 1: more than one column {', '.join(twice)}.")
+
+
+def _csv_row(number: int, header: list[str], cells: list[str]) -> ParsedRow:
+    if len(cells) != len(header):
+        problem = f"The line has {len(cells)} cells, the header {len(header)}."
+        return ParsedRow(number, problem=problem)
+    row = {name: cell for name, cell in zip(header, cells, strict=True) if cell}
+    fields = _known_fields(row)
+    for name in NUMBERS & fields.keys():
+        fields[name] = _number(fields[name])
+    return ParsedRow(number, fields)
+
+
+def _number(cell: str) -> float | str:
+    """The cell as a number; unchanged, to be refused by name, where it is none."""
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
+
+
+# --- The upstream's database ----------------------------------------------------------------------
+
+
+def _read_lyra(path: Path) -> Iterator[ParsedRow]:
+    """Per edge, the model's first prediction and the person's last label.
+
+    Correcting an edge again stores the person's earlier label as “predicted” (confidence 1.0), so
+    only the first row of an edge tells what the model said. An edge that a person looked at and
+    left alone is a confirmation. Rows are counted in the order they are read.
+    """
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
+            database.row_factory = sqlite3.Row
+            database.text_factory = _decoded
+            columns = {table: _columns(database, table) for table in _LYRA_TABLES}
+            if not columns["nli_corrections"]:
+                raise FileUnreadable(f"{path} has no table nli_corrections: is it Lyra's?")
+            rows = chain(
+                _lyra_corrections(path, database, columns),
+                _lyra_confirmations(database, columns),
+            )
+            for number, (name, fields) in enumerate(rows, start=1):
+                yield ParsedRow(number, fields, name=name)
+    except sqlite3.Error as error:
+        raise FileUnreadable(f"{path} cannot be read as an SQLite database: {error}.") from error
+
+
+_LYRA_TABLES = ("nli_corrections", "edges", "fragments", "claims")
+
+
+def _decoded(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def _columns(database: sqlite3.Connection, table: str) -> set[str]:
+    return {row["name"] for row in database.execute(f"PRAGMA table_info({table})")}
+
+
+def _column(path: Path, have: set[str], names: tuple[str, ...]) -> str:
+    """The one of `names` that this generation of the table has."""
+    for name in names:
+        if name in have:
+            return name
+    raise FileUnreadable(f"{path}: the table nli_corrections has no column {' or '.join(names)}.")
+
+
+def _lyra_corrections(
+    path: Path, database: sqlite3.Connection, columns: dict[str, set[str]]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    have = columns["nli_corrections"]
+    wanted = ("premise", "hypothesis", "predicted_label", "predicted_confidence", "correct_label")
+    chosen = [f"c.{_column(path, have, NAMES[name][::-1])} AS {name}" for name in wanted]
+    for optional in ("id", "edge_id", "reason", "corrected_at"):
+        chosen.append(f"c.{optional}" if optional in have else f"NULL AS {optional}")
+    joined = "edge_id" in have and _has_pages(columns)
+    chosen.append("f.page_id" if joined else "NULL AS page_id")
+    # Other sources than fragments exist, and edges may be gone: hence the outer joins.
+    joins = (
+        " LEFT JOIN edges e ON e.id = c.edge_id AND e.source_type = 'fragment'"
+        " LEFT JOIN fragments f ON f.id = e.source_id"
+    )
+    query = f"SELECT c.rowid AS line, {', '.join(chosen)} FROM nli_corrections c"  # noqa: S608
+    by_edge: dict[str, list[sqlite3.Row]] = {}
+    for row in database.execute(query + (joins if joined else "") + " ORDER BY c.rowid"):
+        by_edge.setdefault(_edge_key(row), []).append(row)
+    for key, rows in by_edge.items():
+        rows.sort(key=_moment)
+        yield str(rows[-1]["id"] or key), _merged(key, rows)
+
+
+def _edge_key(row: sqlite3.Row) -> str:
+    """External id: by edge, so that correcting it again upstream is a revision here."""
+    return f"lyra:{row['edge_id'] or row['id'] or row['line']}"
+
+
+def _moment(row: sqlite3.Row) -> tuple[float, int]:
+    moment = utc(row["corrected_at"])
+    return (moment.timestamp() if moment else 0.0, row["line"])
+
+
+def _merged(key: str, rows: list[sqlite3.Row]) -> dict[str, Any]:
+    first, last = rows[0], rows[-1]
+    names = ("premise", "hypothesis", "correct_label", "reason", "corrected_at", "page_id")
+    fields = {name: last[name] for name in names if last[name] is not None}
+    for name in ("predicted_label", "predicted_confidence"):
+        fields[name] = first[name]
+    return {"external_id": key, **fields}
+
+
+def _has_pages(columns: dict[str, set[str]]) -> bool:
+    return {"id", "source_type", "source_id"} <= columns["edges"] and {"id", "page_id"} <= columns[
+        "fragments"
+    ]
+
+
+def _lyra_confirmations(
+    database: sqlite3.Connection, columns: dict[str, set[str]]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    reviewed = {"edge_human_corrected", "target_id", "nli_label", "nli_edge_confidence"}
+    if not (_has_pages(columns) and reviewed <= columns["edges"]):
+        return
+    if not (columns["claims"] and "edge_id" in columns["nli_corrections"]):
+        return
+    when = "e.edge_corrected_at" if "edge_corrected_at" in columns["edges"] else "NULL"
+    query = f"""
+        SELECT e.id AS edge_id, f.text_content AS premise,
+            c.claim_text AS hypothesis, e.nli_label AS label,
+            e.nli_edge_confidence AS confidence, f.page_id, {when} AS corrected_at
+        FROM edges e
+        JOIN fragments f ON f.id = e.source_id
+        JOIN claims c ON c.id = e.target_id
+        WHERE e.edge_human_corrected = 1 AND e.source_type = 'fragment'
+            AND NOT EXISTS (SELECT 1 FROM nli_corrections n WHERE n.edge_id = e.id)
+        ORDER BY e.rowid
+    """  # noqa: S608  a constant is put in
+    for row in database.execute(query):
+        names = ("premise", "hypothesis", "page_id", "corrected_at")
+        fields = {name: row[name] for name in names if row[name] is not None}
+        fields |= {"predicted_label": row["label"], "correct_label": row["label"]}
+        fields |= {"predicted_confidence": row["confidence"]}
+        yield f"edge {row['edge_id']}", {"external_id": f"lyra:{row['edge_id']}", **fields}

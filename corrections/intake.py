@@ -1,0 +1,633 @@
+"""The one way in: recording verdicts, importing many, editing and reviewing them.
+
+REST, admin and commands all end here. Every change writes its history row in the same transaction.
+Checking, predicting and searching for near-duplicates happen before a transaction is opened; the
+transaction then verifies that nothing it relied on has changed, and is tried again if it has.
+
+Writers take the lock on the Fold rows first, so they follow one another and cannot deadlock.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import User
+from django.core.exceptions import ValidationError
+from django.db import transaction
+from django.utils import timezone
+
+from corrections import folds
+from corrections.drafts import Draft, ParsedRow, Prediction, check, content_id
+from corrections.labels import Label
+from corrections.models import Correction, CorrectionEvent
+
+Status = Correction.Status
+Action = CorrectionEvent.Action
+Pairs = list[tuple[str, str]]
+Predict = Callable[[Pairs], Sequence[Prediction]]
+Progress = Callable[[str, int, int], None]  # stage, done, total (0 = unknown)
+
+# What a curator may change in place. The pair itself is what the model was asked: a wrong one is
+# rejected, not rewritten.
+EDITABLE = ("correct_label", "reason", "domain", "annotator")
+PREDICT_CHUNK = 256
+
+
+class ReviewRefused(Exception):
+    """A row is not what the reviewer saw, or may not be used; the message says which and why."""
+
+
+class _RowsChangedError(Exception):
+    """A correction that a plan speaks of was added or changed after the plan was made."""
+
+
+# --- One verdict ----------------------------------------------------------------------------------
+
+
+def record_correction(
+    *,
+    by: User,
+    premise: str,
+    hypothesis: str,
+    predicted_label: str,
+    predicted_confidence: float,
+    correct_label: str,
+    predicted_version: int | None = None,
+    predicted_digest: str = "",
+    sampling: str = Correction.Sampling.USER,
+    sampling_probability: float | None = None,
+    reason: str = "",
+    domain: str = "",
+    page_id: str = "",
+    external_id: str | None = None,
+    annotator: str = "",
+    corrected_at: datetime | None = None,
+) -> tuple[Correction, bool]:
+    """Record a verdict; (correction, whether it is new).
+
+    A known `external_id` with the same content changes nothing; with new content it is a revision,
+    which goes back to pending. Raises ValidationError with a message per field.
+    """
+    fields = {
+        "premise": premise,
+        "hypothesis": hypothesis,
+        "predicted_label": predicted_label,
+        "predicted_confidence": predicted_confidence,
+        "predicted_version": predicted_version,
+        "predicted_digest": predicted_digest,
+        "correct_label": correct_label,
+        "sampling": sampling,
+        "sampling_probability": sampling_probability,
+        "reason": reason,
+        "domain": domain,
+        "page_id": page_id,
+        "external_id": external_id,
+        "annotator": annotator or by.get_username(),
+        "corrected_at": corrected_at,
+    }
+    draft = check(fields)
+    if draft.prediction is None:
+        raise ValidationError(_missing_prediction(fields))
+    [plan] = _write([draft], by=by, accept=False, restore=False)
+    return plan.row, plan.stored is None
+
+
+def edit_correction(correction: Correction, *, by: User, note: str = "", **changes: Any) -> bool:
+    """Change EDITABLE fields; whether anything changed. A changed label goes back to pending.
+
+    Raises ValidationError where a value is wrong or a field is not editable, ReviewRefused where
+    somebody else changed the row since `correction` was read.
+    """
+    fixed = {name: f"{name} cannot be edited." for name in changes if name not in EDITABLE}
+    if fixed:
+        raise ValidationError(fixed)
+    values = check(_fields_of(correction) | changes).content()
+    with transaction.atomic():
+        locked = folds.lock_folds()
+        row = Correction.objects.select_related("group").get(pk=correction.pk)
+        if row.revision != correction.revision:
+            raise ReviewRefused(f"Row {row.pk} has changed since you saw it: look at it again.")
+        differences = _differences(row, {name: values[name] for name in changes})
+        if differences:
+            _apply_edit(row, differences, locked, by=by, note=note)
+    correction.refresh_from_db()
+    return bool(differences)
+
+
+def review(
+    correction_ids: Iterable[int],
+    *,
+    by: User,
+    status: str,
+    note: str = "",
+    revisions: Mapping[int, int] | None = None,
+) -> int:
+    """Accept, reject or reopen (`status` pending) in one transaction; how many rows changed.
+
+    `revisions` are those the reviewer saw, by id. Raises ReviewRefused if one has changed since, or
+    if a quarantined row would be accepted; then nothing changes.
+    """
+    reviewed_at = None if status == Status.PENDING else timezone.now()
+    with transaction.atomic():
+        folds.lock_folds()
+        rows = _rows_to_review(correction_ids, status)
+        _refuse_review(rows, status, revisions or {})
+        for chunk in folds.chunks(rows, folds.IN_CHUNK):
+            Correction.objects.filter(pk__in=[row.pk for row in chunk]).update(
+                status=status,
+                reviewer=by if reviewed_at else None,
+                reviewed_at=reviewed_at,
+                review_note=note,
+                updated_at=timezone.now(),
+            )
+        CorrectionEvent.objects.bulk_create(
+            _event(row, by, _REVIEW_ACTIONS[status], {"status": [row.status, status]}, note)
+            for row in rows
+        )
+    return len(rows)
+
+
+# --- Many verdicts --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RefusedRow:
+    line: int
+    reason: str
+
+
+@dataclass
+class ImportReport:
+    """What an import did, or with `written` False would do or would have done, in rows."""
+
+    rows: int = 0
+    created: int = 0
+    revised: int = 0
+    unchanged: int = 0
+    corrected: int = 0
+    confirmed: int = 0
+    accepted: int = 0
+    quarantined: int = 0
+    predicted: int = 0
+    refused: list[RefusedRow] = field(default_factory=list)
+    written: bool = False
+    withheld: bool = False  # refused rows kept the good ones out
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def import_corrections(
+    rows: Iterable[ParsedRow],
+    *,
+    by: User,
+    accept: bool = False,
+    dry_run: bool = False,
+    partial: bool = False,
+    restore: bool = False,
+    predict: Predict | None = None,
+    sampling: str = Correction.Sampling.USER,
+    progress: Progress | None = None,
+) -> ImportReport:
+    """Record the rows of a file in one transaction, all or nothing unless `partial`.
+
+    `predict` answers for rows without a prediction; a stored prediction of the same pair is kept.
+    `restore` takes over the review that an export carries. A dry run predicts and writes nothing.
+    """
+    report = ImportReport()
+    progress = progress or _no_progress
+    lines = _checked(rows, report, sampling, progress)
+    _adopt_predictions(lines)
+    if predict is None:
+        _refuse_unpredicted(lines, report)
+    report.refused.sort(key=lambda refused: refused.line)
+    if report.refused and not partial:
+        report.withheld = True
+        return report
+    if dry_run:
+        _tally(_preview(list(lines.values()), progress), report)
+        return report
+    if predict is not None:
+        report.predicted = _predict(lines, predict, progress)
+    plans = _write(list(lines.values()), by=by, accept=accept, restore=restore, progress=progress)
+    _tally(plans, report)
+    report.written = True
+    return report
+
+
+def _checked(
+    rows: Iterable[ParsedRow], report: ImportReport, sampling: str, progress: Progress
+) -> dict[int, Draft]:
+    """Drafts by line; what cannot be recorded goes to the report."""
+    drafts: dict[int, Draft] = {}
+    first: dict[str, int] = {}
+    for row in rows:
+        report.rows += 1
+        progress("reading", report.rows, 0)
+        try:
+            draft = _draft(row, sampling)
+        except ValidationError as error:
+            said = " ".join(error.messages)
+            reason = f"{row.name}: {said}" if row.name else said
+            report.refused.append(RefusedRow(row.line, reason))
+            continue
+        line = first.setdefault(draft.external_id, row.line)
+        if line == row.line:
+            drafts[row.line] = draft
+        elif draft == drafts[line]:
+            report.unchanged += 1
+        else:
+            reason = f"external_id {draft.external_id} is on line {line} too, with other content."
+            report.refused.append(RefusedRow(row.line, reason))
+    return drafts
+
+
+def _draft(row: ParsedRow, sampling: str) -> Draft:
+    if row.problem:
+        raise ValidationError(row.problem)
+    named = dict(row.fields)
+    if not named.get("external_id"):
+        named["external_id"] = content_id(named)
+    return check(named, sampling=sampling)
+
+
+def _adopt_predictions(lines: dict[int, Draft]) -> None:
+    """Keep the prediction on record for a known row of the same pair: asking again is no news."""
+    stored = _stored(d.external_id for d in lines.values() if d.prediction is None)
+    for line, draft in lines.items():
+        row = stored.get(draft.external_id)
+        if row and draft.prediction is None and draft.is_about(row):
+            lines[line] = replace(draft, prediction=_prediction_of(row))
+
+
+def _refuse_unpredicted(lines: dict[int, Draft], report: ImportReport) -> None:
+    for line in [line for line, draft in lines.items() if draft.prediction is None]:
+        reason = "predicted_label and predicted_confidence are missing: predict the missing ones."
+        report.refused.append(RefusedRow(line, reason))
+        del lines[line]
+
+
+def _predict(lines: dict[int, Draft], predict: Predict, progress: Progress) -> int:
+    """Ask for the missing predictions, chunk by chunk; how many there were."""
+    missing = [line for line, draft in lines.items() if draft.prediction is None]
+    for done in range(0, len(missing), PREDICT_CHUNK):
+        chunk = missing[done : done + PREDICT_CHUNK]
+        answers = predict([(lines[n].premise, lines[n].hypothesis) for n in chunk])
+        for line, prediction in zip(chunk, answers, strict=True):
+            lines[line] = replace(lines[line], prediction=prediction, predicted_now=True)
+        progress("predicting", done + len(chunk), len(missing))
+    return len(missing)
+
+
+def _tally(plans: Sequence["_Plan"], report: ImportReport) -> None:
+    kinds = Counter(plan.kind for plan in plans)
+    report.created += kinds["created"]
+    report.revised += kinds["revised"]
+    report.unchanged += kinds["unchanged"]
+    report.quarantined = sum(bool(plan.quarantine) for plan in plans)
+    report.accepted = sum(plan.accepted for plan in plans)
+    verdicts = Counter(_verdict(plan.draft) for plan in plans if plan.draft.prediction)
+    report.corrected = verdicts[Correction.Verdict.CORRECTED]
+    report.confirmed = verdicts[Correction.Verdict.CONFIRMED]
+
+
+# --- Writing --------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class _Plan:
+    """A draft beside what is stored under its external id."""
+
+    draft: Draft
+    stored: Correction | None
+    changes: dict[str, list[Any]]
+    pair_digest: str
+    placement: folds.Placement | None = None
+    accepted: bool = False
+    made: Correction | None = None  # the new row
+
+    @property
+    def kind(self) -> str:
+        if self.stored is None:
+            return "created"
+        return "revised" if self.changes else "unchanged"
+
+    @property
+    def moves(self) -> bool:
+        """Whether the row needs a place: it is new, or comes from elsewhere than before."""
+        return self.stored is None or not self.changes.keys().isdisjoint({"premise", "page_id"})
+
+    @property
+    def quarantine(self) -> str:
+        if self.placement:
+            return self.placement.quarantine
+        return self.stored.quarantine if self.stored else ""
+
+    @property
+    def row(self) -> Correction:
+        """The row as it is recorded."""
+        row = self.made or self.stored
+        if row is None:
+            raise ValueError("The plan has not been written.")
+        return row
+
+
+def _write(
+    drafts: Sequence[Draft],
+    *,
+    by: User,
+    accept: bool,
+    restore: bool,
+    progress: Progress | None = None,
+) -> list[_Plan]:
+    """Record drafts with distinct external ids, in one transaction."""
+    survey = _survey(drafts, progress or _no_progress)
+    while True:
+        plans = _plans(drafts)
+        try:
+            with transaction.atomic():
+                locked = folds.lock_folds()
+                _verify_unchanged(plans)
+                moving = [number for number, plan in enumerate(plans) if plan.moves]
+                for number, placement in survey.place(locked, moving).items():
+                    plans[number].placement = placement
+                _write_rows(plans, locked, by=by, accept=accept, restore=restore)
+            return plans
+        except (folds.SurveyOutdatedError, _RowsChangedError):
+            # Somebody else got in between and is done: at every retry one writer has finished.
+            survey.update()
+
+
+def _survey(drafts: Sequence[Draft], progress: Progress) -> folds.Survey:
+    return folds.Survey(
+        (
+            folds.Source(
+                premise=draft.premise,
+                page_id=draft.page_id,
+                label=draft.correct_label,
+                group=draft.restored.group,
+                fold=draft.restored.fold,
+            )
+            for draft in drafts
+        ),
+        progress=lambda done, total: progress("comparing", done, total),
+    )
+
+
+def _preview(drafts: Sequence[Draft], progress: Progress) -> list[_Plan]:
+    """The plans of a dry run: placed, not written."""
+    plans = _plans(drafts)
+    moving = [number for number, plan in enumerate(plans) if plan.moves]
+    for number, placement in _survey(drafts, progress).preview(moving).items():
+        plans[number].placement = placement
+    return plans
+
+
+def _plans(drafts: Sequence[Draft]) -> list[_Plan]:
+    stored = _stored(draft.external_id for draft in drafts)
+    return [_plan(draft, stored.get(draft.external_id)) for draft in drafts]
+
+
+def _plan(draft: Draft, stored: Correction | None) -> _Plan:
+    if stored and draft.predicted_now and draft.is_about(stored):
+        # Another import of the same rows predicted them first; floats differ with the batch.
+        draft = replace(draft, prediction=_prediction_of(stored))
+    changes = _differences(stored, draft.content()) if stored else {}
+    return _Plan(draft, stored, changes, folds.pair_digest(draft.premise, draft.hypothesis))
+
+
+def _stored(external_ids: Iterable[str]) -> dict[str, Correction]:
+    rows: dict[str, Correction] = {}
+    for chunk in folds.chunks(external_ids, folds.IN_CHUNK):
+        for row in Correction.objects.filter(external_id__in=chunk).select_related("group"):
+            rows[row.external_id or ""] = row
+    return rows
+
+
+def _verify_unchanged(plans: Sequence[_Plan]) -> None:
+    """Raise _RowsChangedError unless the database still holds what the plans were made from."""
+    now: dict[str | None, tuple[int, str]] = {}
+    for chunk in folds.chunks((plan.draft.external_id for plan in plans), folds.IN_CHUNK):
+        rows = Correction.objects.filter(external_id__in=chunk)
+        for external_id, revision, status in rows.values_list("external_id", "revision", "status"):
+            now[external_id] = (revision, status)
+    planned = {
+        p.stored.external_id: (p.stored.revision, p.stored.status) for p in plans if p.stored
+    }
+    if now != planned:
+        raise _RowsChangedError
+
+
+def _write_rows(
+    plans: Sequence[_Plan], locked: list[folds.Fold], *, by: User, accept: bool, restore: bool
+) -> None:
+    now = timezone.now()
+    reviewers = _reviewers(plans) if restore else {}
+    recounts: list[tuple[int, str, int]] = []
+    for plan in plans:
+        if plan.stored is None:
+            plan.made = _new_row(plan, now)
+            if restore:
+                _restore_review(plan.made, plan.draft, reviewers)
+        elif plan.changes:
+            recounts += _revise(plan)
+        if accept:
+            _accept(plan, by, now)
+    Correction.objects.bulk_create([plan.made for plan in plans if plan.made])
+    for plan in plans:
+        # One by one: a bulk update of long texts is a statement of megabytes, and slower.
+        if plan.stored and (plan.changes or plan.accepted):
+            plan.stored.save()
+    CorrectionEvent.objects.bulk_create(event for plan in plans for event in _events(plan, by))
+    folds.recount(locked, recounts)
+
+
+def _events(plan: _Plan, by: User) -> Iterator[CorrectionEvent]:
+    if plan.made:
+        yield _event(plan.row, by, Action.RECORDED, {})
+    elif plan.changes:
+        yield _event(plan.row, by, Action.REVISED, plan.changes)
+    if plan.accepted:
+        yield _event(plan.row, by, Action.ACCEPTED, {"status": [Status.PENDING, Status.ACCEPTED]})
+
+
+def _new_row(plan: _Plan, now: datetime) -> Correction:
+    if plan.placement is None:
+        raise ValueError("A new row needs a place.")
+    values = {"corrected_at": now} | plan.draft.content()
+    return Correction(
+        **values,
+        external_id=plan.draft.external_id,
+        revision=plan.draft.restored.revision,
+        pair_digest=plan.pair_digest,
+        verdict=_verdict(plan.draft),
+        group_id=plan.placement.group.pk,
+        quarantine=plan.placement.quarantine,
+    )
+
+
+def _restore_review(row: Correction, draft: Draft, reviewers: Mapping[str, User]) -> None:
+    """Take over the review of an export; a quarantined row was never accepted."""
+    restored = draft.restored
+    if row.quarantine and restored.status == Status.ACCEPTED:
+        return
+    row.status = restored.status
+    row.reviewer = reviewers.get(restored.reviewer)
+    row.reviewed_at = restored.reviewed_at
+    row.review_note = restored.review_note
+
+
+def _reviewers(plans: Iterable[_Plan]) -> dict[str, User]:
+    names = {plan.draft.restored.reviewer for plan in plans}
+    users = get_user_model().objects.filter(username__in=names - {""})
+    return {user.username: user for user in users}
+
+
+def _revise(plan: _Plan) -> list[tuple[int, str, int]]:
+    """Put new content into a stored row, back to pending; how the fold counts change."""
+    row = plan.row
+    before = (row.group.fold, row.correct_label, -1)
+    for name, (_, after) in plan.changes.items():
+        setattr(row, name, after)
+    if plan.placement:
+        row.group = plan.placement.group
+        row.quarantine = plan.placement.quarantine
+    row.pair_digest = plan.pair_digest
+    _set_verdict(row)
+    _back_to_pending(row)
+    row.revision += 1
+    # `place` has counted a row that moved in its new fold already.
+    after = [] if plan.placement else [(row.group.fold, row.correct_label, 1)]
+    return [before, *after]
+
+
+def _accept(plan: _Plan, by: User, now: datetime) -> None:
+    """Accept what is pending and usable; a person's rejection stands."""
+    row = plan.row
+    if row.status == Status.PENDING and not row.quarantine:
+        row.status, row.reviewer, row.reviewed_at = Status.ACCEPTED, by, now
+        plan.accepted = True
+
+
+def _apply_edit(
+    row: Correction,
+    changes: dict[str, list[Any]],
+    locked: list[folds.Fold],
+    *,
+    by: User,
+    note: str,
+) -> None:
+    for name, (_, after) in changes.items():
+        setattr(row, name, after)
+    if "correct_label" in changes:
+        before, after = changes["correct_label"]
+        folds.recount(locked, [(row.group.fold, before, -1), (row.group.fold, after, 1)])
+        _set_verdict(row)
+        if row.status != Status.PENDING:
+            changes["status"] = [row.status, Status.PENDING]
+            _back_to_pending(row)
+    row.revision += 1
+    row.save()
+    _event(row, by, Action.EDITED, changes, note).save()
+
+
+_REVIEW_ACTIONS = {
+    Status.ACCEPTED.value: Action.ACCEPTED,
+    Status.REJECTED.value: Action.REJECTED,
+    Status.PENDING.value: Action.REOPENED,
+}
+
+
+def _rows_to_review(correction_ids: Iterable[int], status: str) -> list[Correction]:
+    if status not in _REVIEW_ACTIONS:
+        raise ValidationError({"status": f"status must be one of {', '.join(_REVIEW_ACTIONS)}."})
+    rows: list[Correction] = []
+    for chunk in folds.chunks(dict.fromkeys(correction_ids), folds.IN_CHUNK):
+        found = Correction.objects.filter(pk__in=chunk).exclude(status=status)
+        rows += found.only("pk", "status", "quarantine", "revision")
+    return rows
+
+
+def _refuse_review(rows: Iterable[Correction], status: str, revisions: Mapping[int, int]) -> None:
+    for row in rows:
+        if revisions.get(row.pk, row.revision) != row.revision:
+            raise ReviewRefused(f"Row {row.pk} has changed since you saw it: look at it again.")
+        if status == Status.ACCEPTED and row.quarantine:
+            raise ReviewRefused(f"Row {row.pk} is quarantined. {row.quarantine}")
+
+
+# --- Details --------------------------------------------------------------------------------------
+
+
+def _differences(row: Correction, values: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """{field: [stored, new]} of what `values` would change."""
+    return {
+        name: [getattr(row, name), value]
+        for name, value in values.items()
+        if getattr(row, name) != value
+    }
+
+
+def _event(
+    row: Correction, by: User, action: str, changes: Mapping[str, list[Any]], note: str = ""
+) -> CorrectionEvent:
+    shown = {
+        name: [v.isoformat() if isinstance(v, datetime) else v for v in values]
+        for name, values in changes.items()
+    }
+    return CorrectionEvent(
+        correction_id=row.pk, by_id=by.pk, action=action, changes=shown, note=note
+    )
+
+
+def _verdict(draft: Draft) -> Correction.Verdict:
+    if draft.prediction is None:
+        raise ValueError("A verdict needs the prediction it is about.")
+    return _verdict_on(draft.prediction.label, draft.correct_label)
+
+
+def _set_verdict(row: Correction) -> None:
+    row.verdict = _verdict_on(row.predicted_label, row.correct_label)
+
+
+def _verdict_on(predicted: str, correct: str) -> Correction.Verdict:
+    right = predicted == correct
+    return Correction.Verdict.CONFIRMED if right else Correction.Verdict.CORRECTED
+
+
+def _back_to_pending(row: Correction) -> None:
+    row.status = Status.PENDING
+    row.reviewer = None
+    row.reviewed_at = None
+    row.review_note = ""
+
+
+def _prediction_of(row: Correction) -> Prediction:
+    return Prediction(
+        Label(row.predicted_label),
+        row.predicted_confidence,
+        row.predicted_version,
+        row.predicted_digest,
+    )
+
+
+def _fields_of(row: Correction) -> dict[str, Any]:
+    names = [
+        name
+        for name in Draft.__dataclass_fields__
+        if name not in {"prediction", "restored", "predicted_now"}
+    ]
+    predicted = [f"predicted_{part}" for part in ("label", "confidence", "version", "digest")]
+    return {name: getattr(row, name) for name in [*names, *predicted]}
+
+
+def _missing_prediction(fields: Mapping[str, Any]) -> dict[str, str]:
+    names = ("predicted_label", "predicted_confidence")
+    return {name: f"{name} is missing." for name in names if fields[name] in (None, "")}
+
+
+def _no_progress(stage: str, done: int, total: int) -> None:
+    """Nobody is watching."""

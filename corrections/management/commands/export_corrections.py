@@ -1,0 +1,58 @@
+"""Write corrections to a file that `import_corrections` reads back without loss."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from django.contrib.auth.models import User
+from django.core.management.base import CommandParser
+
+from corrections.acting import ActingCommand, WrongUsage
+from corrections.exporters import WRITERS, exported
+from corrections.models import Correction
+
+
+class Command(ActingCommand):
+    help = "Export corrections as JSON Lines or CSV; import_corrections reads them back."
+    permission = "corrections.export_correction"
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("file", type=Path, help="where to; replaced if it is there")
+        parser.add_argument(
+            "--format", choices=sorted(WRITERS), help="default: by the file's name, else jsonl"
+        )
+        parser.add_argument("--status", choices=Correction.Status.values, default="")
+        parser.add_argument("--domain", default="")
+
+    def act(
+        self, *, by: User, file: Path, format: str | None, status: str, domain: str, **options: Any
+    ) -> dict[str, Any]:
+        chosen = format or ("csv" if file.suffix.lower() == ".csv" else "jsonl")
+        rows = _write_beside(file, chosen, status=status, domain=domain)
+        self.stdout.write(f"{rows} corrections written to {file}")
+        return {"file": str(file), "format": chosen, "rows": rows}
+
+
+def _write_beside(file: Path, chosen: str, *, status: str, domain: str) -> int:
+    """Write a temporary file and rename it, so that nobody sees half an export."""
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w",
+            encoding="utf-8",
+            newline="",
+            dir=file.parent,
+            prefix=f".{file.name}.",
+            delete=False,
+        ) as beside:
+            try:
+                rows = WRITERS[chosen](exported(status=status, domain=domain), beside)
+                beside.flush()
+                os.fsync(beside.fileno())
+                Path(beside.name).replace(file)
+            except BaseException:
+                Path(beside.name).unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise WrongUsage(f"{file} cannot be written: {error.strerror}.") from error
+    return rows

@@ -1,0 +1,246 @@
+"""What people said: verdicts on predictions, the page each came from, and who changed what.
+
+Writes with an actor live in `intake`; permanent folds and near-duplicates in `folds`.
+"""
+
+from django.conf import settings
+from django.db import models
+from django.db.models import Exists, F, OuterRef, Q
+
+from corrections.labels import Label
+
+FOLDS = 5
+
+
+class Fold(models.Model):
+    """Running label counts of one fold; its five rows are the lock for giving folds out."""
+
+    number = models.PositiveSmallIntegerField(primary_key=True)
+    supports = models.PositiveIntegerField(default=0)
+    refutes = models.PositiveIntegerField(default=0)
+    neutral = models.PositiveIntegerField(default=0)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(condition=Q(number__lt=FOLDS), name="fold_number_below_five")
+        ]
+
+    def __str__(self) -> str:
+        return f"fold {self.number}"
+
+
+class SourceGroup(models.Model):
+    """A page or document (or, where none is named, a premise); the unit that is never split."""
+
+    key = models.CharField(
+        max_length=255,
+        unique=True,
+        help_text="“page:” + the page id, or “premise:” + SHA-256 of the normalised premise.",
+    )
+    fold = models.PositiveSmallIntegerField(
+        editable=False, help_text="Set when the group is first seen; never changes."
+    )
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(condition=Q(fold__lt=FOLDS), name="group_fold_below_five")
+        ]
+
+    def __str__(self) -> str:
+        return self.key
+
+
+class JoinedPage(models.Model):
+    """A page without a group of its own: the first text seen of it was already in another group."""
+
+    key = models.CharField(max_length=255, unique=True, help_text="“page:” + the page id.")
+    group = models.ForeignKey(SourceGroup, on_delete=models.PROTECT, related_name="joined_pages")
+
+    def __str__(self) -> str:
+        return f"{self.key} in {self.group_id}"
+
+
+class PremiseText(models.Model):
+    """One distinct normalised premise and its group; what near-duplicates are looked up in."""
+
+    digest = models.CharField(max_length=64, unique=True)
+    text = models.TextField(help_text="Normalised: NFKC, case-folded, white space collapsed.")
+    group = models.ForeignKey(SourceGroup, on_delete=models.PROTECT, related_name="premises")
+
+    def __str__(self) -> str:
+        return self.text[:80]
+
+
+class MinHashBand(models.Model):
+    """One LSH band of a premise's MinHash signature; equal buckets make two premises candidates."""
+
+    premise = models.ForeignKey(PremiseText, on_delete=models.CASCADE, related_name="bands")
+    bucket = models.BigIntegerField()
+
+    class Meta:
+        # folds.near_duplicate() probes this with one IN (...) of all bands.
+        indexes = [models.Index(fields=["bucket"], name="minhash_bucket")]
+
+    def __str__(self) -> str:
+        return f"{self.premise_id}:{self.bucket}"
+
+
+class CorrectionQuerySet(models.QuerySet["Correction"]):
+    def accepted(self) -> "CorrectionQuerySet":
+        return self.filter(status=Correction.Status.ACCEPTED)
+
+    def pending(self) -> "CorrectionQuerySet":
+        return self.filter(status=Correction.Status.PENDING)
+
+    def of_known_probability(self) -> "CorrectionQuerySet":
+        """Rows that may carry figures: how likely they were to be seen is on record."""
+        return self.filter(sampling_probability__isnull=False)
+
+    def conflicts(self) -> "CorrectionQuerySet":
+        """Rows still in play whose normalised pair has another such row with a different label."""
+        rivals = (
+            Correction.objects.filter(pair_digest=OuterRef("pair_digest"))
+            .exclude(status=Correction.Status.REJECTED)
+            .exclude(correct_label=OuterRef("correct_label"))
+        )
+        return self.exclude(status=Correction.Status.REJECTED).filter(Exists(rivals))
+
+
+class Correction(models.Model):
+    """A person's verdict on a prediction: the model was wrong (corrected) or right (confirmed)."""
+
+    class Verdict(models.TextChoices):
+        CORRECTED = "corrected", "corrected"
+        CONFIRMED = "confirmed", "confirmed"
+
+    class Sampling(models.TextChoices):
+        USER = "user", "reported by choice"
+        AUDIT = "audit", "drawn for audit"
+        DISAGREEMENT = "disagreement", "drawn where models disagree"
+        COMPLETE = "complete", "every row of a labelled set"
+
+    class Status(models.TextChoices):
+        PENDING = "pending", "pending"
+        ACCEPTED = "accepted", "accepted"
+        REJECTED = "rejected", "rejected"
+
+    LABEL_CHOICES = [(label.value, label.value) for label in Label]
+
+    external_id = models.CharField(max_length=200, null=True, blank=True, unique=True)
+    revision = models.PositiveIntegerField(default=1, help_text="Goes up when content changes.")
+    premise = models.TextField()
+    hypothesis = models.TextField()
+    pair_digest = models.CharField(
+        max_length=64, editable=False, help_text="SHA-256 of the normalised pair."
+    )
+    predicted_label = models.CharField(max_length=8, choices=LABEL_CHOICES)
+    predicted_confidence = models.FloatField(help_text="Top probability, 0 to 1.")
+    # By value, not by foreign key: corrections must not import what is built on them.
+    predicted_version = models.PositiveIntegerField(
+        null=True,
+        blank=True,
+        help_text="Number of the adapter version that predicted; empty = base.",
+    )
+    predicted_digest = models.CharField(
+        max_length=64,
+        blank=True,
+        help_text="Digest of that version's artifact, or the base's fingerprint.",
+    )
+    correct_label = models.CharField(max_length=8, choices=LABEL_CHOICES)
+    verdict = models.CharField(max_length=9, choices=Verdict.choices, editable=False)
+    sampling = models.CharField(max_length=12, choices=Sampling.choices, default=Sampling.USER)
+    sampling_probability = models.FloatField(
+        null=True, blank=True, help_text="Chance that this row was drawn; empty = unknown."
+    )
+    reason = models.TextField(blank=True)
+    domain = models.CharField(max_length=100, blank=True, db_index=True)
+    page_id = models.CharField(
+        max_length=250, blank=True, help_text="The page or document, as its source names it."
+    )
+    group = models.ForeignKey(SourceGroup, on_delete=models.PROTECT, related_name="corrections")
+    annotator = models.CharField(max_length=150, blank=True, db_index=True)
+    corrected_at = models.DateTimeField(help_text="When the person judged.")
+    status = models.CharField(max_length=8, choices=Status.choices, default=Status.PENDING)
+    quarantine = models.TextField(
+        blank=True, help_text="Why this row cannot be used (it bridges groups of different folds)."
+    )
+    reviewer = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.PROTECT, related_name="+"
+    )
+    reviewed_at = models.DateTimeField(null=True, blank=True)
+    review_note = models.TextField(blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    objects = CorrectionQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-id"]
+        permissions = [
+            ("review_correction", "Can accept and reject corrections"),
+            ("import_correction", "Can import corrections"),
+            ("export_correction", "Can export corrections"),
+        ]
+        indexes = [
+            models.Index(fields=["status", "-id"], name="correction_queue"),  # review queue
+            models.Index(fields=["pair_digest"], name="correction_pair"),  # duplicates, conflicts
+        ]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(verdict="confirmed", predicted_label=F("correct_label"))
+                | (Q(verdict="corrected") & ~Q(predicted_label=F("correct_label"))),
+                name="correction_verdict_matches_labels",
+            ),
+            models.CheckConstraint(
+                condition=Q(correct_label__in=list(Label)) & Q(predicted_label__in=list(Label)),
+                name="correction_labels_known",
+            ),
+            models.CheckConstraint(
+                condition=Q(predicted_confidence__gte=0, predicted_confidence__lte=1),
+                name="correction_confidence_is_probability",
+            ),
+            models.CheckConstraint(
+                condition=Q(sampling="user", sampling_probability__isnull=True)
+                | (
+                    ~Q(sampling="user") & Q(sampling_probability__gt=0, sampling_probability__lte=1)
+                ),
+                name="correction_sampling_probability_recorded",
+            ),
+            models.CheckConstraint(
+                condition=Q(status="pending") | Q(reviewed_at__isnull=False),
+                name="correction_review_is_dated",
+            ),
+            models.CheckConstraint(
+                condition=Q(quarantine="") | ~Q(status="accepted"),
+                name="correction_quarantined_never_accepted",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"#{self.pk} {self.verdict}: {self.hypothesis[:60]}"
+
+
+class CorrectionEvent(models.Model):
+    """History of a correction: one row per change, written in the change's own transaction."""
+
+    class Action(models.TextChoices):
+        RECORDED = "recorded", "recorded"
+        REVISED = "revised", "revised"
+        EDITED = "edited", "edited"
+        ACCEPTED = "accepted", "accepted"
+        REJECTED = "rejected", "rejected"
+        REOPENED = "reopened", "reopened"
+
+    correction = models.ForeignKey(Correction, on_delete=models.CASCADE, related_name="events")
+    at = models.DateTimeField(auto_now_add=True)
+    by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+")
+    action = models.CharField(max_length=8, choices=Action.choices)
+    changes = models.JSONField(default=dict, help_text="{field: [before, after]}")
+    note = models.TextField(blank=True)
+
+    class Meta:
+        ordering = ["id"]
+
+    def __str__(self) -> str:
+        return f"{self.action} {self.at:%Y-%m-%d %H:%M} by {self.by}"

@@ -1,0 +1,115 @@
+"""What the REST API shows of corrections and what it accepts; `drafts` says what a value may be."""
+
+from typing import Any
+
+from rest_framework import serializers
+
+from corrections.labels import LABELS
+from corrections.models import Correction, CorrectionEvent
+
+MAX_NOTE = 2_000  # characters
+
+
+class NumberField(serializers.FloatField):
+    """A JSON number: neither a string that looks like one nor a boolean."""
+
+    def to_internal_value(self, data: Any) -> float:
+        if isinstance(data, bool) or not isinstance(data, int | float):
+            self.fail("invalid")
+        return super().to_internal_value(data)
+
+
+class WholeNumberField(serializers.IntegerField):
+    """A JSON integer: neither a string that looks like one nor a boolean."""
+
+    def to_internal_value(self, data: Any) -> int:
+        if isinstance(data, bool) or not isinstance(data, int):
+            self.fail("invalid")
+        return super().to_internal_value(data)
+
+
+class Text(serializers.CharField):
+    """Text exactly as it was sent; `drafts.check` says whether it may be blank, and how long."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_blank=True, trim_whitespace=False, **kwargs)
+
+    def to_internal_value(self, data: Any) -> str:
+        if not isinstance(data, str):
+            self.fail("invalid")
+        return super().to_internal_value(data)
+
+
+class EventSerializer(serializers.ModelSerializer[CorrectionEvent]):
+    by = serializers.CharField(source="by.username", read_only=True)
+
+    class Meta:
+        model = CorrectionEvent
+        fields = ("at", "by", "action", "changes", "note")
+
+
+class CorrectionSerializer(serializers.ModelSerializer[Correction]):
+    group = serializers.CharField(source="group.key", read_only=True)
+    fold = serializers.IntegerField(source="group.fold", read_only=True)
+    reviewer = serializers.CharField(source="reviewer.username", read_only=True, default=None)
+
+    class Meta:
+        model = Correction
+        exclude = ("pair_digest",)
+
+
+class CorrectionWithHistorySerializer(CorrectionSerializer):
+    events = EventSerializer(many=True, read_only=True)
+
+
+class NewCorrectionSerializer(serializers.Serializer[Any]):
+    premise = Text()
+    hypothesis = Text()
+    predicted_label = serializers.ChoiceField(choices=[label.value for label in LABELS])
+    predicted_confidence = NumberField(help_text="Top probability, 0 to 1.")
+    predicted_version = WholeNumberField(
+        required=False, allow_null=True, help_text="Number of the version that predicted."
+    )
+    predicted_digest = Text(required=False, help_text="Its digest, as the answer named it.")
+    correct_label = serializers.ChoiceField(choices=[label.value for label in LABELS])
+    sampling = serializers.ChoiceField(
+        choices=Correction.Sampling.choices,
+        required=False,
+        help_text="Other than “user” only for those who may import.",
+    )
+    sampling_probability = NumberField(required=False, allow_null=True)
+    reason = Text(required=False)
+    domain = Text(required=False)
+    page_id = Text(required=False, help_text="The page or document the premise came from.")
+    external_id = Text(
+        required=False, help_text="Yours; sending it again with new content is a revision."
+    )
+    annotator = Text(required=False, help_text="Who judged; by default you.")
+    corrected_at = serializers.DateTimeField(required=False)
+
+
+class ReviewSerializer(serializers.Serializer[Any]):
+    status = serializers.ChoiceField(choices=Correction.Status.choices)
+    note = serializers.CharField(max_length=MAX_NOTE, allow_blank=True, default="")
+    revision = WholeNumberField(
+        required=False, min_value=1, help_text="The one you saw; refused if it has changed."
+    )
+
+
+class CorrectionFilterSerializer(serializers.Serializer[Any]):
+    status = serializers.ChoiceField(choices=Correction.Status.choices, required=False)
+    verdict = serializers.ChoiceField(choices=Correction.Verdict.choices, required=False)
+    correct_label = serializers.ChoiceField(
+        choices=[label.value for label in LABELS], required=False
+    )
+    sampling = serializers.ChoiceField(choices=Correction.Sampling.choices, required=False)
+    domain = serializers.CharField(max_length=100, required=False)
+    annotator = serializers.CharField(max_length=150, required=False)
+    external_id = serializers.CharField(max_length=200, required=False)
+    quarantined = serializers.BooleanField(required=False, allow_null=True, default=None)
+    conflicting = serializers.BooleanField(
+        required=False,
+        allow_null=True,
+        default=None,
+        help_text="true: pairs that people judged differently.",
+    )

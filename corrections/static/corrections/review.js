@@ -1,0 +1,69 @@
+/* Keys for reviewing: in the list they act on the current row, on a verdict's page on its buttons.
+   Without this script the list's actions and the page's buttons do the same. */
+"use strict";
+
+document.addEventListener("DOMContentLoaded", () => {
+  const list = document.getElementById("review-keys");
+  if (list) reviewList(list);
+  else onKey((key) => document.querySelector(`button[data-key="${CSS.escape(key)}"]`)?.click());
+});
+
+function onKey(act) {
+  document.addEventListener("keydown", (event) => {
+    const typing = event.target.closest("input:not([type=checkbox]), textarea, select, [contenteditable]");
+    if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (act(event.key, event) === true) event.preventDefault();
+  });
+}
+
+function reviewList(keys) {
+  const rows = [...document.querySelectorAll("#result_list tbody tr")].filter((row) => stateOf(row));
+  const said = document.getElementById("review-said");
+  const statuses = { a: "accepted", r: "rejected", u: "pending" };
+  let current = -1;
+
+  function go(to) {
+    if (!rows.length) return;
+    rows[current]?.classList.remove("current");
+    current = Math.min(Math.max(to, 0), rows.length - 1);
+    rows[current].classList.add("current");
+    rows[current].scrollIntoView({ block: "nearest" });
+  }
+
+  async function review(row, status) {
+    const state = stateOf(row);
+    const answer = await fetch(keys.dataset.url.replace("/0/", `/${state.dataset.pk}/`), {
+      method: "POST",
+      headers: { Accept: "application/json", "X-CSRFToken": document.querySelector("[name=csrfmiddlewaretoken]").value },
+      body: new URLSearchParams({ status, revision: state.dataset.revision }),
+    });
+    const isJson = answer.headers.get("Content-Type")?.startsWith("application/json");
+    const result = isJson ? await answer.json() : { detail: `The server answered ${answer.status}.` };
+    if (!answer.ok) throw new Error(result.detail);
+    state.className = `status ${result.status}`;
+    state.textContent = result.status;
+    for (const [name, count] of Object.entries(result.counts)) {
+      document.querySelector(`[data-count="${name}"]`).textContent = count;
+    }
+  }
+
+  onKey((key, event) => {
+    if (key === "j" || key === "ArrowDown") go(current + 1);
+    else if (key === "k" || key === "ArrowUp") go(current - 1);
+    else if (current < 0) return false;
+    else if (key === "x") rows[current].querySelector(".action-select").click();
+    else if (key === "Enter" && !event.target.closest("a, button")) rows[current].querySelector("a").click();
+    else if (key in statuses) {
+      const row = rows[current];
+      review(row, statuses[key]).then(
+        () => { said.textContent = ""; if (rows[current] === row) go(current + 1); },
+        (error) => { said.textContent = error.message; },
+      );
+    } else return false;
+    return true;
+  });
+}
+
+function stateOf(row) {
+  return row.querySelector(".status[data-pk]");
+}

@@ -1,0 +1,226 @@
+"""The curator's pages: reading, reviewing by action, by key and by button, editing, adding."""
+
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import Permission, User
+from django.test import Client
+from django.urls import reverse
+
+from corrections.intake import record_correction
+from corrections.models import Correction
+
+pytestmark = pytest.mark.django_db
+LIST = "/admin/corrections/correction/"
+
+
+def as_(user: User) -> Client:
+    client = Client()
+    client.force_login(user)
+    return client
+
+
+def recorded(by: User, number: int = 0, **values: Any) -> Correction:
+    named = {
+        "premise": f"Ward {number} admitted {number * 91 + 4} people with fever in week {number}.",
+        "hypothesis": f"Ward {number} saw fever.",
+        "predicted_label": "neutral",
+        "predicted_confidence": 0.62,
+        "correct_label": "supports",
+    }
+    return record_correction(by=by, **named | values)[0]
+
+
+def page(row: Correction) -> str:
+    return reverse("admin:corrections_correction_change", args=[row.pk])
+
+
+def test_the_list_shows_both_texts_and_counts(caller: User, curator: User) -> None:
+    recorded(caller, premise="<b>Bold</b> claims were made.")
+    recorded(caller, 1)
+
+    html = as_(curator).get(LIST).content.decode()
+
+    assert "&lt;b&gt;Bold&lt;/b&gt; claims" in html
+    assert "Ward 1 saw fever." in html
+    assert '<b data-count="pending">2</b> pending' in html
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("status__exact=accepted", 0),
+        ("quarantined=yes", 1),
+        ("quarantined=no", 3),
+        ("conflict=yes", 2),
+        ("verdict__exact=corrected", 4),
+        ("q=fever", 4),
+        ("q=nowhere", 0),
+    ],
+)
+def test_the_list_is_filtered_and_searched(
+    caller: User, curator: User, query: str, expected: int
+) -> None:
+    recorded(caller, 0)
+    recorded(caller, 0, correct_label="refutes")
+    recorded(caller, 1)
+    barred = recorded(caller, 2)
+    Correction.objects.filter(pk=barred.pk).update(quarantine="It bridges folds.")
+
+    answer = as_(curator).get(f"{LIST}?{query}")
+
+    assert answer.context["cl"].result_count == expected
+
+
+def test_chosen_rows_are_accepted_and_quarantined_ones_named(caller: User, curator: User) -> None:
+    rows = [recorded(caller, number) for number in range(3)]
+    Correction.objects.filter(pk=rows[0].pk).update(quarantine="It bridges folds.")
+
+    answer = as_(curator).post(
+        LIST, {"action": "accept", "_selected_action": [row.pk for row in rows]}, follow=True
+    )
+
+    said = [str(message) for message in answer.context["messages"]]
+    assert said == ["1 quarantined rows cannot be accepted.", "2 corrections accepted."]
+    assert Correction.objects.accepted().count() == 2
+
+
+def test_rows_that_changed_since_the_list_was_shown_are_not_accepted(
+    caller: User, curator: User
+) -> None:
+    row = recorded(caller, external_id="a")
+    recorded(caller, external_id="a", correct_label="refutes")
+
+    answer = as_(curator).post(
+        LIST,
+        {"action": "accept", "_selected_action": [row.pk], f"revision_{row.pk}": "1"},
+        follow=True,
+    )
+
+    assert "changed since you saw it" in str(next(iter(answer.context["messages"])))
+    assert not Correction.objects.accepted().exists()
+
+
+def test_a_key_press_in_the_list_is_answered_with_the_new_counts(
+    caller: User, curator: User
+) -> None:
+    row = recorded(caller)
+
+    answer = as_(curator).post(
+        reverse("admin:corrections_correction_review", args=[row.pk]),
+        {"status": "accepted", "revision": "1"},
+        headers={"Accept": "application/json"},
+    )
+
+    assert answer.json()["status"] == "accepted"
+    assert (answer.json()["counts"]["pending"], answer.json()["counts"]["accepted"]) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"status": "accepted", "revision": "7"}, "changed since"),
+        ({"status": "maybe"}, "status must be one of"),
+    ],
+)
+def test_a_key_press_that_is_refused_says_why(
+    caller: User, curator: User, values: dict[str, str], says: str
+) -> None:
+    url = reverse("admin:corrections_correction_review", args=[recorded(caller).pk])
+
+    answer = as_(curator).post(url, values, headers={"Accept": "application/json"})
+
+    assert answer.status_code == 409
+    assert says in answer.json()["detail"]
+
+
+def test_the_buttons_of_a_page_lead_on_to_the_next_pending_row(caller: User, curator: User) -> None:
+    older, newer = recorded(caller, 1), recorded(caller, 2)
+    client = as_(curator)
+
+    first = client.post(f"{page(newer).removesuffix('change/')}review/", {"status": "accepted"})
+    last = client.post(f"{page(older).removesuffix('change/')}review/", {"status": "rejected"})
+
+    assert (first.url, last.url) == (page(older), LIST)
+
+
+def test_a_page_shows_the_pair_its_history_and_rival_verdicts(caller: User, curator: User) -> None:
+    row = recorded(caller)
+    rival = recorded(caller, correct_label="refutes")
+
+    html = as_(curator).get(page(row)).content.decode()
+
+    assert row.premise in html
+    assert "judged differently" in html
+    assert f"row {rival.pk}" in html
+    assert "carla" in html
+
+
+def test_an_edit_goes_through_the_history(caller: User, curator: User) -> None:
+    row = recorded(caller)
+    form = {"correct_label": "refutes", "reason": "", "domain": "", "annotator": "carla"}
+    form |= {"note": "misclick", "seen_revision": "1"}
+    form |= {"events-TOTAL_FORMS": "0", "events-INITIAL_FORMS": "0"}
+
+    answer = as_(curator).post(page(row), form)
+
+    assert answer.status_code == 302, answer.context["errors"]
+    row.refresh_from_db()
+    assert (row.correct_label, row.revision) == ("refutes", 2)
+    event = row.events.last()
+    assert event is not None
+    assert (event.action, event.by, event.note) == ("edited", curator, "misclick")
+
+    stale = as_(curator).post(page(row), form | {"correct_label": "supports"})
+    assert "Somebody else changed this row" in stale.content.decode()
+
+
+def test_a_verdict_is_added_by_hand_through_the_intake(curator: User) -> None:
+    form = {
+        "premise": "The bill passed.",
+        "hypothesis": "The bill failed.",
+        "predicted_label": "neutral",
+        "predicted_confidence": "0.5",
+        "correct_label": "refutes",
+    }
+
+    answer = as_(curator).post(f"{LIST}add/", form)
+
+    row = Correction.objects.get()
+    assert (answer.status_code, row.verdict, row.annotator) == (302, "corrected", "curt")
+    assert row.events.get().action == "recorded"
+    bad = as_(curator).post(f"{LIST}add/", form | {"premise": "x" * 10_001})
+    assert "10001 characters" in bad.content.decode()
+
+
+def test_who_may_only_look_sees_no_buttons_and_can_change_nothing(
+    caller: User, curator: User
+) -> None:
+    row = recorded(caller)
+    reader = User.objects.create_user("rae", is_staff=True)
+    reader.user_permissions.add(*_view_permission())
+
+    html = as_(reader).get(page(row)).content.decode()
+
+    assert row.premise in html
+    assert "review-form" not in html
+    url = reverse("admin:corrections_correction_review", args=[row.pk])
+    assert as_(reader).post(url, {"status": "accepted"}).status_code == 403
+    assert as_(curator).get(url).status_code == 405
+    assert as_(curator).get(f"{page(row).removesuffix('change/')}delete/").status_code == 403
+
+
+def _view_permission() -> list[Any]:
+    return list(Permission.objects.filter(codename="view_correction"))
+
+
+def test_groups_are_shown_with_their_fold(caller: User, curator: User) -> None:
+    row = recorded(caller, page_id="p7")
+
+    html = as_(curator).get("/admin/corrections/sourcegroup/").content.decode()
+
+    assert "page:p7" in html
+    assert (
+        as_(curator).get(f"/admin/corrections/sourcegroup/{row.group_id}/change/").status_code
+        == 200
+    )

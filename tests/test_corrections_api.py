@@ -1,0 +1,158 @@
+"""REST: sending, listing and reviewing verdicts; refusals name the field or give the reason."""
+
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from rest_framework.test import APIClient
+
+from corrections.models import Correction
+
+pytestmark = pytest.mark.django_db
+URL = "/api/v1/corrections"
+VERDICT: dict[str, Any] = {
+    "premise": " Aspirin was given to 200 patients. ",
+    "hypothesis": "Patients took aspirin.",
+    "predicted_label": "neutral",
+    "predicted_confidence": 0.62,
+    "correct_label": "supports",
+}
+
+
+def as_(user: User) -> APIClient:
+    client = APIClient()
+    client.force_authenticate(user)
+    return client
+
+
+def sent(user: User, **values: Any) -> Correction:
+    answer = as_(user).post(URL, VERDICT | values)
+    assert answer.status_code == 201, answer.json()
+    return Correction.objects.get(pk=answer.json()["id"])
+
+
+def test_a_caller_sends_a_verdict_exactly_as_it_was_said(caller: User) -> None:
+    row = sent(caller, page_id="p1", predicted_version=2, external_id="mine")
+
+    assert (row.premise, row.verdict, row.status) == (VERDICT["premise"], "corrected", "pending")
+    assert (row.group.key, row.predicted_version, row.annotator) == ("page:p1", 2, "carla")
+
+
+def test_sending_again_is_answered_200_and_new_content_is_a_revision(caller: User) -> None:
+    sent(caller, external_id="mine")
+
+    again = as_(caller).post(URL, VERDICT | {"external_id": "mine"})
+    revised = as_(caller).post(URL, VERDICT | {"external_id": "mine", "correct_label": "refutes"})
+
+    assert (again.status_code, again.json()["revision"]) == (200, 1)
+    assert (revised.status_code, revised.json()["revision"]) == (200, 2)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("premise", ""),
+        ("premise", "a\0b"),
+        ("premise", "x" * 10_001),
+        ("premise", 7),
+        ("hypothesis", None),
+        ("predicted_label", "entailment"),
+        ("predicted_confidence", True),
+        ("predicted_confidence", "0.5"),
+        ("predicted_confidence", 1.5),
+        ("predicted_version", 0),
+        ("predicted_version", True),
+        ("correct_label", "SUPPORTS"),
+        ("domain", "d" * 101),
+        ("page_id", "p" * 251),
+        ("external_id", "e" * 201),
+        ("sampling_probability", 0.5),
+        ("corrected_at", "yesterday"),
+    ],
+)
+def test_a_wrong_value_is_400_naming_the_field(caller: User, field: str, value: Any) -> None:
+    answer = as_(caller).post(URL, VERDICT | {field: value})
+
+    assert answer.status_code == 400
+    assert list(answer.json()) == [field]
+    assert not Correction.objects.exists()
+
+
+def test_a_lone_surrogate_is_400(caller: User) -> None:
+    body = '{"premise": "\\ud800", "hypothesis": "h", "predicted_label": "neutral", '
+    body += '"predicted_confidence": 0.5, "correct_label": "neutral"}'
+
+    assert as_(caller).post(URL, body, content_type="application/json").status_code == 400
+
+
+def test_only_those_who_import_may_say_how_rows_were_drawn(caller: User, curator: User) -> None:
+    complete = VERDICT | {"sampling": "complete"}
+
+    assert as_(caller).post(URL, complete).status_code == 403
+    assert as_(curator).post(URL, complete).json()["sampling_probability"] == 1
+
+
+def test_nobody_revises_what_another_sent_but_a_reviewer(caller: User, curator: User) -> None:
+    sent(caller, external_id="mine")
+    other = User.objects.create_user("cleo")
+    other.groups.add(*caller.groups.all())
+    changed = VERDICT | {"external_id": "mine", "correct_label": "refutes"}
+
+    assert as_(other).post(URL, changed).status_code == 403
+    assert as_(curator).post(URL, changed).status_code == 200
+
+
+def test_the_list_is_narrowed_by_its_filters(caller: User, curator: User) -> None:
+    sent(caller)
+    sent(caller, correct_label="refutes", domain="medicine")
+    sent(caller, hypothesis="Another claim.", predicted_label="supports")
+
+    def found(**filters: str) -> int:
+        return int(as_(curator).get(URL, filters).json()["count"])
+
+    assert found() == 3
+    assert (found(conflicting="true"), found(conflicting="false")) == (2, 1)
+    assert (found(domain="medicine"), found(verdict="confirmed")) == (1, 1)
+    assert (found(quarantined="true"), found(status="pending")) == (0, 3)
+    assert as_(curator).get(URL, {"status": "new"}).status_code == 400
+
+
+def test_one_verdict_comes_with_its_history(caller: User, curator: User) -> None:
+    row = sent(caller)
+
+    body = as_(curator).get(f"{URL}/{row.pk}").json()
+
+    assert [event["action"] for event in body["events"]] == ["recorded"]
+    assert (body["events"][0]["by"], body["fold"]) == ("carla", row.group.fold)
+
+
+def test_a_curator_reviews(caller: User, curator: User) -> None:
+    row = sent(caller)
+
+    answer = as_(curator).post(f"{URL}/{row.pk}/review", {"status": "accepted", "note": "ok"})
+
+    assert answer.status_code == 200
+    assert (answer.json()["status"], answer.json()["reviewer"]) == ("accepted", "curt")
+    assert [event["action"] for event in answer.json()["events"]] == ["recorded", "accepted"]
+
+
+def test_a_refused_review_is_409_with_the_reason(caller: User, curator: User) -> None:
+    row = sent(caller, external_id="mine")
+    as_(caller).post(URL, VERDICT | {"external_id": "mine", "correct_label": "refutes"})
+
+    stale = as_(curator).post(f"{URL}/{row.pk}/review", {"status": "accepted", "revision": 1})
+    Correction.objects.update(quarantine="It bridges folds.")
+    barred = as_(curator).post(f"{URL}/{row.pk}/review", {"status": "accepted"})
+
+    assert (stale.status_code, barred.status_code) == (409, 409)
+    assert "changed since" in stale.json()["detail"]
+    assert "bridges folds" in barred.json()["detail"]
+
+
+def test_who_may_not_is_refused(caller: User, trainer: User) -> None:
+    row = sent(caller)
+
+    assert as_(caller).get(URL).status_code == 403
+    assert as_(caller).post(f"{URL}/{row.pk}/review", {"status": "accepted"}).status_code == 403
+    assert as_(trainer).post(URL, VERDICT).status_code == 403
+    assert APIClient().post(URL, VERDICT).status_code == 401

@@ -1,0 +1,228 @@
+"""Recording, revising, editing and reviewing one verdict: what is kept, refused and remembered."""
+
+import math
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.core.exceptions import ValidationError
+from django.db import IntegrityError, transaction
+
+from corrections.intake import ReviewRefused, edit_correction, record_correction, review
+from corrections.models import Correction
+
+pytestmark = pytest.mark.django_db
+VALUES: dict[str, Any] = {
+    "premise": "Aspirin was given to 200 patients.",
+    "hypothesis": "Patients took aspirin.",
+    "predicted_label": "neutral",
+    "predicted_confidence": 0.62,
+    "correct_label": "supports",
+}
+
+
+def record(by: User, **values: Any) -> Correction:
+    return record_correction(by=by, **VALUES | values)[0]
+
+
+def actions(row: Correction) -> list[str]:
+    return list(row.events.values_list("action", flat=True))
+
+
+def test_a_verdict_is_recorded_with_its_history(caller: User) -> None:
+    row, created = record_correction(by=caller, **VALUES, predicted_version=3, domain="medicine")
+
+    assert created
+    row.refresh_from_db()
+    assert (row.verdict, row.status, row.revision) == ("corrected", "pending", 1)
+    assert (row.predicted_version, row.domain, row.annotator) == (3, "medicine", "carla")
+    assert row.group.fold in range(5)
+    event = row.events.get()
+    assert (event.action, event.by) == ("recorded", caller)
+
+
+def test_the_model_being_right_is_a_confirmation(caller: User) -> None:
+    assert record(caller, predicted_label="supports").verdict == "confirmed"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("premise", " \n\t", "blank"),
+        ("hypothesis", "", "blank"),
+        ("premise", "x" * 10_001, "10001 characters"),
+        ("premise", "a\0b", "NUL"),
+        ("hypothesis", "a\ud800b", "UTF-8"),
+        ("premise", 7, "text"),
+        ("predicted_label", "entailment", "supports, refutes, neutral"),
+        ("correct_label", "Supports", "supports, refutes, neutral"),
+        ("correct_label", ["supports"], "supports, refutes, neutral"),
+        ("predicted_confidence", math.nan, "between 0 and 1"),
+        ("predicted_confidence", math.inf, "between 0 and 1"),
+        ("predicted_confidence", -0.1, "between 0 and 1"),
+        ("predicted_confidence", True, "number"),
+        ("predicted_confidence", "0.5", "number"),
+        ("predicted_confidence", None, "missing"),
+        ("predicted_version", 1.5, "whole"),
+        ("predicted_version", 0, "between"),
+        ("sampling", "guess", "user, audit"),
+        ("sampling_probability", 0.5, "nobody knows"),
+        ("domain", "d" * 101, "at most 100"),
+        ("page_id", "p" * 251, "at most 250"),
+        ("external_id", "e" * 201, "at most 200"),
+        ("corrected_at", "yesterday", "ISO-8601"),
+        ("corrected_at", "0001-01-01T00:00:00+14:00", "ISO-8601"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_the_field_named(
+    caller: User, field: str, value: object, says: str
+) -> None:
+    with pytest.raises(ValidationError) as refused:
+        record(caller, **{field: value})
+
+    assert says in refused.value.message_dict[field][0]
+    assert not Correction.objects.exists()
+
+
+def test_a_drawn_row_needs_its_probability(caller: User) -> None:
+    with pytest.raises(ValidationError, match="above 0"):
+        record(caller, sampling="audit")
+
+    assert record(caller, sampling="audit", sampling_probability=0.1).sampling_probability == 0.1
+    assert record(caller, sampling="complete").sampling_probability == 1
+
+
+def test_the_same_content_under_a_known_id_changes_nothing(caller: User) -> None:
+    first = record(caller, external_id="a")
+    again, created = record_correction(by=caller, **VALUES, external_id="a")
+
+    assert (again.pk, created, again.revision) == (first.pk, False, 1)
+    assert actions(first) == ["recorded"]
+
+
+def test_new_content_under_a_known_id_is_a_revision_back_to_pending(
+    caller: User, curator: User
+) -> None:
+    row = record(caller, external_id="a")
+    review([row.pk], by=curator, status="accepted")
+
+    revised = record(caller, external_id="a", correct_label="refutes", reason="misread")
+
+    revised.refresh_from_db()
+    assert (revised.pk, revised.revision, revised.status) == (row.pk, 2, "pending")
+    assert (revised.reviewer, revised.reviewed_at) == (None, None)
+    assert actions(revised) == ["recorded", "accepted", "revised"]
+    assert revised.events.last().changes["correct_label"] == ["supports", "refutes"]
+
+
+def test_a_revision_that_agrees_with_the_model_becomes_a_confirmation(caller: User) -> None:
+    record(caller, external_id="a")
+
+    assert record(caller, external_id="a", correct_label="neutral").verdict == "confirmed"
+
+
+def test_a_new_premise_under_a_known_id_moves_to_its_own_group(caller: User) -> None:
+    before = record(caller, external_id="a").group
+    after = record(caller, external_id="a", premise="Quite another text about glaciers.").group
+
+    assert before != after
+
+
+def test_without_an_id_each_call_is_a_verdict_of_its_own(caller: User) -> None:
+    assert record(caller).pk != record(caller).pk
+
+
+def test_review_accepts_rejects_and_reopens_with_history(caller: User, curator: User) -> None:
+    row = record(caller)
+
+    assert review([row.pk], by=curator, status="accepted", note="clear") == 1
+    assert review([row.pk], by=curator, status="accepted") == 0
+    assert review([row.pk], by=curator, status="rejected") == 1
+    assert review([row.pk], by=curator, status="pending") == 1
+
+    row.refresh_from_db()
+    assert (row.status, row.reviewer, row.reviewed_at) == ("pending", None, None)
+    assert actions(row) == ["recorded", "accepted", "rejected", "reopened"]
+    accepted = row.events.get(action="accepted")
+    assert (accepted.by, accepted.note) == (curator, "clear")
+    assert accepted.changes == {"status": ["pending", "accepted"]}
+
+
+def test_a_quarantined_row_cannot_be_accepted_nor_those_with_it(
+    caller: User, curator: User
+) -> None:
+    good, bad = record(caller), record(caller, premise="Something else entirely happened there.")
+    Correction.objects.filter(pk=bad.pk).update(quarantine="It bridges folds.")
+
+    with pytest.raises(ReviewRefused, match="bridges folds"):
+        review([good.pk, bad.pk], by=curator, status="accepted")
+
+    assert Correction.objects.pending().count() == 2
+    with pytest.raises(IntegrityError), transaction.atomic():
+        Correction.objects.filter(pk=bad.pk).update(status="accepted", reviewed_at=bad.created_at)
+
+
+def test_a_row_that_changed_since_it_was_seen_is_not_reviewed(caller: User, curator: User) -> None:
+    row = record(caller, external_id="a")
+    record(caller, external_id="a", correct_label="refutes")
+
+    with pytest.raises(ReviewRefused, match="changed since you saw it"):
+        review([row.pk], by=curator, status="accepted", revisions={row.pk: 1})
+
+
+def test_an_edited_label_is_to_be_reviewed_again(caller: User, curator: User) -> None:
+    row = record(caller)
+    review([row.pk], by=curator, status="accepted")
+    row.refresh_from_db()
+
+    assert edit_correction(row, by=curator, correct_label="neutral", note="typo")
+
+    assert (row.correct_label, row.verdict, row.status) == ("neutral", "confirmed", "pending")
+    event = row.events.last()
+    assert (event.action, event.note) == ("edited", "typo")
+    assert event.changes["correct_label"] == ["supports", "neutral"]
+
+
+def test_an_edited_reason_needs_no_new_review(caller: User, curator: User) -> None:
+    row = record(caller)
+    review([row.pk], by=curator, status="accepted")
+    row.refresh_from_db()
+
+    edit_correction(row, by=curator, reason="dose")
+
+    assert (row.reason, row.status) == ("dose", "accepted")
+    assert not edit_correction(row, by=curator, reason="dose")
+    assert actions(row) == ["recorded", "accepted", "edited"]
+
+
+def test_edits_are_refused_where_somebody_else_was_faster(caller: User, curator: User) -> None:
+    seen_by_one = record(caller)
+    seen_by_other = Correction.objects.get(pk=seen_by_one.pk)
+    edit_correction(seen_by_one, by=curator, reason="first")
+
+    with pytest.raises(ReviewRefused, match="changed since you saw it"):
+        edit_correction(seen_by_other, by=curator, reason="second")
+
+
+@pytest.mark.parametrize("changes", [{"premise": "x"}, {"correct_label": "maybe"}, {"status": "x"}])
+def test_edits_of_other_fields_or_to_wrong_values_are_refused(
+    caller: User, curator: User, changes: dict[str, str]
+) -> None:
+    row = record(caller)
+
+    with pytest.raises(ValidationError) as refused:
+        edit_correction(row, by=curator, **changes)
+
+    assert list(refused.value.message_dict) == list(changes)
+
+
+def test_pairs_judged_differently_are_conflicts_until_one_is_rejected(
+    caller: User, curator: User
+) -> None:
+    one = record(caller)
+    other = record(caller, hypothesis="PATIENTS took  aspirin.", correct_label="refutes")
+    record(caller, hypothesis="Nobody took it.", correct_label="refutes")
+
+    assert set(Correction.objects.conflicts()) == {one, other}
+    review([other.pk], by=curator, status="rejected")
+    assert not Correction.objects.conflicts().exists()
