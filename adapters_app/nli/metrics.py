@@ -1,0 +1,302 @@
+"""Figures about predictions, and what a paired comparison of two models can and cannot say.
+
+Columns of every (n, 3) array follow LABELS; `labels` are column indices (n,); `weights` (n,) are
+inverse sampling probabilities, and every weighted mean is Hájek's (divided by the weights' sum).
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import binom, norm
+from sklearn.metrics import f1_score
+
+from corrections.labels import LABELS
+
+BINS = 10
+# A loss of this much excludes “not worse” (the documents' 2 %).
+TOLERATED_LOSS = 0.02
+MIN_ROWS = 150
+MIN_EFFECTIVE_GROUPS = 20
+# The true effect whose detection “about N more pairs” speaks of.
+STATED_EFFECT = 0.05
+DRAWS = 4000
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A weighted mean of paired differences with an interval over groups."""
+
+    estimate: float
+    standard_error: float
+    low: float  # two-sided 95 %
+    high: float
+    p_gain: float  # one-sided: chance of this much gain if there were none
+    p_loss: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """B (candidate) against A (incumbent) on the same rows."""
+
+    rows: int
+    groups: int
+    effective_groups: float
+    a: dict[str, Any]
+    b: dict[str, Any]
+    accuracy: Difference
+    brier: Difference
+    gained: int  # rows only B has right
+    lost: int  # rows only A has right
+    mcnemar_p: float  # row-wise and two-sided; shown, decides nothing: pages are clusters
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def accuracy(
+    probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
+) -> float:
+    """Share of rows whose most probable label is right."""
+    return _mean(probabilities.argmax(1) == labels, weights)
+
+
+def macro_f1(
+    probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
+) -> float:
+    """Unweighted mean of the three labels' F1; a label neither present nor predicted counts 0."""
+    every = list(range(len(LABELS)))
+    return float(
+        f1_score(
+            labels,
+            probabilities.argmax(1),
+            labels=every,
+            average="macro",
+            sample_weight=weights,
+            zero_division=0,
+        )
+    )
+
+
+def log_loss(
+    probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
+) -> float:
+    """Mean negative log-likelihood, nats; probabilities are floored at 1e-12."""
+    right = probabilities[np.arange(len(labels)), labels]
+    return _mean(-np.log(np.maximum(right, 1e-12)), weights)
+
+
+def brier_rows(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Brier score per row (n,): squared distance to the right label, 0 to 2 (Brier 1950)."""
+    return ((probabilities - np.eye(probabilities.shape[1])[labels]) ** 2).sum(axis=1)
+
+
+def brier(
+    probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
+) -> float:
+    """Mean multi-class Brier score, 0 to 2."""
+    return _mean(brier_rows(probabilities, labels), weights)
+
+
+def ece(
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    weights: np.ndarray | None = None,
+    *,
+    bins: int = BINS,
+) -> tuple[float, list[dict[str, float]]]:
+    """Expected calibration error of the top label (Naeini et al. 2015), and its bins.
+
+    Equal widths over [0, 1]; the first bin is closed on both sides, so that 0 has a place.
+    """
+    confidence = probabilities.max(1)
+    right = probabilities.argmax(1) == labels
+    share = np.full(len(labels), 1.0) if weights is None else np.asarray(weights, dtype=float)
+    share = share / share.sum() if len(labels) else share
+    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    error, table = 0.0, []
+    for k in range(bins):
+        inside = index == k
+        row = {"low": k / bins, "high": (k + 1) / bins, "count": int(inside.sum())}
+        if inside.any():
+            weight = share[inside].sum()
+            row["accuracy"] = float((share[inside] * right[inside]).sum() / weight)
+            row["confidence"] = float((share[inside] * confidence[inside]).sum() / weight)
+            row["gap"] = row["accuracy"] - row["confidence"]
+            error += float(weight) * abs(row["gap"])
+        table.append(row)
+    return error, table
+
+
+def per_label(
+    probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
+) -> dict[str, dict[str, float]]:
+    """Rows, precision, recall and F1 of each label."""
+    predicted = probabilities.argmax(1)
+    share = np.ones(len(labels)) if weights is None else np.asarray(weights, dtype=float)
+    table = {}
+    for label in LABELS:
+        k = label.index
+        hit = share[(predicted == k) & (labels == k)].sum()
+        said, there = share[predicted == k].sum(), share[labels == k].sum()
+        table[label.value] = {
+            "n": int((labels == k).sum()),
+            "precision": float(hit / said) if said else 0.0,
+            "recall": float(hit / there) if there else 0.0,
+            "f1": float(2 * hit / (said + there)) if said + there else 0.0,
+        }
+    return table
+
+
+def summary(
+    probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
+) -> dict[str, Any]:
+    """Every figure of one model on n ≥ 1 labelled rows, with its n."""
+    return {
+        "n": len(labels),
+        "accuracy": accuracy(probabilities, labels, weights),
+        "macro_f1": macro_f1(probabilities, labels, weights),
+        "log_loss": log_loss(probabilities, labels, weights),
+        "brier": brier(probabilities, labels, weights),
+        "ece": ece(probabilities, labels, weights)[0],
+        "per_label": per_label(probabilities, labels, weights),
+    }
+
+
+def mcnemar_exact(gained: int, lost: int) -> float:
+    """Two-sided exact McNemar p value of discordant counts (binomial at one half)."""
+    n = gained + lost
+    return float(min(1.0, 2 * binom.cdf(min(gained, lost), n, 0.5))) if n else 1.0
+
+
+def loss_p(gained: int, lost: int) -> float:
+    """One-sided exact p value for a loss: chance of ≥ `lost` of the discordant rows if none."""
+    n = gained + lost
+    return float(binom.sf(lost - 1, n, 0.5)) if n else 1.0
+
+
+def paired_difference(
+    values: np.ndarray,
+    groups: np.ndarray,
+    weights: np.ndarray | None = None,
+    *,
+    seed: int = 0,
+) -> Difference:
+    """Weighted mean of per-row differences (n,) with a studentised bootstrap over groups.
+
+    Bootstrap-t of the ratio estimator (Cameron, Gelbach & Miller 2008; Davison & Hinkley 1997,
+    §5.2): groups, not rows, are drawn, so copying rows inside a page narrows nothing. The standard
+    error has a floor of two discordant rows, so that agreement on few rows is not certainty.
+    """
+    share = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=float)
+    _, index = np.unique(groups, return_inverse=True)
+    total = np.bincount(index, weights=share * values)
+    size = np.bincount(index, weights=share)
+    count = len(size)
+    estimate = float(total.sum() / size.sum())
+    if count < 2:
+        return Difference(estimate, float("inf"), -float("inf"), float("inf"), 1.0, 1.0)
+    effective_rows = share.sum() ** 2 / (share**2).sum()
+    floor = np.sqrt(2) / effective_rows
+    error = max(_ratio_error(total, size, estimate), floor)
+    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=DRAWS)
+    sizes = draws @ size
+    means = (draws @ total) / sizes
+    residual = total[None, :] - means[:, None] * size[None, :]
+    errors = np.sqrt(count / (count - 1) * (draws * residual**2).sum(axis=1)) / sizes
+    t = (means - estimate) / np.maximum(errors, floor)
+    # Never narrower than the normal interval.
+    upper_t = max(float(np.quantile(t, 0.975)), norm.ppf(0.975))
+    lower_t = min(float(np.quantile(t, 0.025)), norm.ppf(0.025))
+    observed = estimate / error
+    return Difference(
+        estimate=estimate,
+        standard_error=float(error),
+        low=estimate - upper_t * float(error),
+        high=estimate - lower_t * float(error),
+        p_gain=max(float((t >= observed).mean()), float(norm.sf(observed))),
+        p_loss=max(float((t <= observed).mean()), float(norm.cdf(observed))),
+    )
+
+
+def compare(
+    probabilities_a: np.ndarray,
+    probabilities_b: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    weights: np.ndarray | None = None,
+    *,
+    seed: int = 0,
+) -> Comparison:
+    """Compare B with A on the same n ≥ 1 rows; `groups` (n,) are pages."""
+    right_a = probabilities_a.argmax(1) == labels
+    right_b = probabilities_b.argmax(1) == labels
+    gained, lost = int((right_b & ~right_a).sum()), int((right_a & ~right_b).sum())
+    return Comparison(
+        rows=len(labels),
+        groups=len(np.unique(groups)),
+        effective_groups=effective_groups(groups, weights),
+        a=summary(probabilities_a, labels, weights),
+        b=summary(probabilities_b, labels, weights),
+        accuracy=paired_difference(
+            right_b.astype(float) - right_a.astype(float), groups, weights, seed=seed
+        ),
+        brier=paired_difference(
+            brier_rows(probabilities_b, labels) - brier_rows(probabilities_a, labels),
+            groups,
+            weights,
+            seed=seed,
+        ),
+        gained=gained,
+        lost=lost,
+        mcnemar_p=mcnemar_exact(gained, lost),
+    )
+
+
+def gate(domain: Comparison) -> str:
+    """`better`, `not_worse`, `worse` or `inconclusive`, from the domain rows alone.
+
+    Better: the interval of the accuracy difference lies above 0. Not worse: it excludes a loss of
+    more than 2 points. Worse: it lies below 0, or the Brier score rose on one-sided 5 % evidence.
+    Below 150 rows or 20 effective groups nothing is said.
+    """
+    if domain.rows < MIN_ROWS or domain.effective_groups < MIN_EFFECTIVE_GROUPS:
+        return "inconclusive"
+    if domain.accuracy.high < 0 or domain.brier.p_gain < 0.05:
+        return "worse"
+    if domain.accuracy.low > 0:
+        return "better"
+    if domain.accuracy.low > -TOLERATED_LOSS:
+        return "not_worse"
+    return "inconclusive"
+
+
+def needed_pairs(domain: Comparison) -> int:
+    """About how many more pairs of this kind would settle a true effect of 5 points.
+
+    From the standard error at hand (which holds discordance and design effect), at 97.5 % one-sided
+    confidence and 80 % power: n · ((z.975 + z.80) · se / 0.05)² - n, at least what the floors lack.
+    """
+    ratio = (norm.ppf(0.975) + norm.ppf(0.8)) * domain.accuracy.standard_error / STATED_EFFECT
+    wanted = [domain.rows * ratio**2 if np.isfinite(ratio) else float(MIN_ROWS), float(MIN_ROWS)]
+    if domain.effective_groups < MIN_EFFECTIVE_GROUPS:
+        wanted.append(domain.rows * MIN_EFFECTIVE_GROUPS / max(domain.effective_groups, 1.0))
+    return max(1, int(np.ceil(max(wanted) - domain.rows)))
+
+
+def effective_groups(groups: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """Kish's effective number of groups: (Σw)² / Σ(w of a group)²."""
+    share = np.ones(len(groups)) if weights is None else np.asarray(weights, dtype=float)
+    _, index = np.unique(groups, return_inverse=True)
+    size = np.bincount(index, weights=share)
+    return float(size.sum() ** 2 / (size**2).sum())
+
+
+def _ratio_error(total: np.ndarray, size: np.ndarray, ratio: float) -> float:
+    count = len(size)
+    residual = total - ratio * size
+    return float(np.sqrt(count / (count - 1) * (residual**2).sum()) / size.sum())
+
+
+def _mean(values: np.ndarray, weights: np.ndarray | None) -> float:
+    return float(np.average(values, weights=weights))

@@ -1,0 +1,214 @@
+"""Calibrators, figures and the gate, against known answers and scikit-learn."""
+
+import numpy as np
+import pytest
+from sklearn.calibration import _SigmoidCalibration
+from sklearn.metrics import brier_score_loss
+from sklearn.metrics import log_loss as sklearn_log_loss
+
+from adapters_app.nli import calibration, metrics
+from adapters_app.nli.config import PRESETS, TrainConfig
+
+RNG = np.random.default_rng(7)
+
+
+def drawn(n: int, temperature: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Logits whose right temperature is known, and labels drawn from them."""
+    true = RNG.normal(0, 1.5, (n, 3))
+    p = calibration.Identity().predict_proba(true)
+    labels = (p.cumsum(1) > RNG.random((n, 1))).argmax(1)
+    return true * temperature, labels
+
+
+def test_temperature_is_recovered() -> None:
+    logits, labels = drawn(20_000, temperature=2.5)
+    fitted = calibration.TemperatureScaling().fit(logits, labels)
+    assert fitted.temperature_ == pytest.approx(2.5, rel=0.05)
+
+
+def test_platt_equals_scikit_learn() -> None:
+    logits, labels = drawn(800)
+    ours = calibration.PlattScaling().fit(logits, labels)
+    for k in range(3):
+        theirs = _SigmoidCalibration().fit(logits[:, k], (labels == k).astype(int))
+        # scikit-learn writes the sigmoid as 1 / (1 + exp(a z + b)).
+        assert ours.slopes_[k] == pytest.approx(-theirs.a_, abs=1e-4)
+        assert ours.offsets_[k] == pytest.approx(-theirs.b_, abs=1e-4)
+
+
+def test_weights_count_like_copies() -> None:
+    logits, labels = drawn(300)
+    weights = RNG.integers(1, 4, 300).astype(float)
+    copied = np.repeat(np.arange(300), weights.astype(int))
+    weighted = calibration.TemperatureScaling().fit(logits, labels, weights)
+    repeated = calibration.TemperatureScaling().fit(logits[copied], labels[copied])
+    assert weighted.temperature_ == pytest.approx(repeated.temperature_, rel=1e-5)
+
+
+def test_choice_prefers_the_simplest_that_is_as_good() -> None:
+    logits, labels = drawn(600, temperature=1.0)
+    assert calibration.choose(logits, labels).calibrator.method == "none"
+    logits, labels = drawn(600, temperature=4.0)
+    assert calibration.choose(logits, labels).calibrator.method == "temperature"
+
+
+def test_too_few_rows_are_left_uncalibrated() -> None:
+    logits, labels = drawn(calibration.MIN_ROWS - 1, temperature=5.0)
+    assert calibration.choose(logits, labels).calibrator.method == "none"
+
+
+@pytest.mark.parametrize("kind", [calibration.TemperatureScaling, calibration.PlattScaling])
+def test_stored_and_restored_calibrators_agree(kind: type) -> None:
+    logits, labels = drawn(200)
+    fitted = kind().fit(logits, labels)
+    again = calibration.from_dict(fitted.method, fitted.to_dict())
+    np.testing.assert_array_equal(fitted.predict_proba(logits), again.predict_proba(logits))
+    np.testing.assert_allclose(again.predict_proba(logits).sum(1), 1)
+
+
+def test_extreme_logits_stay_probabilities() -> None:
+    extreme = np.array([[1e4, -1e4, 0.0], [-1e4, -1e4, -1e4]])
+    for calibrator in (
+        calibration.Identity(),
+        calibration.TemperatureScaling(0.05),
+        calibration.PlattScaling((50, 50, 50)),
+    ):
+        p = calibrator.predict_proba(extreme)
+        assert np.isfinite(p).all()
+        np.testing.assert_allclose(p.sum(1), 1)
+
+
+def test_figures_equal_scikit_learns() -> None:
+    logits, labels = drawn(400)
+    p = calibration.Identity().predict_proba(logits)
+    w = RNG.random(400) + 0.1
+    assert metrics.log_loss(p, labels, w) == pytest.approx(
+        sklearn_log_loss(labels, p, sample_weight=w), abs=1e-9
+    )
+    assert metrics.brier(p, labels, w) == pytest.approx(
+        brier_score_loss(labels, p, sample_weight=w, labels=[0, 1, 2], scale_by_half=False),
+        abs=1e-9,
+    )
+
+
+def test_ece_has_a_bin_for_every_confidence() -> None:
+    p = np.array([[1.0, 0, 0], [0.4, 0.3, 0.3], [0.35, 0.33, 0.32], [0.0, 1.0, 0.0]])
+    error, bins = metrics.ece(p, np.array([0, 0, 1, 0]))
+    assert sum(row["count"] for row in bins) == 4
+    # Bin of 1.0: half right; bin of .35–.40: one of two right at mean confidence .375.
+    assert error == pytest.approx(0.5 * 0.5 + 0.5 * abs(0.5 - 0.375))
+
+
+def test_mcnemar_known_values() -> None:
+    assert metrics.mcnemar_exact(0, 0) == 1.0
+    assert metrics.mcnemar_exact(1, 9) == pytest.approx(0.021484375)
+    assert metrics.loss_p(1, 9) == pytest.approx(0.0107421875)
+    assert metrics.loss_p(9, 1) > 0.9
+
+
+def one_hot(labels: np.ndarray, sharp: float = 0.8) -> np.ndarray:
+    p = np.full((len(labels), 3), (1 - sharp) / 2)
+    p[np.arange(len(labels)), labels] = sharp
+    return p
+
+
+def models(n: int, groups: int, right_a: float, right_b: float) -> metrics.Comparison:
+    labels = RNG.integers(0, 3, n)
+    wrong = (labels + 1) % 3
+    a = np.where(RNG.random(n) < right_a, labels, wrong)
+    b = np.where(RNG.random(n) < right_b, labels, wrong)
+    return metrics.compare(one_hot(a), one_hot(b), labels, RNG.integers(0, groups, n), seed=1)
+
+
+def test_the_gate_says_better_worse_and_nothing_below_its_floors() -> None:
+    assert metrics.gate(models(600, 100, 0.5, 0.75)) == "better"
+    assert metrics.gate(models(600, 100, 0.75, 0.5)) == "worse"
+    assert metrics.gate(models(140, 100, 0.3, 0.9)) == "inconclusive"
+    assert metrics.gate(models(600, 10, 0.3, 0.9)) == "inconclusive"
+
+
+def test_equal_answers_on_many_rows_are_not_worse() -> None:
+    labels = RNG.integers(0, 3, 600)
+    p = one_hot(np.where(RNG.random(600) < 0.7, labels, 0))
+    compared = metrics.compare(p, p, labels, np.arange(600) // 4)
+    assert metrics.gate(compared) == "not_worse"
+    assert compared.gained == compared.lost == 0
+
+
+def test_copying_rows_inside_a_page_narrows_nothing() -> None:
+    groups = np.arange(300) // 5
+    values = RNG.choice([-1.0, 0.0, 1.0], 300, p=[0.1, 0.7, 0.2])
+    once = metrics.paired_difference(values, groups)
+    copied = metrics.paired_difference(np.tile(values, 4), np.tile(groups, 4))
+    assert copied.high - copied.low == pytest.approx(once.high - once.low, rel=0.02)
+
+
+def test_intervals_cover_the_truth_for_clustered_rows() -> None:
+    covered = 0
+    for trial in range(200):
+        rng = np.random.default_rng(trial)
+        groups = np.repeat(np.arange(40), 6)
+        page = rng.normal(0, 0.15, 40)[groups]
+        values = np.clip(np.round(0.05 + page + rng.normal(0, 0.5, 240)), -1, 1)
+        found = metrics.paired_difference(values, groups, seed=trial)
+        covered += found.low <= 0.05 <= found.high
+    assert covered >= 0.93 * 200 - 8  # 93 % less two standard errors of 200 trials
+
+
+def test_needed_pairs_grows_with_noise_and_is_positive() -> None:
+    quiet, noisy = models(300, 60, 0.9, 0.9), models(300, 60, 0.5, 0.5)
+    assert 1 <= metrics.needed_pairs(quiet) < metrics.needed_pairs(noisy)
+
+
+def test_weights_correct_biased_sampling() -> None:
+    """Errors drawn twice as often as right answers: the weighted accuracy is the true one."""
+    labels = RNG.integers(0, 3, 60_000)
+    right = RNG.random(60_000) < 0.6
+    p = one_hot(np.where(right, labels, (labels + 1) % 3))
+    chance = np.where(right, 0.3, 0.6)
+    drawn_rows = RNG.random(60_000) < chance
+    found = metrics.accuracy(p[drawn_rows], labels[drawn_rows], 1 / chance[drawn_rows])
+    assert found == pytest.approx(right.mean(), abs=0.01)
+    assert metrics.accuracy(p[drawn_rows], labels[drawn_rows]) < 0.5
+
+
+# --- configuration --------------------------------------------------------------------------------
+
+
+def test_config_round_trips() -> None:
+    for preset in PRESETS.values():
+        assert TrainConfig.from_mapping(preset.to_dict()) == preset
+
+
+def test_the_seeds_preset_is_the_documents() -> None:
+    seed = PRESETS["seed"]
+    assert (seed.rank, seed.alpha, seed.dropout) == (8, 16, 0.1)
+    assert (seed.learning_rate, seed.epochs, seed.batch_size) == (2e-4, 3, 8)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epochs": 0}, "epochs: 0 is not between 1 and 100"),
+        ({"epochs": "2.5"}, "epochs: '2.5' is not a whole number"),
+        ({"learning_rate": "nan"}, "learning_rate: nan is not between"),
+        ({"rank": True}, "rank: True is not a number"),
+        ({"epochs": "1e999"}, "is not a whole number"),
+        ({"speed": 1}, "speed: unknown; known are"),
+        ({"preset": "fast"}, "preset: 'fast' is not one of default, seed"),
+        ({"precision": "fp8"}, "precision: 'fp8' is not one of"),
+        ({"corrections_only": "maybe"}, "corrections_only: 'maybe' is not true or false"),
+        ({"target_modules": [1]}, "target_modules"),
+    ],
+)
+def test_bad_values_are_refused_by_name(values: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainConfig.from_mapping(values)
+
+
+def test_text_values_from_forms_and_commands_are_understood() -> None:
+    config = TrainConfig.from_mapping(
+        {"preset": "seed", "epochs": "5", "learning_rate": "1e-3", "target_modules": "query, key"}
+    )
+    assert (config.epochs, config.learning_rate, config.rank) == (5, 1e-3, 8)
+    assert config.target_modules == ("query", "key")

@@ -1,0 +1,294 @@
+"""Bases of every architecture go the whole way: load, train, write, verify, fold, answer."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+
+from adapters_app.nli import artifact as artifacts
+from adapters_app.nli.base_model import Base, BaseModelError, load_base
+from adapters_app.nli.config import TrainConfig
+from adapters_app.nli.data import Example, batches_by_length, collate
+from adapters_app.nli.predict import Predictor
+from adapters_app.nli.train import TrainingDiverged, TrainResult, train
+from corrections.labels import LABELS, Label
+from tests.tiny import tiny_base
+
+ARCHITECTURES = {
+    "bert": ("query", "value"),
+    "roberta": ("query", "value"),
+    "deberta-v2": ("query_proj", "value_proj"),
+    "qwen2": ("q_proj", "v_proj"),
+}
+PAIRS = [
+    ("the drug is safe for most patients", "patients are not safe"),
+    ("a study found lower risk", "the dose causes rain"),
+    ("tax", "law and policy " * 10),
+    ("the water is never higher " * 8, "water is lower"),
+]
+EXAMPLES = [
+    Example(premise, hypothesis, LABELS[i % 3]) for i, (premise, hypothesis) in enumerate(PAIRS * 6)
+]
+CONFIG = TrainConfig(
+    epochs=2, batch_size=4, learning_rate=1e-2, min_steps=0, precision="fp32", seed=3
+)
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Base:
+    directory = tmp_path_factory.mktemp(request.param.replace("-", ""))
+    return load_base(tiny_base(directory / "base", request.param))
+
+
+@pytest.fixture(scope="module")
+def result(base: Base) -> TrainResult:
+    return train(base, EXAMPLES, CONFIG, evaluate=PAIRS, anchors=PAIRS)
+
+
+@pytest.fixture
+def bert(tmp_path: Path) -> Base:
+    return load_base(tiny_base(tmp_path / "bert", "bert"))
+
+
+def test_adapts_query_and_value_and_trains_the_head(base: Base, result: TrainResult) -> None:
+    assert base.target_modules == ARCHITECTURES[base.model.config.model_type]
+    adapted = {
+        name.split(".")[-3] for name in result.epochs[-1].artifact.tensors if "lora_" in name
+    }
+    assert adapted == set(base.target_modules)
+    assert any(f".{base.head}." in name for name in result.epochs[-1].artifact.tensors)
+
+
+def test_training_does_not_touch_the_base(base: Base, result: TrainResult) -> None:
+    again = load_base(base.name)
+    assert again.fingerprint == base.fingerprint
+    for (name, ours), theirs in zip(
+        base.model.named_parameters(), again.model.parameters(), strict=True
+    ):
+        assert torch.equal(ours, theirs), name
+
+
+def test_training_learns_its_rows(base: Base, result: TrainResult) -> None:
+    config = TrainConfig(epochs=40, batch_size=4, learning_rate=2e-2, precision="fp32", dropout=0.0)
+    fitted = train(base, EXAMPLES[:4], config).epochs[-1].artifact
+    predicted = Predictor(base, fitted).logits(PAIRS).argmax(1)
+    assert [LABELS[i] for i in predicted] == [example.label for example in EXAMPLES[:4]]
+
+
+def test_folded_logits_equal_pefts_own(base: Base, result: TrainResult, tmp_path: Path) -> None:
+    last = result.epochs[-1].artifact
+    digest = artifacts.write(tmp_path, last, {}, "card", base_name=base.name)
+    ours = Predictor(base, artifacts.read(tmp_path / digest, base=base)).logits(PAIRS)
+    np.testing.assert_array_equal(ours, result.epochs[-1].eval_logits)
+
+    theirs = PeftModel.from_pretrained(load_base(base.name).model, tmp_path / digest).eval()
+    encoded = base.encoder.encode(PAIRS)
+    for row, expected in zip(encoded, ours, strict=True):
+        batch = collate([row], pad_id=base.pad_id, type_ids=base.uses_type_ids)
+        with torch.inference_mode():
+            logits = theirs(**batch).logits[0, list(base.label_columns)].numpy()
+        np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_same_seed_same_digest(base: Base, result: TrainResult, tmp_path: Path) -> None:
+    again = train(base, EXAMPLES, CONFIG, anchors=PAIRS)
+    first, second = (
+        artifacts.write(
+            tmp_path / str(i), run.epochs[-1].artifact, {"made": i}, "", base_name=base.name
+        )
+        for i, run in enumerate((result, again))
+    )
+    assert first == second
+
+
+def test_an_adapter_owns_only_what_it_changes(base: Base, result: TrainResult) -> None:
+    predictor = Predictor(base, result.epochs[-1].artifact)
+    whole = sum(p.numel() * p.element_size() for p in base.model.parameters())
+    assert 0 < predictor.resident_bytes < whole
+    before = Predictor(base).logits(PAIRS)
+    assert not np.allclose(predictor.logits(PAIRS), before)
+    np.testing.assert_array_equal(Predictor(base).logits(PAIRS), before)
+
+
+def test_labels_follow_the_checkpoints_names(base: Base) -> None:
+    names = base.model.config.id2label
+    order = [str(names[column]) for column in base.label_columns]
+    assert order == ["entailment", "contradiction", "neutral"]
+
+
+def test_an_absent_target_is_refused_by_name(bert: Base) -> None:
+    with pytest.raises(BaseModelError, match=r"no linear module 'query_proj'.*query"):
+        train(bert, EXAMPLES, TrainConfig(target_modules=("query_proj",)))
+
+
+def test_interpolation_moves_answers_towards_the_base(bert: Base) -> None:
+    def answers(share: float) -> np.ndarray:
+        config = TrainConfig(
+            **{**CONFIG.to_dict(), "interpolation": share}  # type: ignore[arg-type]
+        )
+        return Predictor(bert, train(bert, EXAMPLES, config).epochs[-1].artifact).logits(PAIRS)
+
+    base = Predictor(bert).logits(PAIRS)
+    assert np.abs(answers(0.01) - base).max() < 0.1 * np.abs(answers(1.0) - base).max()
+
+
+def test_anchors_keep_the_bases_answers(bert: Base) -> None:
+    def drift(weight: float) -> float:
+        config = TrainConfig(
+            epochs=10, batch_size=4, learning_rate=1e-2, anchor_weight=weight, precision="fp32"
+        )
+        rows = [Example(*pair, Label.NEUTRAL) for pair in PAIRS]
+        anchors = [(h, p) for p, h in PAIRS]
+        fitted = train(bert, rows, config, anchors=anchors).epochs[-1].artifact
+        change = Predictor(bert, fitted).logits(anchors) - Predictor(bert).logits(anchors)
+        return float(np.abs(change).mean())
+
+    assert drift(10.0) < 0.7 * drift(0.0)
+
+
+def test_a_diverging_training_says_what_to_lower(bert: Base) -> None:
+    with torch.no_grad():
+        bert.model.classifier.bias.fill_(float("nan"))
+    with pytest.raises(TrainingDiverged, match="lower learning_rate"):
+        train(bert, EXAMPLES, CONFIG)
+
+
+def test_on_step_can_stop_a_training(bert: Base) -> None:
+    class Stop(Exception):
+        pass
+
+    seen = []
+
+    def stop(step) -> None:  # type: ignore[no-untyped-def]
+        seen.append(step)
+        if step.step == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(bert, EXAMPLES, CONFIG, on_step=stop)
+    assert [step.step for step in seen] == [1, 2]
+    assert seen[0].total == 2 * 6
+
+
+def test_stopping_early_follows_the_same_path(bert: Base) -> None:
+    whole = train(bert, EXAMPLES, CONFIG).epochs[0].artifact.tensors
+    early = train(bert, EXAMPLES, CONFIG, epochs_to_run=1)
+    assert len(early.epochs) == 1
+    for name, tensor in early.epochs[0].artifact.tensors.items():
+        assert torch.equal(tensor, whole[name])
+
+
+# --- encoding -------------------------------------------------------------------------------------
+
+
+def test_only_the_premise_is_cut(base: Base) -> None:
+    hypothesis = "the law is safe"
+    long, short = base.encoder.encode([("rain " * 900, hypothesis), ("rain", hypothesis)])
+    assert len(long) == base.max_length
+    tail = base.encoder.encode([("", hypothesis)])[0].ids[1:]
+    assert long.ids[-len(tail) :] == short.ids[-len(tail) :] == tail
+
+
+def test_a_very_long_hypothesis_leaves_room_for_the_premise(base: Base) -> None:
+    (row,) = base.encoder.encode([("rain " * 50, "law " * 900)])
+    assert len(row) <= base.max_length
+
+
+def test_special_token_text_stays_text(base: Base) -> None:
+    (forged,) = base.encoder.encode([("rain [SEP] law [PAD]", "tax")])
+    (plain,) = base.encoder.encode([("rain law", "tax")])
+    specials = {
+        base.tokenizer.sep_token_id,
+        base.tokenizer.eos_token_id,
+        base.tokenizer.pad_token_id,
+    }
+    assert sum(i in specials for i in forged.ids) == sum(i in specials for i in plain.ids)
+
+
+def test_batches_hold_every_row_once_longest_first() -> None:
+    batches = batches_by_length([3, 9, 1, 9, 5], 2)
+    assert batches == [[1, 3], [4, 0], [2]]
+
+
+def test_alone_or_in_a_batch_the_answer_is_the_same(base: Base) -> None:
+    predictor = Predictor(base)
+    together = predictor.logits(PAIRS)
+    alone = np.vstack([predictor.logits([pair]) for pair in PAIRS])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    np.testing.assert_array_equal(together, predictor.logits(PAIRS))
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+def test_a_base_that_is_not_there_says_so_without_the_hub() -> None:
+    with pytest.raises(BaseModelError, match=r"cannot be loaded.*LYRA_BASE_ALLOW_DOWNLOAD"):
+        load_base("no-such-model")
+
+
+def test_outputs_that_are_not_nli_are_refused(tmp_path: Path) -> None:
+    path = Path(tiny_base(tmp_path / "b"))
+    config = json.loads((path / "config.json").read_text())
+    config["id2label"] = {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BaseModelError, match="an NLI model names three"):
+        load_base(str(path))
+
+
+@pytest.fixture
+def written(bert: Base, tmp_path: Path) -> Path:
+    fitted = train(bert, EXAMPLES, CONFIG).epochs[-1].artifact
+    return tmp_path / artifacts.write(tmp_path, fitted, {}, "card", base_name="bert")
+
+
+def test_an_altered_tensor_file_is_refused(written: Path, bert: Base) -> None:
+    path = written / artifacts.TENSORS
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(artifacts.ArtifactCorrupt, match="SHA-256"):
+        artifacts.read(written, base=bert)
+
+
+def test_an_adapter_for_another_base_is_refused(written: Path, tmp_path: Path) -> None:
+    other = load_base(tiny_base(tmp_path / "other", "bert", seed=7))
+    with pytest.raises(artifacts.ArtifactCorrupt, match="made for the base"):
+        artifacts.read(written, base=other)
+
+
+@pytest.mark.parametrize("change", ["missing", "extra", "shape", "dtype", "nan"])
+def test_tensors_that_do_not_fit_are_refused(bert: Base, tmp_path: Path, change: str) -> None:
+    fitted = train(bert, EXAMPLES, CONFIG).epochs[-1].artifact
+    name = next(iter(fitted.tensors))
+    if change == "missing":
+        del fitted.tensors[name]
+    elif change == "extra":
+        fitted.tensors["base_model.model.extra.weight"] = torch.zeros(1)
+    elif change == "shape":
+        fitted.tensors[name] = torch.zeros(1, 1)
+    elif change == "dtype":
+        fitted.tensors[name] = fitted.tensors[name].half()
+    else:
+        fitted.tensors[name] = torch.full_like(fitted.tensors[name], float("nan"))
+    digest = artifacts.write(tmp_path, fitted, {}, "", base_name="bert")
+    with pytest.raises(artifacts.ArtifactCorrupt):
+        artifacts.read(tmp_path / digest, base=bert)
+
+
+def test_a_half_written_artifact_is_refused(written: Path) -> None:
+    (written / artifacts.MANIFEST).unlink()
+    with pytest.raises(artifacts.ArtifactCorrupt, match="manifest"):
+        artifacts.read(written)
+
+
+def test_writing_twice_leaves_one_artifact(bert: Base, tmp_path: Path) -> None:
+    fitted = train(bert, EXAMPLES, CONFIG).epochs[-1].artifact
+    first = artifacts.write(tmp_path, fitted, {}, "a", base_name="bert")
+    second = artifacts.write(tmp_path, fitted, {}, "b", base_name="bert")
+    assert first == second
+    assert [path.name for path in tmp_path.iterdir() if path.name != "bert"] == [first]
+    shutil.rmtree(tmp_path / first)
