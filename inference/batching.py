@@ -1,0 +1,130 @@
+"""Concurrent requests share one forward pass, and nobody waits for company.
+
+Whoever finds the model idle runs it at once; requests that arrive meanwhile queue and leave
+together in the next pass. At most one pass runs at a time: torch already uses every core.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from adapters_app.nli.data import Pair
+    from adapters_app.nli.predict import Predictor
+
+# What a forward pass is known to raise: torch (also out of memory), tokenizers, odd input.
+PASS_ERRORS = (RuntimeError, ValueError, TypeError, MemoryError)
+
+
+class Overloaded(RuntimeError):
+    """More pairs wait than the process will hold; come back later."""
+
+
+class ForwardFailed(RuntimeError):
+    """The model raised on this request alone; other requests of its pass were answered."""
+
+
+@dataclass(eq=False)
+class _Job:
+    predictor: "Predictor"
+    pairs: Sequence["Pair"]
+    logits: np.ndarray | None = None
+    error: str = ""
+
+    @property
+    def done(self) -> bool:
+        return self.logits is not None or bool(self.error)
+
+
+class Batcher:
+    """Merges concurrent requests for the same predictor.
+
+    `max_pairs` bounds one pass (a larger request still goes, alone), `max_waiting` the queue;
+    `on_pass` is told the number of pairs of every pass.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_pairs: int,
+        max_waiting: int,
+        on_pass: Callable[[int], None] | None = None,
+    ) -> None:
+        self._max_pairs = max_pairs
+        self._max_waiting = max_waiting
+        self._on_pass = on_pass
+        self._turn = threading.Condition()
+        self._queue: deque[_Job] = deque()
+        self._running = False
+
+    def logits(self, predictor: "Predictor", pairs: Sequence["Pair"]) -> np.ndarray:
+        """Logits (n, 3) of `pairs`, columns in the order of LABELS.
+
+        Raises:
+            Overloaded: too much is waiting already.
+            ForwardFailed: the model raised on these pairs.
+        """
+        job = _Job(predictor, pairs)
+        with self._turn:
+            waiting = sum(len(other.pairs) for other in self._queue)
+            if self._queue and waiting + len(pairs) > self._max_waiting:
+                raise Overloaded(f"{waiting} pairs are waiting already; try again in a moment.")
+            self._queue.append(job)
+        while not job.done:
+            self._wait_or_run(job)
+        if job.logits is None:
+            raise ForwardFailed(job.error)
+        return job.logits
+
+    def _wait_or_run(self, job: _Job) -> None:
+        """Sleep until `job` is answered, or until it is this thread's turn to run a pass."""
+        with self._turn:
+            while self._running and not job.done:
+                self._turn.wait()
+            if job.done:
+                return
+            self._running = True
+            batch = self._take()
+        try:
+            if self._on_pass is not None:
+                self._on_pass(sum(len(each.pairs) for each in batch))
+            _answer(batch)
+        finally:
+            with self._turn:
+                self._running = False
+                for each in batch:
+                    if not each.done:  # whatever cut this pass short, nobody waits for it for ever
+                        each.error = "The pass was interrupted."
+                self._turn.notify_all()
+
+    def _take(self) -> list[_Job]:
+        """The oldest job and all that fit beside it and want the same predictor."""
+        first = self._queue.popleft()
+        batch, room = [first], self._max_pairs - len(first.pairs)
+        for job in [job for job in self._queue if job.predictor is first.predictor]:
+            if len(job.pairs) <= room:
+                self._queue.remove(job)
+                batch.append(job)
+                room -= len(job.pairs)
+        return batch
+
+
+def _answer(batch: list[_Job]) -> None:
+    """One forward pass for the whole batch; if it fails, each job by itself."""
+    try:
+        logits = batch[0].predictor.logits([pair for job in batch for pair in job.pairs])
+    except PASS_ERRORS as error:
+        if len(batch) == 1:
+            batch[0].error = f"The model failed on this request: {error}"
+            return
+        for job in batch:
+            _answer([job])
+        return
+    start = 0
+    for job in batch:
+        job.logits = logits[start : start + len(job.pairs)]
+        start += len(job.pairs)

@@ -1,0 +1,364 @@
+"""The upstream client's contract, and the first documents' adapter endpoints, to the letter.
+
+The client sends no auth header, follows no redirects and repeats every HTTP error. So a failure it
+cannot mend is 200 with `ok: false`, wrong input is 422 with `detail`, and only what passes by
+itself (an overloaded server, a database away) or what nobody may see (401, 403) is an error status.
+
+Who may call: a token whose user has the permission, or, with LYRA_COMPAT_OPEN=1, anyone on this
+host's loopback whose request no proxy has forwarded. The open door is for predictions and for
+looking: load and unload change what everybody is answered by, so they need a releaser's token
+always and answer 200 `ok: false` with the reason without one. Session cookies are not accepted
+here: a page in a signed-in browser could otherwise post to these paths.
+"""
+
+import ipaddress
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from django.conf import settings
+from drf_spectacular.utils import extend_schema
+from rest_framework import status
+from rest_framework.authentication import BaseAuthentication, SessionAuthentication
+from rest_framework.exceptions import ParseError, UnsupportedMediaType
+from rest_framework.parsers import BaseParser
+from rest_framework.permissions import BasePermission
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from adapters_app import registry
+from adapters_app.api import AnyAccept, signed_in
+from adapters_app.models import AdapterVersion, Promotion
+from inference import engine, tallies
+from inference.batching import ForwardFailed, Overloaded
+
+PREDICT = "adapters_app.predict"
+PROMOTE = "adapters_app.promote_adapter"
+FORWARDING_HEADERS = (
+    "Forwarded",
+    "Via",
+    "X-Forwarded-For",
+    "X-Forwarded-Host",
+    "X-Forwarded-Proto",
+    "X-Forwarded-Server",
+    "X-Real-IP",
+)
+# What goes wrong on the server side of a well-formed request.
+ENGINE_ERRORS = (engine.EngineUnavailable, ForwardFailed, Overloaded)
+_MISSING = object()
+
+
+class Unprocessable(Exception):
+    """422: `detail` lists what is wrong and where, as the upstream's own server does."""
+
+    def __init__(self, detail: Sequence[Mapping[str, Any]]) -> None:
+        super().__init__(detail)
+        self.detail = list(detail)
+
+
+def is_open(request: Request) -> bool:
+    """Whether this request may come in without a token."""
+    if not settings.LYRA_COMPAT_OPEN:
+        return False
+    if any(header in request.headers for header in FORWARDING_HEADERS):
+        return False
+    try:
+        peer = ipaddress.ip_address(request.META.get("REMOTE_ADDR", ""))
+    except ValueError:  # e.g. a Unix socket: whoever is behind it, we cannot tell
+        return False
+    return (getattr(peer, "ipv4_mapped", None) or peer).is_loopback
+
+
+class OpenOrPermitted(BasePermission):
+    """The open door, or a user with the view's `required_permission`."""
+
+    def has_permission(self, request: Request, view: APIView) -> bool:
+        needed: str = view.required_permission  # type: ignore[attr-defined]
+        return is_open(request) or request.user.has_perm(needed)
+
+
+class AlwaysJson(AnyAccept):
+    """Answer JSON whatever the Accept header says, as the upstream's server does."""
+
+    def select_parser(self, request: Request, parsers: Iterable[BaseParser]) -> BaseParser | None:
+        essence = (request.content_type or "").partition(";")[0].strip().lower()
+        return next(iter(parsers)) if essence == "application/json" else None
+
+
+class CompatView(APIView):
+    permission_classes = [OpenOrPermitted]
+    content_negotiation_class = AlwaysJson
+    required_permission = PREDICT
+
+    def get_authenticators(self) -> list[BaseAuthentication]:
+        """Whatever is configured but sessions."""
+        return [each for each in super().get_authenticators() if not _is_session(each)]
+
+    def handle_exception(self, exc: Exception) -> Response:
+        if isinstance(exc, ParseError):
+            exc = Unprocessable([_wrong("json_invalid", [], str(exc.detail))])
+        elif isinstance(exc, UnsupportedMediaType):
+            message = "Input should be JSON, sent as application/json"
+            exc = Unprocessable([_wrong("model_attributes_type", [], message)])
+        if isinstance(exc, Unprocessable):
+            return Response({"detail": exc.detail}, status=status.HTTP_422_UNPROCESSABLE_ENTITY)
+        return super().handle_exception(exc)
+
+
+def _is_session(authenticator: BaseAuthentication) -> bool:
+    return isinstance(authenticator, SessionAuthentication)
+
+
+class HealthView(CompatView):
+    """Open to everybody: it says nothing that a refusal would not."""
+
+    permission_classes = []
+
+    def get_authenticators(self) -> list[BaseAuthentication]:
+        return []
+
+    @extend_schema(exclude=True)
+    def get(self, request: Request) -> Response:
+        loaded = engine.loaded()
+        models = {"embedding": loaded.embedding, "nli": loaded.nli}
+        return Response({"status": "ok", "models_loaded": models})
+
+
+class WarmupView(CompatView):
+    parser_classes = []  # it takes no body and looks at none
+
+    @extend_schema(exclude=True)
+    def post(self, request: Request) -> Response:
+        try:
+            engine.warm(embedding=True)
+        except ENGINE_ERRORS as error:
+            return Response({"ok": False, "message": str(error)})
+        return Response({"ok": True, "message": "All models loaded"})
+
+
+class CompatNliView(CompatView):
+    """`confidence` and the label it belongs to are raw: the client calibrates by itself."""
+
+    @extend_schema(exclude=True)
+    def post(self, request: Request) -> Response:
+        ids, pairs = _read_pairs(request.data)
+        try:
+            answer = engine.answer(engine.ACTIVE, pairs)
+        except ENGINE_ERRORS as error:
+            return Response({"ok": False, "results": [], "error": str(error)})
+        tallies.count(answer)
+        results = [
+            {
+                "pair_id": pair_id,
+                "label": result.raw_label.value,
+                "confidence": result.raw_confidence,
+                "raw_label": result.raw_label.value,
+            }
+            for pair_id, result in zip(ids, answer.results, strict=True)
+        ]
+        return Response({"ok": True, "results": results, "error": None})
+
+
+class EmbedView(CompatView):
+    @extend_schema(exclude=True)
+    def post(self, request: Request) -> Response:
+        texts, batch_size = _read_texts(request.data)
+        try:
+            vectors = engine.embed(texts, batch_size)
+        except ENGINE_ERRORS as error:
+            return Response({"ok": False, "embeddings": [], "error": str(error)})
+        return Response({"ok": True, "embeddings": vectors.tolist(), "error": None})
+
+
+class AdapterStatusView(CompatView):
+    @extend_schema(exclude=True)
+    def get(self, request: Request) -> Response:
+        version = registry.serving().version
+        return Response(
+            {
+                "adapter_loaded": version is not None,
+                "adapter_path": version.name if version else None,
+                "base_model": settings.LYRA_BASE_MODEL,
+            }
+        )
+
+
+class ReleaseView(CompatView):
+    """Load or unload: whoever may not is told so in the body, unless nobody let them in at all."""
+
+    required_permission = PROMOTE
+    permission_classes = [OpenOrPermitted]
+
+    def check_permissions(self, request: Request) -> None:
+        if not request.user.is_authenticated:
+            super().check_permissions(request)
+
+    def refusal(self, request: Request) -> str:
+        """Why this caller may not release; empty if they may."""
+        if request.user.has_perm(PROMOTE):
+            return ""
+        return (
+            "Loading and unloading adapters needs the token of a user who may promote "
+            f"({PROMOTE}); send it as “Authorization: Token …”."
+        )
+
+
+class AdapterLoadView(ReleaseView):
+    """Promote the named version, or the last promoted one; idempotent."""
+
+    @extend_schema(exclude=True)
+    def post(self, request: Request) -> Response:
+        name = _read_adapter_path(request.data)
+        if refusal := self.refusal(request):
+            return _load_refused(refusal)
+        try:
+            version = registry.find_version(name) if name else _last_promoted()
+            serving = registry.serving()
+            if serving.version == version:
+                return _loaded(version, f"{version.name} serves already.")
+            registry.promote(
+                version,
+                by=signed_in(request),
+                reason="Asked for through /nli/adapter/load.",
+                expected_revision=serving.revision,
+            )
+        except (registry.VersionUnknown, registry.PromotionRefused) as error:
+            return _load_refused(str(error))
+        return _loaded(version, f"{version.name} serves now.")
+
+
+class AdapterUnloadView(ReleaseView):
+    """Roll back to the base; idempotent."""
+
+    parser_classes = []
+
+    @extend_schema(exclude=True)
+    def post(self, request: Request) -> Response:
+        if refusal := self.refusal(request):
+            return Response({"ok": False, "message": refusal})
+        serving = registry.serving()
+        if serving.version is None:
+            return Response({"ok": True, "message": "The base model serves already."})
+        try:
+            registry.rollback(
+                by=signed_in(request),
+                reason="Asked for through /nli/adapter/unload.",
+                expected_revision=serving.revision,
+                to="base",
+            )
+        except registry.PromotionRefused as error:
+            return Response({"ok": False, "message": str(error)})
+        return Response({"ok": True, "message": "The base model serves now."})
+
+
+def _last_promoted() -> AdapterVersion:
+    last = (
+        Promotion.objects.filter(action=Promotion.Action.PROMOTE).select_related("version").first()
+    )
+    if last is None or last.version is None:
+        raise registry.PromotionRefused("No version was ever promoted; name one in adapter_path.")
+    return last.version
+
+
+def _loaded(version: AdapterVersion, message: str) -> Response:
+    return Response({"ok": True, "adapter_path": version.name, "message": message})
+
+
+def _load_refused(message: str) -> Response:
+    return Response({"ok": False, "adapter_path": None, "message": message})
+
+
+# --- Reading bodies: upstream's own names for what is wrong ---------------------------------------
+
+
+def _wrong(
+    kind: str, where: Sequence[str | int], message: str, given: Any = None
+) -> dict[str, Any]:
+    return {"type": kind, "loc": ["body", *where], "msg": message, "input": given}
+
+
+def _read_object(data: Any) -> Mapping[str, Any]:
+    if not isinstance(data, dict):
+        raise Unprocessable([_wrong("model_attributes_type", [], "Input should be a JSON object")])
+    return data
+
+
+def _read_list(data: Mapping[str, Any], key: str) -> list[Any]:
+    value = data.get(key, _MISSING)
+    if value is _MISSING:
+        raise Unprocessable([_wrong("missing", [key], "Field required")])
+    if not isinstance(value, list):
+        raise Unprocessable([_wrong("list_type", [key], "Input should be a valid list")])
+    if len(value) > settings.LYRA_MAX_PAIRS:
+        message = f"List should have at most {settings.LYRA_MAX_PAIRS} items, not {len(value)}"
+        raise Unprocessable([_wrong("too_long", [key], message)])
+    return value
+
+
+def _read_pairs(body: Any) -> tuple[list[str], list[tuple[str, str]]]:
+    """Ids and (premise, hypothesis) pairs; every fault of every pair is told at once."""
+    rows = _read_list(_read_object(body), "pairs")
+    faults: list[dict[str, Any]] = []
+    ids, pairs = [], []
+    for index, row in enumerate(rows):
+        if not isinstance(row, dict):
+            message = "Input should be a JSON object"
+            faults.append(_wrong("model_attributes_type", ["pairs", index], message))
+            continue
+        faults += _text_faults(row, "pair_id", ["pairs", index], required=False)
+        faults += _text_faults(row, "premise", ["pairs", index])
+        faults += _text_faults(row, "nli_hypothesis", ["pairs", index])
+        ids.append(row.get("pair_id", "unknown"))
+        pairs.append((row.get("premise", ""), row.get("nli_hypothesis", "")))
+    if faults:
+        raise Unprocessable(faults)
+    return ids, pairs
+
+
+def _read_texts(body: Any) -> tuple[list[str], int]:
+    data = _read_object(body)
+    texts = _read_list(data, "texts")
+    faults = [
+        fault
+        for index in range(len(texts))
+        for fault in _text_fault(texts[index], ["texts", index])
+    ]
+    batch_size = data.get("batch_size", 8)
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int):
+        faults.append(_wrong("int_type", ["batch_size"], "Input should be a valid integer"))
+    elif not 1 <= batch_size <= 64:
+        faults.append(_wrong("range", ["batch_size"], "Input should be from 1 to 64"))
+    if faults:
+        raise Unprocessable(faults)
+    return texts, batch_size
+
+
+def _read_adapter_path(body: Any) -> str:
+    """The name in the body; empty where there is no body, no name or null."""
+    if not body:
+        return ""
+    value = _read_object(body).get("adapter_path")
+    if value is None:
+        return ""
+    if faults := _text_fault(value, ["adapter_path"]):
+        raise Unprocessable(faults)
+    return str(value)
+
+
+def _text_faults(
+    row: Mapping[str, Any], key: str, where: Sequence[str | int], *, required: bool = True
+) -> list[dict[str, Any]]:
+    if key in row:
+        return _text_fault(row[key], [*where, key])
+    return [_wrong("missing", [*where, key], "Field required")] if required else []
+
+
+def _text_fault(value: Any, where: Sequence[str | int]) -> list[dict[str, Any]]:
+    if not isinstance(value, str):
+        return [_wrong("string_type", where, "Input should be a valid string")]
+    if len(value) > settings.LYRA_MAX_CHARS:
+        message = (
+            f"String should have at most {settings.LYRA_MAX_CHARS} characters, not {len(value)}"
+        )
+        return [_wrong("string_too_long", where, message)]
+    return []

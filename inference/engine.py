@@ -1,0 +1,424 @@
+"""Who answers: this process's predictors, and the Serving row that says which of them it is.
+
+The row is read for every request, so a promote is seen by the next request of every process. A
+predictor is immutable and swapped by reference: a request holds the one it started with to its
+end. What cannot be loaded is refused by name; nothing else ever answers in its place.
+"""
+
+import functools
+import logging
+import threading
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from django.conf import settings
+
+from adapters_app import registry, storage
+from adapters_app.models import AdapterVersion, CalibrationEvaluation
+from corrections.labels import LABELS, Label
+from inference import monitoring
+from inference.batching import PASS_ERRORS, Batcher
+
+if TYPE_CHECKING:
+    from adapters_app.nli.base_model import Base
+    from adapters_app.nli.calibration import Calibrator
+    from adapters_app.nli.data import Pair
+    from adapters_app.nli.predict import Predictor
+
+logger = logging.getLogger(__name__)
+
+ACTIVE, BASE = "active", "base"
+# Forward passes hold a few requests; a queue this many requests deep is answered with 503.
+WAITING_REQUESTS = 16
+
+
+class EngineUnavailable(RuntimeError):
+    """What should answer cannot; the message names it and says why."""
+
+
+class AdapterUnknown(ValueError):
+    """The request names an adapter that is not registered."""
+
+
+@dataclass(frozen=True)
+class Answering:
+    """One version as it answers: a predictor and the calibrator that goes with it."""
+
+    predictor: "Predictor"  # raw: its logits are calibrated by `calibrator`
+    calibrator: "Calibrator"
+    version: int | None  # None = the base model
+    version_id: int | None
+    digest: str  # of the adapter's tensor file; the base's fingerprint where the base answers
+    calibration: str  # e.g. "v3/c1 (temperature)"; "none"
+    revision: int  # of the Serving row that was read
+
+    @property
+    def name(self) -> str:
+        return BASE if self.version is None else f"v{self.version}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """The answer to one pair."""
+
+    label: Label  # of the highest calibrated probability
+    probabilities: tuple[float, ...]  # calibrated, in the order of LABELS
+    raw_label: Label  # of the highest logit
+    raw_confidence: float  # its softmax
+
+    @property
+    def confidence(self) -> float:
+        return self.probabilities[self.label.index]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to one request, by exactly one version."""
+
+    results: list[Result]
+    adapter: str
+    version: int | None
+    version_id: int | None
+    digest: str
+    calibrator: str
+    revision: int
+
+
+def predict_with(
+    adapter: str,
+    pairs: Sequence["Pair"],
+    *,
+    on_batch: Callable[[int], None] | None = None,
+) -> Answer:
+    """Answer any number of pairs outside of a request (commands, imports): no queue, no tally.
+
+    `adapter` is "active", "base" or a version ("v7", "7"); `on_batch` hears how many are done.
+
+    Raises:
+        AdapterUnknown, EngineUnavailable
+    """
+    answering = serving_predictor(adapter)
+    if not pairs:
+        return _answer(answering, np.empty((0, len(LABELS)), dtype=np.float32))
+    try:
+        logits = answering.predictor.logits(pairs, on_batch=on_batch)
+    except PASS_ERRORS as error:
+        raise EngineUnavailable(f"{answering.name} failed on these pairs: {error}") from error
+    return _answer(answering, logits)
+
+
+def answer(adapter: str, pairs: Sequence["Pair"]) -> Answer:
+    """Answer one request; concurrent ones share a forward pass.
+
+    Raises:
+        AdapterUnknown, EngineUnavailable
+        batching.Overloaded, batching.ForwardFailed
+    """
+    answering = serving_predictor(adapter)
+    if not pairs:
+        return _answer(answering, np.empty((0, len(LABELS)), dtype=np.float32))
+    with monitoring.SECONDS.time():
+        logits = _batcher().logits(answering.predictor, pairs)
+    return _answer(answering, logits)
+
+
+def serving_predictor(adapter: str = ACTIVE) -> Answering:
+    """Whoever answers for `adapter` now, loaded.
+
+    A version that does not serve, and the base while an adapter serves, answer with their newest
+    calibrator.
+
+    Raises:
+        AdapterUnknown: no such version.
+        EngineUnavailable: it is registered but cannot be loaded here.
+    """
+    serving = registry.serving()
+    if adapter == ACTIVE:
+        version, calibration = serving.version, serving.calibration
+    else:
+        version = None if adapter == BASE else _version(adapter)
+        same = version == serving.version
+        calibration = serving.calibration if same else _newest_calibration(version)
+    base = _models.base()
+    if version is None:
+        predictor, digest = _models.bare(), base.fingerprint
+        if calibration is not None and calibration.base_fingerprint != base.fingerprint:
+            calibration = None  # it was fitted for another base model
+    else:
+        predictor, digest = _models.adapted(version), version.artifact_digest
+    return Answering(
+        predictor=predictor,
+        calibrator=_calibrator(calibration),
+        version=version.number if version else None,
+        version_id=version.pk if version else None,
+        digest=digest,
+        calibration=str(calibration) if calibration else "none",
+        revision=serving.revision,
+    )
+
+
+def embed(texts: Sequence[str], batch_size: int) -> np.ndarray:
+    """Sentence embeddings of all-MiniLM-L6-v2, (n, 384) float32, L2-normalised.
+
+    Raises:
+        EngineUnavailable: the encoder is not installed.
+    """
+    return _models.encoder().embed(texts, batch_size=batch_size)
+
+
+def score(probabilities: Sequence[Sequence[float]], labels: Sequence[int]) -> dict[str, Any]:
+    """Figures of n labelled answers, see `nli.metrics.summary`; labels are indices of LABELS."""
+    figures: dict[str, Any] = _torch_side().metrics.summary(
+        np.array(probabilities), np.array(labels)
+    )
+    return figures
+
+
+def warm(*, embedding: bool = False) -> None:
+    """Load what serves (and the sentence encoder) now rather than in somebody's request.
+
+    Raises:
+        EngineUnavailable
+    """
+    serving_predictor(ACTIVE)
+    if embedding:
+        _models.encoder()
+
+
+def warm_in_background() -> None:
+    """Start loading the base in a thread, once per process; the server answers meanwhile.
+
+    Only the base: the thread touches no database, so it holds no connection.
+    """
+    global _warming
+    with _warming_lock:
+        if _warming is None or not (_warming.is_alive() or _models.base_loaded):
+            _warming = threading.Thread(target=_load_base_quietly, name="warm", daemon=True)
+            _warming.start()
+
+
+class Loaded(NamedTuple):
+    """What this process holds in memory."""
+
+    nli: bool
+    embedding: bool
+    digests: tuple[str, ...]
+
+
+def loaded() -> Loaded:
+    """Say what is loaded, loading nothing."""
+    return Loaded(_models.base_loaded, _models.encoder_loaded, _models.resident())
+
+
+def _answer(answering: Answering, logits: np.ndarray) -> Answer:
+    calibrated = answering.calibrator.predict_proba(logits)
+    raw = _softmax(logits)
+    return Answer(
+        results=[_result(*rows) for rows in zip(calibrated, raw, strict=True)],
+        adapter=answering.name,
+        version=answering.version,
+        version_id=answering.version_id,
+        digest=answering.digest,
+        calibrator=answering.calibration,
+        revision=answering.revision,
+    )
+
+
+def _result(calibrated: np.ndarray, raw: np.ndarray) -> Result:
+    top = int(raw.argmax())
+    return Result(
+        label=LABELS[int(calibrated.argmax())],
+        probabilities=tuple(calibrated.tolist()),
+        raw_label=LABELS[top],
+        raw_confidence=float(raw[top]),
+    )
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+def _version(text: str) -> AdapterVersion:
+    try:
+        return registry.find_version(text)
+    except registry.VersionUnknown as error:
+        raise AdapterUnknown(str(error)) from error
+
+
+def _newest_calibration(version: AdapterVersion | None) -> CalibrationEvaluation | None:
+    calibrations = CalibrationEvaluation.objects.filter(version=version)
+    if version is None:
+        calibrations = calibrations.filter(base_fingerprint=_models.base().fingerprint)
+    return calibrations.select_related("version").order_by("-number").first()
+
+
+def _calibrator(calibration: CalibrationEvaluation | None) -> "Calibrator":
+    calibrators = _torch_side().calibration
+    if calibration is None:
+        return calibrators.Identity()
+    return calibrators.from_dict(calibration.method, calibration.parameters)
+
+
+class _Models:
+    """The base, the folded adapters (least recently used go first) and the sentence encoder.
+
+    Each is loaded once, under a lock of its own: a slow or failing adapter holds up nobody else.
+    """
+
+    def __init__(self) -> None:
+        self._base: Base | None = None
+        self._bare: Predictor | None = None
+        self._encoder = None
+        self._adapted: OrderedDict[str, Predictor] = OrderedDict()
+        self._guard = threading.Lock()  # of the two dictionaries; held for no longer than a look-up
+        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+
+    @property
+    def base_loaded(self) -> bool:
+        return self._base is not None
+
+    @property
+    def encoder_loaded(self) -> bool:
+        return self._encoder is not None
+
+    def resident(self) -> tuple[str, ...]:
+        with self._guard:
+            return tuple(self._adapted)
+
+    def base(self) -> "Base":
+        with self._lock("base"):
+            if self._base is None:
+                self._base = _load_base()
+            return self._base
+
+    def bare(self) -> "Predictor":
+        """The base as a predictor: always the same object, so that its requests share passes."""
+        base = self.base()
+        with self._lock("bare"):
+            if self._bare is None:
+                self._bare = _torch_side().predict.Predictor(base)
+            return self._bare
+
+    def adapted(self, version: AdapterVersion) -> "Predictor":
+        digest = version.artifact_digest
+        with self._lock(digest):
+            with self._guard:
+                if digest in self._adapted:
+                    self._adapted.move_to_end(digest)
+                    return self._adapted[digest]
+            predictor = _fold(self.base(), version)
+            with self._guard:
+                self._adapted[digest] = predictor
+                # One serves; LYRA_RESIDENT_ADAPTERS more are kept beside it.
+                while len(self._adapted) > settings.LYRA_RESIDENT_ADAPTERS + 1:
+                    evicted, _ = self._adapted.popitem(last=False)
+                    self._locks.pop(evicted, None)
+            logger.info("%s is loaded (%s)", version.name, digest[:12])
+            return predictor
+
+    def encoder(self):  # type: ignore[no-untyped-def]  # its class lives on the torch side
+        with self._lock("encoder"):
+            if self._encoder is None:
+                nli = _torch_side()
+                try:
+                    self._encoder = nli.embedding.SentenceEncoder(device=nli.device)
+                except nli.base_model.BaseModelError as error:
+                    raise EngineUnavailable(f"The sentence encoder: {error}") from error
+            return self._encoder
+
+    def _lock(self, name: str) -> threading.Lock:
+        with self._guard:
+            return self._locks[name]
+
+
+_models = _Models()
+_warming: threading.Thread | None = None
+_warming_lock = threading.Lock()
+
+
+def _load_base() -> "Base":
+    nli = _torch_side()
+    name = settings.LYRA_BASE_MODEL
+    try:
+        base = nli.base_model.load_base(
+            name,
+            revision=settings.LYRA_BASE_REVISION,
+            allow_download=settings.LYRA_BASE_ALLOW_DOWNLOAD,
+            device=nli.device,
+        )
+    except nli.base_model.BaseModelError as error:
+        raise EngineUnavailable(f"The base model cannot be loaded: {error}") from error
+    except (OSError, RuntimeError) as error:  # unreadable files; a device that is not there
+        raise EngineUnavailable(f"The base model {name} cannot be loaded: {error}") from error
+    logger.info("base model %s is loaded (%s) on %s", name, base.fingerprint[:12], nli.device)
+    return base
+
+
+def _fold(base: "Base", version: AdapterVersion) -> "Predictor":
+    nli = _torch_side()
+    try:
+        directory = storage.fetch(version.artifact_digest)
+        artifact = nli.artifact.read(directory, base=base, digest=version.artifact_digest)
+        return nli.predict.Predictor(base, artifact)
+    except (
+        storage.ArtifactMissing,
+        storage.ArtifactCorrupt,
+        nli.artifact.ArtifactCorrupt,
+    ) as error:
+        raise EngineUnavailable(f"{version.name} cannot be loaded: {error}") from error
+    except (OSError, RuntimeError, MemoryError) as error:
+        raise EngineUnavailable(f"{version.name} cannot be loaded: {error}") from error
+
+
+def _load_base_quietly() -> None:
+    try:
+        _models.base()
+    except EngineUnavailable as error:
+        logger.error("%s", error)  # every request and /readyz will say it again
+
+
+class _TorchSide(NamedTuple):
+    artifact: ModuleType
+    base_model: ModuleType
+    calibration: ModuleType
+    embedding: ModuleType
+    metrics: ModuleType
+    predict: ModuleType
+    device: str
+
+
+@functools.cache
+def _torch_side() -> _TorchSide:
+    """The one sanctioned lazy import of torch: at module level it would end up in processes that
+    fork, and in every admin page and command."""
+    import torch  # noqa: PLC0415
+
+    from adapters_app.nli import (  # noqa: PLC0415
+        artifact,
+        base_model,
+        calibration,
+        embedding,
+        metrics,
+        predict,
+    )
+
+    if settings.LYRA_TORCH_THREADS:
+        torch.set_num_threads(settings.LYRA_TORCH_THREADS)
+    device = settings.LYRA_DEVICE
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return _TorchSide(artifact, base_model, calibration, embedding, metrics, predict, device)
+
+
+@functools.cache
+def _batcher() -> Batcher:
+    return Batcher(
+        max_pairs=settings.LYRA_MAX_PAIRS,
+        max_waiting=WAITING_REQUESTS * settings.LYRA_MAX_PAIRS,
+        on_pass=monitoring.PASS_PAIRS.observe,
+    )

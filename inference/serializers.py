@@ -1,0 +1,100 @@
+"""What `POST /api/v1/nli` accepts and answers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from django.conf import settings
+from rest_framework import serializers
+
+from corrections.labels import LABELS
+from inference.engine import ACTIVE, Answer
+
+
+class TextField(serializers.CharField):
+    """Text, and nothing that is merely printable: 5 and true are refused, as are NUL and lone
+    surrogates. At most LYRA_MAX_CHARS characters, not blank, white space kept."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault("max_length", settings.LYRA_MAX_CHARS)
+        super().__init__(**kwargs, trim_whitespace=False)
+
+    def to_internal_value(self, data: Any) -> str:
+        if not isinstance(data, str):
+            self.fail("invalid")
+        if not self.allow_blank and not data.strip():
+            self.fail("blank")
+        return data
+
+
+class PairSerializer(serializers.Serializer[Any]):
+    premise = TextField()
+    hypothesis = TextField()
+
+
+class PairsField(serializers.ListSerializer[Any]):
+    """1 to LYRA_MAX_PAIRS pairs; the count is looked at before any pair is."""
+
+    def to_internal_value(self, data: Any) -> list[Any]:
+        if isinstance(data, list) and len(data) > settings.LYRA_MAX_PAIRS:
+            raise serializers.ValidationError(
+                f"{len(data)} pairs; at most {settings.LYRA_MAX_PAIRS} fit in one request.",
+                code="max_length",
+            )
+        return super().to_internal_value(data)
+
+
+class NliRequestSerializer(serializers.Serializer[Any]):
+    pairs = PairsField(child=PairSerializer(), allow_empty=False)
+    adapter = serializers.CharField(
+        default=ACTIVE,
+        max_length=32,
+        help_text="“active” (what serves), “base”, or a version such as “v7”.",
+    )
+
+
+class ProbabilitiesSerializer(serializers.Serializer[Any]):
+    supports = serializers.FloatField()
+    refutes = serializers.FloatField()
+    neutral = serializers.FloatField()
+
+
+class ResultSerializer(serializers.Serializer[Any]):
+    label = serializers.ChoiceField(choices=[label.value for label in LABELS])  # type: ignore[assignment]  # hides Field.label
+    probabilities = ProbabilitiesSerializer(help_text="Calibrated; they sum to 1.")
+    confidence = serializers.FloatField(help_text="The calibrated probability of `label`.")
+    raw_confidence = serializers.FloatField(help_text="Top softmax before calibration.")
+
+
+class NliAnswerSerializer(serializers.Serializer[Any]):
+    """Everything in one answer was said by one version."""
+
+    results = ResultSerializer(many=True, help_text="One per pair, in order.")
+    adapter = serializers.CharField(help_text="Who answered: “v7” or “base”.")
+    version = serializers.IntegerField(allow_null=True, help_text="Its number; null = the base.")
+    digest = serializers.CharField(
+        help_text="SHA-256 of its tensor file; the base's fingerprint where the base answered."
+    )
+    calibrator = serializers.CharField(help_text="e.g. “v7/c1 (temperature)”; “none”.")
+    revision = serializers.IntegerField(help_text="Goes up with every promote and rollback.")
+
+
+def answer_json(answer: Answer) -> Mapping[str, Any]:
+    """An engine answer as NliAnswerSerializer describes it."""
+    return {
+        "results": [
+            {
+                "label": result.label.value,
+                "probabilities": {
+                    label.value: result.probabilities[label.index] for label in LABELS
+                },
+                "confidence": result.confidence,
+                "raw_confidence": result.raw_confidence,
+            }
+            for result in answer.results
+        ],
+        "adapter": answer.adapter,
+        "version": answer.version,
+        "digest": answer.digest,
+        "calibrator": answer.calibrator,
+        "revision": answer.revision,
+    }

@@ -1,0 +1,67 @@
+"""`POST /api/v1/nli`: predictions by what serves, by the base, or by a named version."""
+
+from typing import Any
+
+from drf_spectacular.utils import extend_schema
+from rest_framework.exceptions import APIException, ValidationError
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from inference import engine, monitoring, tallies
+from inference.batching import ForwardFailed, Overloaded
+from inference.serializers import NliAnswerSerializer, NliRequestSerializer, answer_json
+
+
+class Unavailable(APIException):
+    """503: what should answer cannot do so now. `wait` becomes Retry-After, in seconds."""
+
+    status_code = 503
+    default_code = "unavailable"
+
+    def __init__(self, detail: str, *, wait: int) -> None:
+        super().__init__(detail)
+        self.wait = wait
+
+
+class NliView(APIView):
+    required_permission = "adapters_app.predict"
+
+    @extend_schema(
+        operation_id="nli",
+        summary="Judge pairs: does the premise support, refute, or not settle the hypothesis?",
+        request=NliRequestSerializer,
+        responses=NliAnswerSerializer,
+    )
+    def post(self, request: Request) -> Response:
+        asked = NliRequestSerializer(data=request.data)
+        asked.is_valid(raise_exception=True)
+        pairs = [(pair["premise"], pair["hypothesis"]) for pair in asked.validated_data["pairs"]]
+        return Response(answer_json(predict(asked.validated_data["adapter"], pairs)))
+
+
+def predict(adapter: str, pairs: list[tuple[str, str]]) -> engine.Answer:
+    """Answer and count; what the engine refuses is raised as the HTTP status it means."""
+    try:
+        answer = engine.answer(adapter, pairs)
+    except engine.AdapterUnknown as error:
+        raise ValidationError({"adapter": [str(error)]}) from error
+    except Overloaded as error:
+        raise _refused("overloaded", str(error), wait=1) from error
+    except ForwardFailed as error:
+        raise _refused("failed", str(error), wait=5) from error
+    except engine.EngineUnavailable as error:
+        raise _refused("unavailable", str(error), wait=5) from error
+    tallies.count(answer)
+    return answer
+
+
+def _refused(reason: str, message: str, *, wait: int) -> APIException:
+    monitoring.REFUSED.labels(reason).inc()
+    return Unavailable(message, wait=wait)
+
+
+def describe_state() -> dict[str, Any]:
+    """What this process holds in memory, for `GET /api/v1/stats` and /readyz."""
+    loaded = engine.loaded()
+    return {"base_loaded": loaded.nli, "resident_adapters": list(loaded.digests)}

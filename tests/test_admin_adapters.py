@@ -1,0 +1,701 @@
+"""The admin's pages about runs, versions and the ledger: what each person sees and may do."""
+
+import functools
+import re
+from dataclasses import fields
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from django.contrib import admin
+from django.contrib.messages import get_messages
+from django.test import Client
+from django.utils import timezone
+
+from adapters_app import registry, storage, training
+from adapters_app.forms import CONFIG_HELP, RequestTrainingForm
+from adapters_app.models import (
+    AdapterVersion,
+    CalibrationEvaluation,
+    PredictionTally,
+    Promotion,
+    Serving,
+    ShadowEvaluation,
+    Snapshot,
+    TrainingRun,
+)
+from adapters_app.nli import metrics
+from adapters_app.nli.config import PRESETS, TrainConfig
+from corrections import intake
+from corrections.labels import LABELS
+from tests.versions import promote, register, write_adapter
+
+pytest_plugins = ("tests.serving",)
+
+INDEX = "/admin/"
+RUNS = "/admin/adapters_app/trainingrun/"
+VERSIONS = "/admin/adapters_app/adapterversion/"
+LEDGER = "/admin/adapters_app/promotion/"
+REQUEST = f"{RUNS}request/"
+ROLLBACK = f"{LEDGER}rollback/"
+
+
+# --- The stage ------------------------------------------------------------------------------------
+
+
+def page_of(user):
+    client = Client()
+    client.force_login(user)
+    return client
+
+
+@pytest.fixture
+def tina(trainer):
+    return page_of(trainer)
+
+
+@pytest.fixture
+def rita(releaser):
+    return page_of(releaser)
+
+
+@pytest.fixture
+def curt(curator):
+    return page_of(curator)
+
+
+@pytest.fixture
+def ada(administrator):
+    return page_of(administrator)
+
+
+@functools.cache
+def comparison():
+    """Figures as nli.metrics really makes them: 200 rows, the candidate somewhat better."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 200)
+    a, b = rng.dirichlet([1, 1, 1], 200), rng.dirichlet([1, 1, 1], 200)
+    b[:60] = np.eye(3)[labels[:60]] * 0.9 + 1 / 30
+    return metrics.compare(a, b, labels, rng.integers(0, 40, 200))
+
+
+def figures():
+    compared = comparison()
+    return {
+        "figures": {
+            "against_incumbent": compared.to_dict(),
+            "against_base": compared.to_dict(),
+        },
+        "per_label": {
+            label.value: {
+                "incumbent": compared.a["per_label"][label.value],
+                "candidate": compared.b["per_label"][label.value],
+            }
+            for label in LABELS
+        },
+        "flips": [
+            {
+                "correction_id": 7,
+                "premise": "Two of nine wards stopped using the drug.",
+                "hypothesis": "Every ward stopped using the drug.",
+                "label": "refutes",
+                "incumbent": "supports",
+                "candidate": "refutes",
+            }
+        ],
+        "guard": {
+            "n": 600,
+            "base_accuracy": 0.72,
+            "incumbent_accuracy": 0.72,
+            "candidate_accuracy": 0.71,
+            "gained": 20,
+            "lost": 26,
+            "p_loss": 0.23,
+            "fails": False,
+            "phenomena": {"role_swap": {"n": 50, "base": 0.7, "incumbent": 0.7, "candidate": 0.66}},
+        },
+        "advice": ["Accuracy is 55.0% on 200 pairs, below the wished-for 85%."],
+    }
+
+
+@pytest.fixture
+def make_version(on_tiny, trainer, tiny_model):
+    """Registers a version with its artifact, calibrator and a full shadow evaluation."""
+
+    def make(*, verdict="better", against=None):
+        number = AdapterVersion.objects.count() + 1
+        digest = storage.put(on_tiny / write_adapter(on_tiny, tiny_model, seed=number))
+        version = register(trainer, number, digest, tiny_model, against=against, verdict=verdict)
+        needed = 140 if verdict == "inconclusive" else None
+        version.evaluations.update(needed_pairs=needed, **figures())
+        return version
+
+    return make
+
+
+def make_run(user, **changes):
+    return TrainingRun.objects.create(
+        requested_by=user, config=TrainConfig().to_dict(), base_name="minilm-nli", **changes
+    )
+
+
+def running(user, **changes):
+    now = timezone.now()
+    held = {
+        "status": "running",
+        "started_at": now,
+        "heartbeat_at": now,
+        "lease_expires_at": now,
+        "device": "here:cpu",
+    }
+    return make_run(user, **held | changes)
+
+
+@pytest.fixture
+def three_verdicts(curator, settings):
+    """The least one can train on here: a verdict of each label, accepted."""
+    settings.LYRA_TRAINING_FLOOR = 3
+    for label in LABELS:
+        correction, _ = intake.record_correction(
+            by=curator,
+            premise=f"Premise of {label}.",
+            hypothesis=f"Hypothesis of {label}.",
+            predicted_label="neutral",
+            predicted_confidence=0.6,
+            correct_label=label,
+        )
+        intake.review([correction.pk], by=curator, status="accepted")
+
+
+def text_of(response):
+    """The page's words, without markup, white space collapsed."""
+    body = re.sub(r"<(script|style)\b.*?</\1>", " ", response.content.decode(), flags=re.S)
+    return " ".join(re.sub(r"<[^>]+>", " ", body).split())
+
+
+def said(response):
+    return [str(message) for message in get_messages(response.wsgi_request)]
+
+
+def config_data(**changes):
+    form = RequestTrainingForm()
+    data = {name: form[name].value() for name in form.config_names}
+    data = {name: value for name, value in data.items() if value is not False}
+    return {"preset": "default", "scope": "user", "reason": "new field"} | data | changes
+
+
+def url(version, what="change"):
+    return f"{VERSIONS}{version.pk}/{what}/"
+
+
+# --- The first page -------------------------------------------------------------------------------
+
+
+def test_a_new_system_says_that_the_base_serves_and_what_is_missing(ada, db):
+    page = text_of(ada.get(INDEX))
+    assert "The base" in page
+    assert "0 accepted corrections of 100." in page
+    assert "Nothing waits for you" in page
+
+
+def test_a_curator_is_told_how_much_waits_for_review(curt, curator):
+    intake.record_correction(
+        by=curator,
+        premise="It rained on three days.",
+        hypothesis="It rained on most days.",
+        predicted_label="supports",
+        predicted_confidence=0.7,
+        correct_label="neutral",
+    )
+    page = text_of(curt.get(INDEX))
+    assert "1 corrections wait for review." in page
+    assert "Last shadow verdict" not in page  # not theirs to see
+
+
+def test_the_correction_rate_is_told_with_its_n(ada, administrator):
+    hour = timezone.now().replace(minute=0, second=0, microsecond=0)
+    PredictionTally.objects.create(hour=hour, label="supports", count=40)
+    intake.record_correction(
+        by=administrator,
+        premise="It rained on three days.",
+        hypothesis="It rained on most days.",
+        predicted_label="supports",
+        predicted_confidence=0.7,
+        correct_label="neutral",
+    )
+    page = text_of(ada.get(INDEX))
+    assert "2.5 %" in page
+    assert "1 of 40 pairs answered in the last 30 days" in page
+
+
+def test_a_releaser_is_sent_to_a_version_nobody_decided_about(rita, make_version):
+    version = make_version()
+    response = rita.get(INDEX)
+    assert "v1 is better than the base." in text_of(response)
+    assert url(version).encode() in response.content
+
+
+def test_the_running_run_is_shown_with_its_progress(tina, trainer):
+    run = running(trainer, stage="sibling 2", step=30, total_steps=120, eta_seconds=75)
+    response = tina.get(INDEX)
+    page = text_of(response)
+    assert "Training sibling 3 of 5, blind to fold 2" in page
+    assert "step 30 of 120" in page
+    assert "about 1 min 15 s left" in page
+    assert f"{RUNS}{run.pk}/progress/".encode() in response.content
+
+
+def test_a_queued_run_nobody_works_on_is_the_most_pressing_thing(tina, trainer, settings, tmp_path):
+    settings.CACHES = {
+        "default": {
+            "BACKEND": "django.core.cache.backends.filebased.FileBasedCache",
+            "LOCATION": str(tmp_path / "no-probes"),
+        }
+    }
+    run = make_run(trainer)
+    assert f"Run {run.pk} waits, and no training worker has answered" in text_of(tina.get(INDEX))
+
+
+# --- Runs -----------------------------------------------------------------------------------------
+
+
+def test_the_list_of_runs_names_state_and_outcome(tina, trainer, make_version):
+    make_version()
+    running(trainer, stage="calibration", step=9, total_steps=10)
+    page = text_of(tina.get(RUNS))
+    assert "succeeded" in page
+    assert "Calibrating, 90 %" in page
+    assert "v1" in page
+
+
+def test_a_failed_run_explains_itself(tina, trainer):
+    run = make_run(trainer, status="failed", error="Not enough memory for batch_size 64; lower it.")
+    page = text_of(tina.get(f"{RUNS}{run.pk}/change/"))
+    assert "It failed Not enough memory for batch_size 64; lower it." in page
+
+
+def test_progress_is_answered_as_data(tina, trainer):
+    run = running(
+        trainer,
+        stage="released",
+        step=30,
+        total_steps=120,
+        eta_seconds=75,
+        loss_curve=[[1, 1.2], [2, 0.8]],
+        log_tail="Training on all rows.",
+    )
+    progress = tina.get(f"{RUNS}{run.pk}/progress/").json()
+    assert progress["status"] == "running"
+    assert progress["stage"] == "Training the adapter to release"
+    assert progress["fraction"] == pytest.approx(0.25)
+    assert progress["eta"] == "about 1 min 15 s left"
+    assert progress["log"] == "Training on all rows."
+    assert progress["figure"]["data"][0]["x"] == [1, 2]
+
+
+def test_a_trainer_cancels_a_run(tina, trainer):
+    run = make_run(trainer)
+    response = tina.post(f"{RUNS}{run.pk}/cancel/")
+    run.refresh_from_db()
+    assert run.status == "cancelled"
+    assert run.cancel_requested_by == trainer
+    assert response.url == f"{RUNS}{run.pk}/change/"
+
+
+def test_cancelling_a_run_that_is_over_is_refused_in_words(tina, trainer):
+    run = make_run(trainer, status="succeeded")
+    assert "already over" in said(tina.post(f"{RUNS}{run.pk}/cancel/"))[0]
+
+
+def test_cancelling_is_for_post_and_for_trainers(tina, rita, trainer):
+    run = make_run(trainer)
+    assert tina.get(f"{RUNS}{run.pk}/cancel/").status_code == 405
+    assert rita.post(f"{RUNS}{run.pk}/cancel/").status_code == 403
+    run.refresh_from_db()
+    assert run.cancel_requested_at is None
+
+
+def test_training_is_requested_with_a_config_of_its_own(tina, trainer, three_verdicts):
+    response = tina.post(REQUEST, config_data(rank=4, domain="medicine", corrections_only=""))
+    run = TrainingRun.objects.get()
+    assert response.url == f"{RUNS}{run.pk}/change/"
+    assert (run.requested_by, run.domain, run.reason) == (trainer, "medicine", "new field")
+    assert TrainConfig.from_mapping(run.config) == TrainConfig(rank=4)
+
+
+def test_every_wrong_value_is_told_at_its_field(tina, db):
+    response = tina.post(REQUEST, config_data(rank=0, dropout=2, reason=""))
+    assert response.status_code == 400
+    errors = response.context["form"].errors
+    assert set(errors) == {"rank", "dropout", "reason"}
+    assert errors["rank"] == ["0 is not between 1 and 256"]
+    assert not TrainingRun.objects.exists()
+
+
+def test_too_few_verdicts_are_refused_in_words_and_what_was_typed_stays(tina, db):
+    response = tina.post(REQUEST, config_data(reason="try"))
+    assert response.status_code == 409
+    assert "There are 0 accepted verdicts to train on" in text_of(response)
+    assert "try" in response.content.decode()
+
+
+def test_the_form_starts_from_a_preset_or_a_former_run(tina, trainer):
+    assert tina.get(f"{REQUEST}?preset=seed").context["form"]["epochs"].value() == 3
+    run = make_run(trainer, domain="law")
+    TrainingRun.objects.update(config=TrainConfig(rank=32).to_dict())
+    form = tina.get(f"{REQUEST}?like={run.pk}").context["form"]
+    assert (form["rank"].value(), form["domain"].value()) == (32, "law")
+
+
+def test_a_wrong_preset_is_told(tina, db):
+    response = tina.post(REQUEST, config_data(preset="nonsense"))
+    assert response.status_code == 400
+
+
+def test_only_trainers_request_training(rita, db):
+    assert rita.get(REQUEST).status_code == 403
+    assert rita.post(REQUEST, config_data()).status_code == 403
+
+
+def test_the_form_has_every_field_of_the_config_and_explains_it():
+    names = {field.name for field in fields(TrainConfig)} - {"preset"}
+    assert set(CONFIG_HELP) == names
+    shown = [
+        field.name for _, members in RequestTrainingForm().config_groups() for field in members
+    ]
+    assert sorted(shown) == sorted(names)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_form_sent_back_unchanged_is_the_preset(preset):
+    form = RequestTrainingForm(preset=preset)
+    data = {name: form[name].value() for name in form.config_names}
+    sent = RequestTrainingForm(
+        {"preset": preset, "scope": "user", "reason": "x"}
+        | {name: value for name, value in data.items() if value is not False}
+    )
+    assert sent.is_valid(), sent.errors
+    assert TrainConfig.from_mapping(sent.cleaned_data["config"]) == PRESETS[preset]
+
+
+# --- Versions -------------------------------------------------------------------------------------
+
+
+def test_the_list_tells_what_serves_what_served_and_what_never_did(rita, releaser, make_version):
+    first = make_version()
+    promote(first, releaser)
+    promote(make_version(against=first), releaser)
+    make_version()
+    page = text_of(rita.get(VERSIONS))
+    assert [page.index(state) for state in ("never served", "serving", "was serving")] == sorted(
+        page.index(state) for state in ("never served", "serving", "was serving")
+    )
+    assert "(n = 200)" in page
+
+
+def test_a_version_shows_its_evidence_with_every_n(rita, make_version):
+    version = make_version()
+    page = text_of(rita.get(url(version)))
+    assert "v1 is better than the base." in page
+    assert "on 200 pairs from 40 sources" in page
+    assert "95 % interval" in page
+    assert "on 600 general pairs the base has 72.0 % right and v1 71.0 %" in page
+    assert "role swap" in page
+    assert "Two of nine wards stopped using the drug." in page
+    assert "below the wished-for 85%" in page
+    assert "fitted on 200 out-of-fold pairs" in page
+
+
+def test_an_inconclusive_verdict_says_how_many_more_pairs_would_decide(rita, make_version):
+    version = make_version(verdict="inconclusive")
+    assert "About 140 more reviewed pairs would decide it." in text_of(rita.get(url(version)))
+
+
+def test_evidence_against_what_no_longer_serves_is_marked(rita, releaser, make_version):
+    first, second = make_version(), make_version()
+    promote(first, releaser)
+    page = text_of(rita.get(url(second)))
+    assert "This compares it with the base, which no longer serves." in page
+
+
+def test_a_version_without_any_figures_still_has_a_page(rita, make_version):
+    version = make_version()
+    version.evaluations.update(figures={}, per_label={}, guard={}, flips=[])
+    assert "no rows of known probability" in text_of(rita.get(url(version)))
+
+
+def test_a_version_is_evaluated_again(tina, make_version):
+    version = make_version()
+    tina.post(url(version, "evaluate"))
+    run = TrainingRun.objects.get(kind="shadow")
+    assert run.version == version
+
+
+def test_evaluating_is_for_post_and_for_trainers(tina, rita, make_version):
+    version = make_version()
+    assert tina.get(url(version, "evaluate")).status_code == 405
+    assert rita.post(url(version, "evaluate")).status_code == 403
+
+
+# --- Promote --------------------------------------------------------------------------------------
+
+
+def confirm(client, version, **changes):
+    form = client.get(url(version, "promote")).context["form"]
+    data = {"expected_revision": form["expected_revision"].value(), "reason": "measured better"}
+    return client.post(url(version, "promote"), data | changes)
+
+
+def test_the_confirmation_shows_what_changes_and_changes_nothing(rita, make_version):
+    version = make_version()
+    response = rita.get(url(version, "promote"))
+    page = text_of(response)
+    assert "Answered by the base v1" in page
+    assert "Accuracy" in page
+    assert "Every ward stopped using the drug." in page
+    assert response.context["form"]["expected_revision"].value() == 0
+    assert registry.serving().version is None
+
+
+def test_a_releaser_promotes_with_a_reason(rita, releaser, make_version):
+    version = make_version()
+    response = confirm(rita, version)
+    assert response.url == url(version)
+    assert registry.serving().version == version
+    entry = Promotion.objects.get()
+    assert (entry.by, entry.reason) == (releaser, "measured better")
+
+
+def test_without_a_reason_nothing_is_promoted(rita, make_version):
+    response = confirm(rita, make_version(), reason=" ")
+    assert response.status_code == 400
+    assert "reason" in response.context["form"].errors
+    assert registry.serving().version is None
+
+
+def test_a_stale_confirmation_is_refused_naming_who_was_faster(rita, administrator, make_version):
+    first, second = make_version(), make_version()
+    shown = rita.get(url(second, "promote")).context["form"]["expected_revision"].value()
+    promote(first, administrator)
+    response = rita.post(
+        url(second, "promote"), {"expected_revision": shown, "reason": "measured better"}
+    )
+    assert response.status_code == 409
+    page = text_of(response)
+    assert "ada promoted v1" in page
+    assert registry.serving().version == first
+
+
+def test_inconclusive_evidence_needs_the_box_ticked(rita, make_version):
+    version = make_version(verdict="inconclusive")
+    assert set(rita.get(url(version, "promote")).context["form"].fields) == {
+        "expected_revision",
+        "reason",
+        "acknowledge",
+    }
+    assert confirm(rita, version).status_code == 409
+    assert registry.serving().version is None
+    confirm(rita, version, acknowledge="on")
+    assert registry.serving().version == version
+    assert Promotion.objects.get().acknowledged
+
+
+def test_a_worse_version_needs_an_override(rita, make_version):
+    version = make_version(verdict="worse")
+    refused = confirm(rita, version)
+    assert "override the gate" in text_of(refused)
+    confirm(rita, version, override="on", reason="the old one is withdrawn by law")
+    assert Promotion.objects.get().overridden
+
+
+def test_without_evidence_against_what_serves_there_is_nothing_to_confirm(
+    rita, releaser, make_version
+):
+    first, second = make_version(), make_version()
+    promote(first, releaser)
+    page = rita.get(url(second, "promote"))
+    assert "Nothing compares v2 with v1" in text_of(page)
+    assert 'name="reason"' not in page.content.decode()
+
+
+def test_only_releasers_promote_and_roll_back(tina, curt, make_version):
+    version = make_version()
+    for client in (tina, curt):
+        assert client.get(url(version, "promote")).status_code == 403
+        assert client.post(url(version, "promote")).status_code == 403
+        assert client.get(ROLLBACK).status_code == 403
+        assert client.post(ROLLBACK).status_code == 403
+    assert "Promote" not in text_of(tina.get(VERSIONS))
+
+
+# --- Roll back, the ledger ------------------------------------------------------------------------
+
+
+def back(client, to=""):
+    form = client.get(ROLLBACK, {"to": to}).context["form"]
+    data = {"expected_revision": form["expected_revision"].value(), "reason": "complaints"}
+    return client.post(f"{ROLLBACK}?to={to}", data)
+
+
+@pytest.fixture
+def three_promoted(make_version, releaser):
+    first = make_version()
+    promote(first, releaser)
+    second = make_version(against=first)
+    promote(second, releaser)
+    third = make_version(against=second)
+    promote(third, releaser)
+    return first, second, third
+
+
+def test_rolling_back_restores_the_one_before(rita, three_promoted):
+    assert "Roll back to v2?" in text_of(rita.get(ROLLBACK))
+    back(rita)
+    assert registry.serving().version == three_promoted[1]
+
+
+def test_rolling_back_to_a_chosen_version_and_to_the_base(rita, three_promoted):
+    back(rita, to="v1")
+    assert registry.serving().version == three_promoted[0]
+    back(rita, to="base")
+    assert registry.serving().version is None
+
+
+def test_a_stale_rollback_is_refused(rita, administrator, three_promoted):
+    shown = rita.get(ROLLBACK).context["form"]["expected_revision"].value()
+    registry.rollback(by=administrator, reason="first")
+    response = rita.post(ROLLBACK, {"expected_revision": shown, "reason": "second"})
+    assert response.status_code == 409
+    assert "ada rolled back to v2" in text_of(response)
+    assert registry.serving().version == three_promoted[1]
+
+
+def test_there_is_nowhere_to_go_back_to_from_the_base(rita, db):
+    assert "The base already serves." in text_of(rita.get(ROLLBACK))
+
+
+@pytest.mark.parametrize("to", ["v9", "../etc", "2"])
+def test_a_version_that_never_served_is_not_rolled_back_to(rita, make_version, to):
+    make_version(), make_version()
+    assert rita.get(ROLLBACK, {"to": to}).status_code == 404
+
+
+def test_the_ledger_tells_who_what_why_and_on_what_evidence(rita, three_promoted):
+    back(rita)
+    page = text_of(rita.get(LEDGER))
+    assert "v3 → v2" in page
+    assert "complaints" in page
+    assert "the base → v1" in page
+    assert "better" in page
+
+
+# --- The queue ------------------------------------------------------------------------------------
+
+
+def test_the_queue_page_shows_what_waits(tina, trainer, three_verdicts):
+    run = training.request(by=trainer, reason="now")
+    page = text_of(tina.get(f"{RUNS}queue/"))
+    assert f"training adapters_app.tasks.run {run.pk} not yet" in page
+    assert "adapters_app.tasks.reconcile" in page
+    assert "No worker is running." in page
+
+
+def test_the_queue_library_has_no_pages_of_its_own(ada, db):
+    assert {model._meta.app_label for model in admin.site._registry} <= {
+        "auth",
+        "adapters_app",
+        "corrections",
+    }
+    assert ada.get("/admin/django_q/schedule/").status_code == 404
+
+
+# --- Nothing writes around the domain's functions -------------------------------------------------
+
+
+@pytest.mark.parametrize("model", [TrainingRun, AdapterVersion, Promotion])
+@pytest.mark.parametrize("page", ["add", "1/delete", "1/change"])
+def test_not_even_an_administrator_writes_rows(ada, three_promoted, model, page):
+    before = list(model.objects.order_by("pk").values())
+    path = f"/admin/adapters_app/{model._meta.model_name}/{page}/"
+    response = ada.post(path, {"post": "yes", "reason": "forged", "number": 9})
+    assert response.status_code in {302, 403, 404, 405}
+    assert list(model.objects.order_by("pk").values()) == before
+
+
+@pytest.mark.parametrize("model", [Serving, Snapshot, ShadowEvaluation, CalibrationEvaluation])
+def test_other_records_have_no_editor(model):
+    assert not admin.site.is_registered(model)
+
+
+@pytest.mark.parametrize("path", [f"{RUNS}x/change/", f"{VERSIONS}99/change/", f"{RUNS}9/change/"])
+def test_what_is_not_there_is_not_found(ada, db, path):
+    assert ada.get(path).status_code == 404
+
+
+def test_an_account_without_a_role_sees_no_figures(client, django_user_model):
+    client.force_login(django_user_model.objects.create_user("eve", is_staff=True))
+    assert client.get(INDEX).status_code == 200
+    assert "Revision" not in text_of(client.get(INDEX))
+    for path in (RUNS, VERSIONS, LEDGER, f"{RUNS}queue/", REQUEST, ROLLBACK):
+        assert client.get(path).status_code == 403
+
+
+# --- Markup ---------------------------------------------------------------------------------------
+
+
+class Markup(HTMLParser):
+    """Collects what a content security policy or a screen reader would object to."""
+
+    def __init__(self):
+        super().__init__()
+        self.faults, self.labelled, self.controls = [], set(), []
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        if tag == "script" and "src" not in found and found.get("type") != "application/json":
+            self.faults.append("inline script")
+        if tag in {"script", "link", "img"}:
+            address = found.get("src") or found.get("href") or ""
+            if address.startswith(("http:", "https:", "//")):
+                self.faults.append(f"foreign {address}")
+        self.faults += [
+            f"{tag} {name}" for name in found if name.startswith("on") or name == "style"
+        ]
+        if tag == "label":
+            self.labelled.add(found.get("for"))
+        if tag in {"input", "select", "textarea"} and found.get("type") not in {"hidden", "submit"}:
+            self.controls.append(found)
+        if tag == "th" and "scope" not in found and "column" not in found.get("class", ""):
+            self.faults.append("th without scope")
+
+    def unlabelled(self):
+        return [
+            control
+            for control in self.controls
+            if control.get("id") not in self.labelled and "aria-label" not in control
+        ]
+
+
+@pytest.fixture
+def pages(ada, three_promoted, trainer):
+    run = running(trainer, stage="sibling 0", loss_curve=[[1, 1.0]])
+    return {
+        path: ada.get(path)
+        for path in (
+            INDEX,
+            REQUEST,
+            ROLLBACK,
+            f"{RUNS}{run.pk}/change/",
+            f"{RUNS}queue/",
+            url(three_promoted[0]),
+            url(three_promoted[0], "promote"),
+        )
+    }
+
+
+def test_pages_need_no_inline_script_and_no_other_host(pages):
+    for path, response in pages.items():
+        markup = Markup()
+        markup.feed(response.content.decode())
+        assert not markup.faults, path
+        assert not markup.unlabelled(), path

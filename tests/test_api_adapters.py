@@ -1,0 +1,250 @@
+"""/api/v1: training runs, adapters, what serves, evaluations, calibrations, the ledger, stats."""
+
+import io
+import zipfile
+
+import pytest
+
+from adapters_app import training
+from adapters_app.models import Promotion, TrainingRun
+from tests.versions import promote
+
+pytest_plugins = ("tests.serving",)
+
+API = "/api/v1"
+
+
+@pytest.fixture
+def rita(make_version, as_user):
+    return as_user("rita")
+
+
+@pytest.fixture
+def tom(on_tiny, as_user):
+    return as_user("tom")
+
+
+def decide(client, path, **body):
+    return client.post(
+        f"{API}/adapters/{path}", {"reason": "measured better"} | body, format="json"
+    )
+
+
+# --- adapters -------------------------------------------------------------------------------------
+
+
+def test_versions_are_listed_newest_first_and_inspected_by_name_or_number(rita, make_version):
+    first, second = make_version(), make_version()
+    listed = rita.get(f"{API}/adapters").json()
+    assert listed["count"] == 2
+    assert [row["name"] for row in listed["results"]] == ["v2", "v1"]
+    for name in ("v1", "1"):
+        shown = rita.get(f"{API}/adapters/{name}").json()
+        assert shown["artifact_digest"] == first.artifact_digest
+        assert shown["created_by"] == "tom"
+    assert second.artifact_digest != first.artifact_digest
+
+
+@pytest.mark.parametrize(
+    "name", ["v99", "999999999", "9999999999999999999999", "x", "%00", "..%2f"]
+)
+def test_an_unknown_version_is_404(rita, name):
+    response = rita.get(f"{API}/adapters/{name}")
+    assert response.status_code == 404
+    assert response.json()["detail"]
+
+
+def test_promote_and_roll_back(rita, make_version):
+    make_version()
+    promoted = decide(rita, "v1/promote", expected_revision=0)
+    assert promoted.status_code == 200
+    assert promoted.json() | {"action": "promote", "version": "v1", "by": "rita"} == promoted.json()
+    serving = rita.get(f"{API}/adapters/serving").json()
+    assert (serving["version"], serving["revision"]) == ("v1", 1)
+    assert serving["calibration"] == "v1/c1 (temperature)"
+    assert decide(rita, "rollback", expected_revision=1).json()["version"] is None
+    assert rita.get(f"{API}/adapters/serving").json()["revision"] == 2
+    assert rita.get(f"{API}/promotions").json()["count"] == 2
+
+
+def test_roll_back_to_a_named_version(rita, make_version, cast):
+    first = make_version()
+    promote(first, cast["rita"])
+    promote(make_version(against=first), cast["rita"])
+    assert decide(rita, "rollback", to="v1").json()["version"] == "v1"
+    assert decide(rita, "rollback", to="base").json()["version"] is None
+    assert decide(rita, "rollback", to="v77").status_code == 400
+
+
+def test_a_stale_decision_is_409_and_says_who_was_faster(rita, make_version, cast):
+    first = make_version()
+    promote(first, cast["rita"])
+    make_version(against=first)
+    response = decide(rita, "v2/promote", expected_revision=0)
+    assert response.status_code == 409
+    assert "rita promoted v1" in response.json()["detail"]
+    assert Promotion.objects.count() == 1
+
+
+def test_the_gate_decides_behind_this_door_too(rita, make_version):
+    make_version(verdict="inconclusive")
+    make_version(verdict="worse")
+    assert decide(rita, "v1/promote", expected_revision=0).status_code == 409
+    assert decide(rita, "v2/promote", expected_revision=0).status_code == 409
+    accepted = decide(rita, "v1/promote", expected_revision=0, acknowledge=True)
+    assert accepted.json()["acknowledged"] is True
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"reason": "", "expected_revision": 0}, "reason"),
+        ({"reason": "x"}, "expected_revision"),
+        ({"reason": "x", "expected_revision": -1}, "expected_revision"),
+        ({"reason": "x", "expected_revision": 2**63 - 1}, "expected_revision"),
+        ({"reason": "x", "expected_revision": "soon"}, "expected_revision"),
+        ({"reason": "a\0", "expected_revision": 0}, "reason"),
+        ({"reason": "x" * 2_001, "expected_revision": 0}, "reason"),
+        ({"reason": "x", "expected_revision": 0, "override": "perhaps"}, "override"),
+    ],
+)
+def test_promote_names_the_wrong_field(rita, make_version, body, field):
+    make_version()
+    response = rita.post(f"{API}/adapters/v1/promote", body, format="json")
+    assert response.status_code == 400
+    assert list(response.json()) == [field]
+
+
+@pytest.mark.parametrize("accept", ["*/*", "text/markdown", "application/zip", "application/json"])
+def test_model_card_and_download(rita, make_version, accept):
+    make_version()
+    card = rita.get(f"{API}/adapters/v1/card", HTTP_ACCEPT=accept)
+    assert card["Content-Type"].startswith("text/markdown")
+    assert card.content.startswith(b"# Adapter 1")
+    response = rita.get(f"{API}/adapters/v1/download", HTTP_ACCEPT=accept)
+    assert 'filename="v1.zip"' in response["Content-Disposition"]
+    archive = zipfile.ZipFile(io.BytesIO(b"".join(response.streaming_content)))
+    assert archive.testzip() is None
+    assert sorted(archive.namelist()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "manifest.json",
+    ]
+
+
+def test_a_download_whose_files_are_gone_is_503_and_named(rita, make_version, on_tiny):
+    make_version()
+    for path in [*on_tiny.rglob("store/**/*.json"), *on_tiny.rglob("cache/**/*.json")]:
+        path.unlink()
+    response = rita.get(f"{API}/adapters/v1/download")
+    assert response.status_code == 503
+    assert "v1" in response.json()["detail"]
+
+
+# --- training runs --------------------------------------------------------------------------------
+
+
+def test_a_request_below_the_floor_is_409_with_the_reason(tom):
+    response = tom.post(f"{API}/training-runs", {"reason": "new domain"}, format="json")
+    assert response.status_code == 409
+    assert "at least 60 are needed" in response.json()["detail"]
+    assert not TrainingRun.objects.exists()
+
+
+def test_a_shadow_evaluation_is_requested_followed_and_cancelled(tom, make_version):
+    make_version()
+    body = {"kind": "shadow", "version": "v1", "reason": "measure again"}
+    requested = tom.post(f"{API}/training-runs", body, format="json")
+    assert requested.status_code == 201
+    run = requested.json()
+    assert (run["status"], run["version"], run["requested_by"]) == ("queued", "v1", "tom")
+    assert "fencing_token" not in run
+    url = f"{API}/training-runs/{run['id']}"
+    assert tom.get(url).json() == run
+    cancelled = tom.post(f"{url}/cancel")
+    assert (cancelled.status_code, cancelled.json()["status"]) == (200, "cancelled")
+    again = tom.post(f"{url}/cancel")
+    assert (again.status_code, "already over" in again.json()["detail"]) == (409, True)
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"kind": "nonsense"}, "kind"),
+        ({"kind": "shadow"}, "version"),
+        ({"kind": "shadow", "version": "v9"}, "version"),
+        ({"version": "v1"}, "version"),
+        ({"scope": 5}, "scope"),
+        ({"domain": "x" * 101}, "domain"),
+        ({"config": []}, "config"),
+        ({"config": {"target_modules": "a\0b"}}, "config"),
+    ],
+)
+def test_a_wrong_request_names_the_field(tom, body, field):
+    response = tom.post(f"{API}/training-runs", body, format="json")
+    assert response.status_code == 400
+    assert list(response.json()) == [field]
+
+
+@pytest.mark.parametrize("config", [{"nonsense": 1}, {"rank": 0}, {"rank": "x"}, {"rank": [1]}])
+def test_an_impossible_config_is_409_and_names_the_key(tom, config):
+    response = tom.post(f"{API}/training-runs", {"config": config}, format="json")
+    assert response.status_code == 409
+    assert next(iter(config)) in response.json()["detail"]
+
+
+def test_runs_are_filtered(tom, make_version, cast):
+    version = make_version()
+    training.request(by=cast["tom"], kind="shadow", version=version)
+    assert tom.get(f"{API}/training-runs?status=queued").json()["count"] == 1
+    assert tom.get(f"{API}/training-runs?status=succeeded&kind=train").json()["count"] == 1
+    assert tom.get(f"{API}/training-runs?status=%00").status_code == 400
+
+
+# --- evaluations, calibrations, ledger, stats -----------------------------------------------------
+
+
+def test_evaluations_and_calibrations_of_a_version(rita, make_version):
+    first = make_version()
+    make_version(against=first)
+    assert rita.get(f"{API}/shadow-evaluations").json()["count"] == 2
+    (row,) = rita.get(f"{API}/shadow-evaluations?version=v2").json()["results"]
+    assert (row["candidate"], row["incumbent"], row["verdict"]) == ("v2", "v1", "better")
+    assert "flips" not in row
+    assert rita.get(f"{API}/shadow-evaluations/{row['id']}").json()["flips"] == []
+    (row,) = rita.get(f"{API}/calibrations?version=1").json()["results"]
+    assert (row["name"], row["parameters"]) == ("v1/c1 (temperature)", {"temperature": 2.0})
+    assert rita.get(f"{API}/calibrations?version=base").json()["count"] == 0
+    assert rita.get(f"{API}/calibrations?version=x").status_code == 400
+
+
+def test_stats(rita, make_version):
+    make_version()
+    stats = rita.get(f"{API}/stats").json()
+    assert stats["serving"]["version"] is None
+    assert stats["adapter_versions"] == 1
+    assert stats["training_runs"] == {"succeeded": 1}
+    assert stats["training_triggers"]["should_train"] is False
+    assert all(row["sentence"] for row in stats["training_triggers"]["conditions"])
+
+
+@pytest.mark.parametrize("query", ["page=0", "page=x", "page=99999999999999999999", "page=%00"])
+def test_a_page_that_is_not_there_is_404(rita, query):
+    assert rita.get(f"{API}/adapters?{query}").status_code == 404
+
+
+def test_pages_are_bounded(rita):
+    assert rita.get(f"{API}/adapters?page_size=1000000").status_code == 200
+
+
+def test_the_schema_names_every_endpoint_and_its_ui_needs_no_network(rita, client, cast):
+    schema = rita.get(f"{API}/schema?format=json").json()
+    for path in ("nli", "corrections", "training-runs", "adapters", "stats", "calibrations"):
+        assert f"/api/v1/{path}" in schema["paths"]
+    assert client.get(f"{API}/docs").status_code == 302
+    client.force_login(cast["rita"])
+    page = client.get(f"{API}/docs")
+    assert page.status_code == 200
+    assert b"//cdn" not in page.content
+    assert b"drf_spectacular_sidecar/swagger-ui" in page.content

@@ -1,0 +1,140 @@
+"""Concurrent requests share a pass; nobody waits for company, and a bad request fails alone."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from inference.batching import Batcher, ForwardFailed, Overloaded
+
+GOOD, BAD = ("p", "h"), ("bad", "h")
+
+
+class Model:
+    """Stands in for a predictor: a pass waits at `gate`, and a bad pair makes it fail."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.started = threading.Event()
+        self.passes: list[int] = []
+
+    def logits(self, pairs):
+        self.passes.append(len(pairs))
+        self.started.set()
+        self.gate.wait(10)
+        if BAD in pairs:
+            raise RuntimeError("CUDA out of memory")
+        return np.array([[len(p), len(h), i] for i, (p, h) in enumerate(pairs)], dtype=np.float32)
+
+
+@pytest.fixture
+def model():
+    return Model()
+
+
+def queued(batcher: Batcher, n: int) -> None:
+    """Wait until n jobs are in the queue (the batcher's own condition tells of nothing earlier)."""
+    deadline = threading.Event()
+    for _ in range(1000):
+        with batcher._turn:
+            if len(batcher._queue) >= n:
+                return
+        deadline.wait(0.01)
+    raise AssertionError("nobody queued")
+
+
+def test_a_lone_request_runs_at_once(model):
+    model.gate.set()
+    logits = Batcher(max_pairs=8, max_waiting=8).logits(model, [GOOD, GOOD])
+    assert logits.shape == (2, 3)
+    assert model.passes == [2]
+
+
+def test_requests_that_arrive_during_a_pass_share_the_next_one_and_get_their_own_rows(model):
+    batcher = Batcher(max_pairs=8, max_waiting=100)
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(batcher.logits, model, [GOOD])
+        assert model.started.wait(10)
+        others = [pool.submit(batcher.logits, model, [("x" * n, "h")] * n) for n in (1, 2, 3)]
+        queued(batcher, 3)
+        model.gate.set()
+        assert first.result(10).shape == (1, 3)
+        for n, other in zip((1, 2, 3), others, strict=True):
+            assert other.result(10)[:, 0].tolist() == [n] * n
+    assert model.passes == [1, 6]
+
+
+def test_a_pass_holds_no_more_than_max_pairs_but_a_larger_request_still_goes(model):
+    batcher = Batcher(max_pairs=4, max_waiting=100)
+    with ThreadPoolExecutor(4) as pool:
+        pool.submit(batcher.logits, model, [GOOD])
+        assert model.started.wait(10)
+        others = [pool.submit(batcher.logits, model, [GOOD] * n) for n in (3, 3, 9)]
+        queued(batcher, 3)
+        model.gate.set()
+        for other in others:
+            other.result(10)
+    assert sorted(model.passes) == [1, 3, 3, 9]
+
+
+def test_different_predictors_never_share_a_pass(model):
+    batcher, other = Batcher(max_pairs=8, max_waiting=100), Model()
+    other.gate.set()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(batcher.logits, model, [GOOD])
+        assert model.started.wait(10)
+        second = pool.submit(batcher.logits, other, [GOOD])
+        queued(batcher, 1)
+        model.gate.set()
+        first.result(10)
+        second.result(10)
+    assert (model.passes, other.passes) == ([1], [1])
+
+
+def test_a_bad_request_fails_alone(model):
+    batcher = Batcher(max_pairs=8, max_waiting=100)
+    with ThreadPoolExecutor(3) as pool:
+        pool.submit(batcher.logits, model, [GOOD])
+        assert model.started.wait(10)
+        good = pool.submit(batcher.logits, model, [GOOD])
+        bad = pool.submit(batcher.logits, model, [BAD])
+        queued(batcher, 2)
+        model.gate.set()
+        assert good.result(10).shape == (1, 3)
+        with pytest.raises(ForwardFailed, match="out of memory"):
+            bad.result(10)
+
+
+def test_the_queue_is_bounded(model):
+    batcher = Batcher(max_pairs=4, max_waiting=4)
+    with ThreadPoolExecutor(3) as pool:
+        pool.submit(batcher.logits, model, [GOOD])
+        assert model.started.wait(10)
+        waiting = pool.submit(batcher.logits, model, [GOOD] * 4)
+        queued(batcher, 1)
+        with pytest.raises(Overloaded, match="4 pairs are waiting"):
+            batcher.logits(model, [GOOD])
+        model.gate.set()
+        waiting.result(10)
+
+
+def test_a_crash_of_the_pass_leaves_nobody_waiting(model):
+    """Even what nobody foresaw (here: an interrupt) frees the others."""
+
+    class Interrupted(Model):
+        def logits(self, pairs):
+            if self.started.is_set():
+                raise KeyboardInterrupt
+            return super().logits(pairs)
+
+    fragile = Interrupted()
+    batcher = Batcher(max_pairs=8, max_waiting=100)
+    with ThreadPoolExecutor(3) as pool:
+        pool.submit(batcher.logits, fragile, [GOOD])
+        assert fragile.started.wait(10)
+        others = [pool.submit(batcher.logits, fragile, [GOOD]) for _ in range(2)]
+        queued(batcher, 2)
+        fragile.gate.set()
+        errors = {type(other.exception(10)) for other in others}
+    assert errors == {KeyboardInterrupt, ForwardFailed}

@@ -1,0 +1,182 @@
+"""The whole loop as two people click it, in Chromium, on a system of its own with real workers."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
+
+from tests.conftest import ROOT
+from tests.programs import find_chromium
+from tests.tiny import tiny_base
+
+START_S = 120.0
+TRAINING_MS = 240_000
+STOP_S = 60.0
+PAIRS = [
+    {"premise": "No increase in falls was seen.", "nli_hypothesis": "The drug made falls common."},
+    {"premise": "Most patients were safe.", "nli_hypothesis": "Some patients were not safe."},
+]
+
+
+@dataclass(frozen=True)
+class System:
+    """A running server with the demo's accounts; `passwords` by user name."""
+
+    url: str
+    passwords: dict[str, str]
+
+    def answers(self) -> list[dict]:
+        """What a program gets from the API now, to the last digit."""
+        request = urllib.request.Request(  # noqa: S310  our own server
+            f"{self.url}/nli",
+            data=json.dumps({"pairs": PAIRS}).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
+            answered = json.load(response)
+        assert answered["ok"], answered
+        return answered["results"]
+
+
+@pytest.fixture
+def system(home: Path) -> Iterator[System]:
+    """`manage.py run --demo` on a tiny random base, which trains in seconds."""
+    port = _free_port()
+    log = home / "run.log"
+    environment = {
+        "LYRA_HOME": str(home),
+        "PORT": str(port),
+        "LYRA_BASE_MODEL": tiny_base(home / "base"),
+        "LYRA_COMPAT_OPEN": "1",
+        "LYRA_DEVICE": "cpu",
+    }
+    with log.open("w") as output:
+        server = subprocess.Popen(
+            [sys.executable, "manage.py", "run", "--demo"],
+            cwd=ROOT,
+            env=os.environ | environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        _until_it_answers(server, port, log)
+        lines = (home / "demo_accounts").read_text().splitlines()
+        yield System(f"http://127.0.0.1:{port}", dict(line.split() for line in lines))
+    finally:
+        server.terminate()
+        server.wait(timeout=STOP_S)
+
+
+@pytest.fixture
+def playwright() -> Iterator[Playwright]:
+    """For this test only: as long as it lives, Django refuses the database to this thread."""
+    with sync_playwright() as started:
+        yield started
+
+
+@pytest.fixture
+def browser(playwright: Playwright) -> Iterator[Browser]:
+    # As root Chromium starts only without its sandbox; it sees nothing but our own pages.
+    launched = playwright.chromium.launch(
+        executable_path=find_chromium(),
+        args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+    )
+    yield launched
+    launched.close()
+
+
+@pytest.fixture
+def page(browser: Browser, system: System) -> Iterator[Page]:
+    """A window where nothing goes wrong unseen: script errors, failed loads, foreign hosts."""
+    opened = browser.new_page(base_url=system.url)
+    faults: list[str] = []
+    opened.on("pageerror", lambda error: faults.append(str(error)))
+    opened.on(
+        "response",
+        lambda answer: faults.append(answer.url) if answer.status >= 500 else None,
+    )
+    opened.on(
+        "request",
+        lambda asked: None if asked.url.startswith(system.url) else faults.append(asked.url),
+    )
+    yield opened
+    assert faults == []
+
+
+def test_the_loop_from_correction_to_promotion_and_back(page: Page, system: System) -> None:
+    before = system.answers()
+
+    _sign_in(page, system, "curator")
+    page.get_by_role("link", name="Review them").click()
+    page.get_by_label("Select all objects on this page").check()
+    page.get_by_label("Action:").select_option("accept")
+    page.get_by_role("button", name="Go", exact=True).click()
+    expect(page.locator(".messagelist")).to_contain_text("corrections accepted")
+    page.get_by_role("button", name="Log out").click()
+
+    _sign_in(page, system, "releaser")
+    page.get_by_role("link", name="Request training").first.click()
+    page.get_by_label("Reason").fill("The first verdicts are reviewed.")
+    page.get_by_text("Change the configuration of this run").click()
+    page.get_by_label("Epochs").fill("1")
+    page.get_by_role("button", name="Request training").click()
+    expect(page.locator("progress")).to_be_visible()
+    # No click from here on: the page follows the run by itself.
+    page.get_by_role("link", name="Open v1").wait_for(timeout=TRAINING_MS)
+    expect(page.locator(".title-row .pill")).to_have_text("succeeded")
+    assert system.answers() == before  # nothing is promoted by a machine
+
+    page.get_by_role("link", name="Open v1").click()
+    expect(page.locator("figure.chart svg").first).to_be_visible()
+    page.get_by_role("link", name="Promote v1").click()
+    expect(page.get_by_role("heading", name="Promote v1?")).to_be_visible()
+    page.get_by_label("Reason").fill("Measured, read, decided.")
+    for box in page.locator("form.stacked input[type=checkbox]").all():
+        box.check()  # a random base learns little: the gate wants its acknowledgement
+    page.get_by_role("button", name="Promote v1").click()
+    expect(page.locator(".messagelist")).to_contain_text("From now on v1 answers.")
+    assert system.answers() != before
+
+    page.get_by_role("link", name="Roll back …").click()
+    page.get_by_label("Reason").fill("To see that the old answers come back.")
+    page.get_by_role("button", name="Roll back to the base").click()
+    expect(page.get_by_role("row").filter(has_text="v1 → the base")).to_be_visible()
+    assert system.answers() == before
+
+
+def _sign_in(page: Page, system: System, name: str) -> None:
+    page.goto("/admin/login/?next=/admin/")
+    page.get_by_label("Username").fill(name)
+    page.get_by_label("Password").fill(system.passwords[name])
+    page.get_by_role("button", name="Log in").click()
+    expect(page.get_by_role("heading", name="Correction loop")).to_be_visible()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _until_it_answers(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    """Wait for the model, not only for the web server."""
+    system = System(f"http://127.0.0.1:{port}", {})
+    deadline, pause = time.monotonic() + START_S, threading.Event()
+    while True:
+        try:
+            system.answers()
+            return
+        except (OSError, AssertionError):
+            if server.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"the server does not answer:\n{log.read_text()[-4000:]}")
+            pause.wait(0.2)

@@ -1,0 +1,119 @@
+"""Figures as data: what they show, and that plotly accepts them."""
+
+import json
+
+import plotly.graph_objects as go
+import pytest
+from django.contrib.staticfiles import finders
+
+from adapters_app import charts
+
+BINS = [
+    {"low": 0.0, "high": 0.5, "count": 0},
+    {"low": 0.5, "high": 0.9, "count": 30, "accuracy": 0.6, "confidence": 0.72, "gap": -0.12},
+    {"low": 0.9, "high": 1.0, "count": 12, "accuracy": 0.95, "confidence": 0.96, "gap": -0.01},
+]
+METRICS = {
+    "base": {"n": 200, "accuracy": 0.5},
+    "chosen_epoch": 2,
+    "epochs": [
+        {
+            "epoch": epoch,
+            "train_loss": 1.0 / epoch,
+            "choice_log_loss": 0.9 - 0.1 * epoch,
+            "choice_rows": 200,
+            "out_of_fold": {"n": 200, "accuracy": 0.5 + 0.1 * epoch},
+        }
+        for epoch in (1, 2)
+    ],
+}
+PHENOMENA = {
+    "negation": {"n": 50, "candidate": 0.7, "incumbent": 0.72, "base": 0.72},
+    "role_swap": {"n": 50, "candidate": 0.64, "incumbent": 0.6, "base": 0.6},
+}
+DIFFERENCE = {"estimate": 0.05, "low": 0.01, "high": 0.09}
+
+
+def accepted_by_plotly(figure):
+    """Validate as the page would draw it: a CSS variable stands for some colour."""
+    text = json.dumps(figure)
+    for name in ("candidate", "incumbent", "base", "good", "bad"):
+        text = text.replace(f'"--lyra-{name}"', '"#123456"')
+    for name in ("hairline-color", "border-color", "body-quiet-color", "body-fg"):
+        text = text.replace(f'"--{name}"', '"#123456"')
+    text = text.replace('"--lyra-card-bg"', '"#123456"').replace('"--font-family-primary"', '"f"')
+    assert '"--' not in text
+    return go.Figure(json.loads(text))
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        charts.loss_curve([[1, 1.1], [2, 0.9], [3, 0.8]]),
+        charts.epochs(METRICS),
+        charts.reliability(BINS, BINS),
+        charts.differences([("against v1", DIFFERENCE)]),
+        charts.guard(PHENOMENA, a="v1", b="v2"),
+    ],
+    ids=["loss", "epochs", "reliability", "differences", "guard"],
+)
+def test_plotly_accepts_every_figure(figure):
+    assert accepted_by_plotly(figure).data
+
+
+@pytest.mark.parametrize(
+    "nothing",
+    [
+        charts.loss_curve([]),
+        charts.epochs({}),
+        charts.reliability([], []),
+        charts.differences([("against v1", {"estimate": 0.1, "low": None, "high": None})]),
+        charts.guard({}, a="v1", b="v2"),
+    ],
+)
+def test_without_data_there_is_no_figure(nothing):
+    assert nothing is None
+
+
+def test_a_long_loss_curve_is_thinned_and_keeps_its_last_step():
+    figure = charts.loss_curve([[step, 1.0 / step] for step in range(1, 5001)])
+    steps = figure["data"][0]["x"]
+    assert len(steps) <= charts.MAX_POINTS + 1
+    assert (steps[0], steps[-1]) == (1, 5000)
+
+
+def test_the_moving_average_starts_at_the_first_value():
+    assert charts.smoothed([4.0, 4.0, 4.0]) == pytest.approx([4.0, 4.0, 4.0])
+    assert charts.smoothed([1.0, 0.0])[1] == pytest.approx(0.9 / 1.9)
+
+
+def test_epoch_zero_is_the_base_and_the_chosen_epoch_is_marked():
+    figure = charts.epochs(METRICS)
+    accuracy = next(line for line in figure["data"] if line["name"].startswith("accuracy"))
+    assert list(zip(accuracy["x"], accuracy["y"], strict=True)) == [(0, 0.5), (1, 0.6), (2, 0.7)]
+    assert figure["layout"]["shapes"][0]["x0"] == 2
+
+
+def test_empty_bins_are_not_drawn_and_each_point_has_its_n():
+    before = charts.reliability(BINS, BINS)["data"][1]
+    assert before["x"] == [0.72, 0.96]
+    assert before["customdata"] == [30, 12]
+
+
+def test_differences_are_in_points_with_both_ends_of_the_interval():
+    line = charts.differences([("against v1", DIFFERENCE)])["data"][0]
+    assert line["x"] == pytest.approx([5.0])
+    assert line["error_x"]["array"] == pytest.approx([4.0])
+    assert line["error_x"]["arrayminus"] == pytest.approx([4.0])
+
+
+def test_plotly_js_is_one_of_our_own_static_files():
+    assert finders.find("plotly/plotly.min.js").endswith("package_data/plotly.min.js")
+    assert finders.find("plotly/widgetbundle.js") is None
+    listed = [
+        f"{storage.prefix}/{name}"
+        for finder in finders.get_finders()
+        for name, storage in finder.list([])
+        if getattr(storage, "prefix", None) == "plotly"
+    ]
+    assert listed == ["plotly/plotly.min.js"]

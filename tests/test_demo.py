@@ -1,0 +1,124 @@
+"""The demo on a tiny random base and verdicts such a base can learn: every step is the real one."""
+
+import json
+import random
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from lyra_site import demo
+from tests.conftest import Manage
+from tests.tiny import WORDS, tiny_base
+
+# The label can be read off the hypothesis: nothing to understand, everything to learn.
+SIGNS = {"supports": "effective", "refutes": "risk", "neutral": "water"}
+PAGES = 60
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def learnable(tmp_path: Path) -> Path:
+    return _verdicts(tmp_path / "verdicts.jsonl", signs=SIGNS)
+
+
+def test_the_whole_loop_ends_where_it_began(manage: Manage, base: str, learnable: Path) -> None:
+    done = _demo(manage, base, learnable)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for step in ("import", "train", "calibrate", "shadow", "promote", "predict", "roll back"):
+        assert step in done.stdout
+    assert "better" in done.stdout
+
+
+def test_a_demo_whose_adapter_learns_nothing_fails(
+    manage: Manage, base: str, tmp_path: Path
+) -> None:
+    noise = _verdicts(tmp_path / "noise.jsonl", signs=dict.fromkeys(SIGNS, "water"))
+    done = _demo(manage, base, noise)
+    assert done.returncode == 1
+    assert "not better" in done.stderr
+
+
+def test_a_demo_with_a_step_that_fails_fails(manage: Manage, base: str, tmp_path: Path) -> None:
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(_verdicts(few, signs=SIGNS).read_text().splitlines(keepends=True)[:12]))
+    done = _demo(manage, base, few)
+    assert done.returncode == 1
+    assert "train_adapter failed" in done.stderr
+
+
+def test_the_demo_leaves_its_callers_home_alone(
+    manage: Manage, base: str, home: Path, tmp_path: Path
+) -> None:
+    _demo(manage, base, _verdicts(tmp_path / "few.jsonl", signs=SIGNS, pages=2))
+    assert {path.name for path in home.iterdir()} <= {"secret_key", "cache"}
+
+
+def test_setting_up_twice_changes_nothing(manage: Manage, base: str, home: Path) -> None:
+    assert manage("migrate", "--verbosity=0").returncode == 0
+    first = manage("setup_demo", "--json", LYRA_BASE_MODEL=base)
+    assert first.returncode == 0, first.stderr
+    accounts = home / "demo_accounts"
+    assert accounts.stat().st_mode & 0o777 == 0o600
+    kept = accounts.read_text()
+    second = manage("setup_demo", "--json", LYRA_BASE_MODEL=base)
+    assert second.returncode == 0, second.stderr
+    assert json.loads(first.stdout.splitlines()[-1])["imported"] is True
+    assert json.loads(second.stdout.splitlines()[-1])["imported"] is False
+    assert accounts.read_text() == kept
+
+
+@pytest.mark.django_db
+def test_demo_accounts_have_their_roles_and_passwords(client) -> None:
+    passwords = demo.make_accounts()
+    assert demo.make_accounts() == passwords
+    for name, password in passwords.items():
+        assert client.login(username=name, password=password)
+    releaser = client.login(username="releaser", password=passwords["releaser"]) and _user(client)
+    assert releaser.has_perms(["adapters_app.request_training", "adapters_app.promote_adapter"])
+    assert not releaser.has_perm("corrections.review_correction")
+
+
+def test_the_demos_verdicts_are_what_the_design_asks_for() -> None:
+    rows = [json.loads(line) for line in demo.VERDICTS.read_text(encoding="utf-8").splitlines()]
+    labels = [row["correct_label"] for row in rows]
+    assert len(rows) >= 600
+    assert len({row["page_id"] for row in rows}) >= 100
+    assert all(labels.count(label) >= 0.2 * len(rows) for label in SIGNS)
+    assert len({row["id"] for row in rows}) == len(rows)
+
+
+def _demo(manage: Manage, base: str, verdicts: Path) -> subprocess.CompletedProcess[str]:
+    """Few, fast steps: a tiny model learns a sign within them."""
+    settings = ("learning_rate=0.01", "epochs=6", "min_steps=1", "anchor_weight=0")
+    chosen = [word for setting in settings for word in ("--set", setting)]
+    return manage("demo", "--verdicts", str(verdicts), *chosen, LYRA_BASE_MODEL=base)
+
+
+def _verdicts(path: Path, *, signs: dict[str, str], pages: int = PAGES) -> Path:
+    """`pages` premises with six hypotheses each, labels balanced, as JSON Lines at `path`."""
+    draw = random.Random(0)
+    rows = []
+    for page in range(pages):
+        premise = f"{page} " + " ".join(draw.choices(WORDS, k=12))
+        for number, label in enumerate([*signs, *signs]):
+            words = draw.choices(WORDS, k=4)
+            rows.append(
+                {
+                    "id": f"{page}-{number}",
+                    "page_id": str(page),
+                    "premise": premise,
+                    "hypothesis": f"{signs[label]} {number} {' '.join(words)}",
+                    "correct_label": label,
+                }
+            )
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def _user(client):
+    return client.get("/livez").wsgi_request.user

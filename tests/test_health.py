@@ -1,0 +1,148 @@
+"""/livez, /readyz, /metrics, and what a lost database looks like."""
+
+from datetime import timedelta
+from unittest import mock
+
+import pytest
+from django.core.cache import cache
+from django.db import OperationalError, connection
+from django.utils import timezone
+
+from adapters_app import registry, training
+from inference import engine
+from lyra_site import health
+from tests.versions import PAIR, promote
+
+pytest_plugins = ("tests.serving",)
+
+SESSION = "sessionid=" + "a" * 32  # long enough to be looked up
+
+
+@pytest.fixture
+def warm(on_tiny, db):
+    engine.warm()
+
+
+@pytest.fixture
+def workers():
+    """Both clusters have just been heard of."""
+    cache.clear()
+    for cluster in health._cluster_names():
+        training.saw_probe(cluster)
+    yield
+    cache.clear()
+
+
+@pytest.fixture
+def no_database(db):
+    error = OperationalError("unable to open database file")
+    with mock.patch.object(connection, "cursor", side_effect=error):
+        yield
+
+
+def test_livez_looks_at_nothing(client):
+    assert client.get("/livez").status_code == 200  # without the db fixture: no query is allowed
+
+
+def test_ready_says_no_more_than_the_status_to_strangers(client, warm, workers):
+    response = client.get("/readyz")
+    assert (response.status_code, response.json()) == (200, {"status": "ok"})
+
+
+def test_ready_tells_the_entitled(as_user, warm, workers, tiny_model):
+    checks = as_user("rita").get("/readyz").json()["checks"]
+    assert checks["database"] == {"ok": True}
+    assert checks["model"]["digest"] == tiny_model.fingerprint
+    assert checks["queue"]["ok"] is True
+    assert "checks" not in as_user("alice").get("/readyz").json()
+
+
+def test_unready_until_the_model_is_loaded(client, on_tiny, db, monkeypatch):
+    asked = []
+    monkeypatch.setattr(engine, "warm_in_background", lambda: asked.append(1))
+    response = client.get("/readyz")
+    assert (response.status_code, response.json()) == (503, {"status": "unavailable"})
+    assert asked == [1]
+
+
+def test_unready_where_what_should_serve_cannot_be_loaded(
+    as_user, make_version, cast, warm, workers, on_tiny
+):
+    promote(make_version(), cast["rita"])
+    for path in [
+        *on_tiny.rglob("store/**/*.safetensors"),
+        *on_tiny.rglob("cache/**/*.safetensors"),
+    ]:
+        path.unlink()
+    response = as_user("rita").get("/readyz")
+    assert response.status_code == 503
+    assert "v1" in response.json()["checks"]["model"]["detail"]
+    assert as_user("rita").get("/livez").status_code == 200
+
+
+def test_a_stale_queue_degrades(as_user, warm, workers):
+    long_ago = timezone.now() - timedelta(hours=1)
+    cache.set("probe:lyra", long_ago, timeout=None)
+    response = as_user("rita").get("/readyz")
+    assert (response.status_code, response.json()["status"]) == (200, "degraded")
+    assert response.json()["checks"]["queue"]["clusters"]["lyra"]["ok"] is False
+
+
+def test_a_worker_that_trains_shows_itself_by_its_run(make_version, warm, workers):
+    long_ago = timezone.now() - timedelta(hours=1)
+    cache.set("probe:training", long_ago, timeout=None)
+    assert health._cluster("training")["ok"] is False
+    run = make_version().run
+    run.heartbeat_at = timezone.now()
+    run.save()
+    assert health._cluster("training")["ok"] is True
+
+
+def test_metrics_need_a_permission_and_tell_what_was_answered(as_user, client, warm, workers):
+    assert client.get("/metrics").status_code == 401
+    assert as_user("alice").get("/metrics").status_code == 403
+    as_user("alice").post("/api/v1/nli", {"pairs": [PAIR]}, format="json")
+    response = as_user("rita").get("/metrics", HTTP_ACCEPT="application/openmetrics-text")
+    assert response.status_code == 200
+    text = response.content.decode()
+    assert 'lyra_predictions_total{adapter="base"' in text
+    assert "lyra_forward_pass_pairs_count" in text
+    assert "lyra_serving_revision 0.0" in text
+    assert 'lyra_training_runs{status="queued"} 0.0' in text
+    assert 'lyra_queue_heartbeat_age_seconds{cluster="lyra"}' in text
+
+
+def test_a_lost_database_is_503_with_retry_after_everywhere(client, cast, warm, no_database):
+    headers = {"HTTP_AUTHORIZATION": "Token " + "a" * 64}
+    client.raise_request_exception = False
+    answers = [
+        client.get("/api/v1/adapters", **headers),
+        client.post("/api/v1/nli", {"pairs": [PAIR]}, content_type="application/json", **headers),
+        client.post("/nli", {"pairs": []}, content_type="application/json", **headers),
+        client.get("/admin/", HTTP_COOKIE=SESSION),
+        client.get("/tokens", HTTP_COOKIE=SESSION),
+    ]
+    for answer in answers:
+        assert answer.status_code == 503, answer.request["PATH_INFO"]
+        assert answer["Retry-After"] == "5"
+    assert client.get("/readyz").json() == {"status": "unavailable"}
+    assert client.get("/livez").status_code == 200
+
+
+def test_the_open_door_also_says_503_while_the_database_is_away(
+    client, settings, on_tiny, monkeypatch
+):
+    settings.LYRA_COMPAT_OPEN = True
+
+    def refuse():
+        raise OperationalError("database is locked")
+
+    monkeypatch.setattr(registry, "serving", refuse)
+    response = client.post("/nli", {"pairs": []}, content_type="application/json")
+    assert response.status_code == 503
+
+
+def test_unknown_paths_are_json_for_machines_and_pages_for_people(client, db):
+    assert client.get("/api/v1/nothing").json() == {"detail": "Not found."}
+    assert client.get("/nli/x").json() == {"detail": "Not found."}
+    assert client.get("/nothing")["Content-Type"].startswith("text/html")

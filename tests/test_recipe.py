@@ -1,0 +1,298 @@
+"""A whole run in this process, on a tiny base: what is learnt, judged, stored and registered."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from django.contrib.auth.models import User
+
+from adapters_app import evaluation, recipe, registry, snapshots, storage, training
+from adapters_app.models import AdapterVersion, ShadowEvaluation, TrainingRun
+from adapters_app.nli import artifact
+from adapters_app.nli.config import TrainConfig
+from adapters_app.nli.train import TrainingDiverged, train
+from adapters_app.recipe import CannotTrain, Stopped
+from adapters_app.training import CancelRequested
+from corrections.models import Correction
+from tests.verdicts import accept
+
+pytest_plugins = ("tests.serving",)
+
+# One epoch is a handful of steps on a model of a few thousand numbers.
+QUICK = {
+    "epochs": 2,
+    "min_steps": 0,
+    "batch_size": 16,
+    "learning_rate": 0.03,
+    "anchor_weight": 0,
+    "max_length": 64,
+}
+pytestmark = pytest.mark.usefixtures("on_tiny")
+
+
+@pytest.fixture
+def tina(db) -> User:
+    return User.objects.create_user("tina")
+
+
+@pytest.fixture
+def carry_out(tina) -> Callable[..., TrainingRun]:
+    """Request a run, claim it and carry it out here; the run as it is then."""
+
+    def do(*, should_stop=lambda: False, version=None, **config) -> TrainingRun:
+        if version is None:
+            run = training.request(by=tina, config=QUICK | config)
+        else:
+            run = training.request(by=tina, kind="shadow", version=version)
+        lease = training.claim(run.pk, worker="here:1", device="here:cpu")
+        recipe.carry_out(lease, should_stop=should_stop)
+        run.refresh_from_db()
+        return run
+
+    return do
+
+
+def evidence_of(run: TrainingRun) -> ShadowEvaluation:
+    return run.evaluations.get()
+
+
+def test_a_run_ends_with_a_version_its_calibrator_and_its_evidence(carry_out, monkeypatch):
+    accept(180, pages=30)
+    fits = []
+
+    def spy(base, examples, config, **rest):
+        fits.append(({example.premise for example in examples}, len(rest.get("evaluate", ()))))
+        return train(base, examples, config, **rest)
+
+    monkeypatch.setattr(recipe, "train", spy)
+    run = carry_out()
+    version = AdapterVersion.objects.get(run=run)
+    assert (run.status, run.snapshot.rows, run.error) == ("succeeded", 180, "")
+    assert run.step == run.total_steps > 0
+
+    rows = snapshots.load(run.snapshot)
+    for k, (seen, judged) in enumerate(fits[:5]):
+        held = {row.premise for row in rows if row.fold == k}
+        assert judged == len(held)
+        assert seen == {row.premise for row in rows} - held
+    assert len(fits[5][0]) == 180
+
+    for digest in [version.artifact_digest, *version.sibling_digests]:
+        stored = artifact.read(storage.fetch(digest), digest=digest)
+        assert stored.manifest["snapshot"] == run.snapshot.digest
+        assert stored.base_fingerprint == run.base_fingerprint == version.base_fingerprint
+    assert len({version.artifact_digest, *version.sibling_digests}) == 6
+
+    calibration = version.calibrations.get()
+    assert calibration.rows == 180
+    assert calibration.log_loss_after <= calibration.log_loss_before
+    evidence = evidence_of(run)
+    assert (evidence.rows, evidence.groups, evidence.incumbent) == (180, 30, None)
+    assert evidence.candidate_calibration == calibration
+    assert evidence.guard["n"] == 600
+    assert len(evidence.guard["phenomena"]) == 12
+    compared = evidence.figures["against_incumbent"]
+    assert compared["gained"] + compared["lost"] <= len(evidence.flips)
+    # The word that gives the label away is easily learnt: the chosen epoch is the best one.
+    assert compared["b"]["log_loss"] < compared["a"]["log_loss"]
+    epochs = version.metrics["epochs"]
+    best = min(epochs, key=lambda epoch: epoch["choice_log_loss"])
+    assert version.metrics["chosen_epoch"] == best["epoch"]
+
+
+def test_the_same_data_and_seed_give_the_same_artifact_which_is_not_compared_with_itself(
+    carry_out, tina
+):
+    accept()
+    first = carry_out().produced
+    second = carry_out().produced
+    assert first.artifact_digest == second.artifact_digest
+    assert first.sibling_digests == second.sibling_digests
+    registry.promote(first, by=tina, reason="test", expected_revision=0, override=True)
+    third = carry_out()
+    assert evidence_of(third).verdict == "inconclusive"
+    assert "identical" in evidence_of(third).advice[0]
+    with pytest.raises(training.TrainingRefused, match="not compared with itself"):
+        carry_out(version=second)
+
+
+def test_an_existing_version_is_measured_against_what_serves_now(carry_out, tina):
+    accept()
+    first, second = carry_out().produced, carry_out(seed=7).produced
+    registry.promote(first, by=tina, reason="test", expected_revision=0, override=True)
+    accept(30, pages=5, start=1000)
+    run = carry_out(version=second)
+    evidence = evidence_of(run)
+    assert (evidence.candidate, evidence.incumbent) == (second, first)
+    assert evidence.incumbent_calibration == registry.serving().calibration
+    assert (evidence.rows, evidence.later["n"], evidence.later["new_pages"]["n"]) == (120, 30, 30)
+    assert not AdapterVersion.objects.filter(run=run).exists()
+    # And a candidate is judged against the siblings of what serves, not against the base.
+    assert evidence_of(carry_out(seed=8)).incumbent == first
+
+
+def test_without_known_probabilities_nothing_is_claimed(carry_out):
+    accept(sampling="user")
+    run = carry_out()
+    evidence, calibration = evidence_of(run), run.produced.calibrations.get()
+    assert (calibration.method, calibration.rows) == ("none", 0)
+    assert (evidence.rows, evidence.figures["against_incumbent"]) == (0, None)
+    assert evidence.verdict in {"inconclusive", "worse"}  # worse only where the guard set fell
+    assert evidence.advice == [evaluation.NO_KNOWN_ROWS]
+
+
+def test_a_few_known_rows_are_too_few_to_calibrate_on(carry_out):
+    accept(sampling="user")
+    accept(20, pages=5, start=500)
+    run = carry_out()
+    calibration = run.produced.calibrations.get()
+    assert (calibration.method, calibration.rows) == ("none", 20)
+    assert run.produced.metrics["epochs"][0]["choice_rows"] == 110
+    assert evidence_of(run).rows == 20
+
+
+def test_the_sibling_of_an_empty_fold_is_the_released_fit(carry_out):
+    accept(folds=3)
+    version = carry_out().produced
+    assert version.sibling_digests[3:] == [version.artifact_digest] * 2
+    assert len(set(version.sibling_digests)) == 4
+
+
+def test_verdicts_from_one_fold_cannot_be_judged(carry_out):
+    accept(folds=1)
+    with pytest.raises(CannotTrain, match="more pages"):
+        carry_out()
+    assert not AdapterVersion.objects.exists()
+
+
+def test_verdicts_taken_back_after_the_request_are_noticed(tina):
+    accept()
+    run = training.request(by=tina, config=QUICK)
+    lease = training.claim(run.pk, worker="here:1", device="here:cpu")
+    Correction.objects.filter(correct_label="refutes").update(status="rejected")
+    with pytest.raises(CannotTrain, match="refutes"):
+        recipe.carry_out(lease, should_stop=lambda: False)
+
+
+def test_a_filter_learns_from_some_and_is_judged_on_all(carry_out):
+    accept(180, pages=30)
+    run = carry_out(corrections_only=True)
+    assert run.snapshot.rows == evidence_of(run).rows == 180
+
+
+def test_a_diverged_training_registers_nothing(carry_out, monkeypatch):
+    accept()
+
+    def diverge(*_, **__):
+        raise TrainingDiverged("the loss became nan at step 3")
+
+    monkeypatch.setattr(recipe, "train", diverge)
+    with pytest.raises(TrainingDiverged):
+        carry_out()
+    assert not AdapterVersion.objects.exists()
+
+
+def test_a_full_disk_is_noticed_before_the_work(carry_out, settings):
+    accept()
+    settings.LYRA_MIN_FREE_MIB = 10**9
+    with pytest.raises(CannotTrain, match="MiB are free"):
+        carry_out()
+
+
+@pytest.mark.parametrize("polls", [0, 3, 10, 25])
+def test_whoever_is_told_to_stop_stops(carry_out, polls):
+    accept()
+    looks = iter(range(1000))
+    with pytest.raises(Stopped):
+        carry_out(should_stop=lambda: next(looks) >= polls)
+    assert not AdapterVersion.objects.exists()
+
+
+@pytest.mark.parametrize("stage", ["snapshot", "base", "released", "storing", "registering"])
+def test_a_cancel_is_heard_at_every_stage(carry_out, tina, monkeypatch, stage):
+    accept()
+    beat = training.heartbeat
+
+    def cancel_then_beat(lease, **told):
+        if told.get("stage") == stage:
+            training.cancel(TrainingRun.objects.get(), by=tina)
+        beat(lease, **told)
+
+    monkeypatch.setattr(training, "heartbeat", cancel_then_beat)
+    with pytest.raises(CancelRequested):
+        carry_out()
+    assert not AdapterVersion.objects.exists()
+
+
+def test_a_cancel_in_the_last_moment_still_wins(carry_out, tina, monkeypatch):
+    accept()
+    succeed = training.succeed
+
+    def cancel_then_succeed(lease):
+        training.cancel(TrainingRun.objects.get(), by=tina)
+        succeed(lease)
+
+    monkeypatch.setattr(training, "succeed", cancel_then_succeed)
+    with pytest.raises(CancelRequested):
+        carry_out()
+    assert not AdapterVersion.objects.exists()
+    assert not ShadowEvaluation.objects.exists()
+
+
+def test_an_artifact_that_was_not_stored_is_never_registered(carry_out, monkeypatch):
+    accept()
+    monkeypatch.setattr(storage, "holds", lambda digest: False)
+    with pytest.raises(storage.ArtifactMissing):
+        carry_out()
+    assert not AdapterVersion.objects.exists()
+
+
+def test_a_served_version_of_another_base_is_named(carry_out, tina):
+    accept()
+    version = carry_out().produced
+    registry.promote(version, by=tina, reason="test", expected_revision=0, override=True)
+    AdapterVersion.objects.update(base_fingerprint="e" * 64)
+    with pytest.raises(CannotTrain, match="roll back to the base first"):
+        carry_out()
+
+
+def test_a_version_is_calibrated_again_on_more_verdicts(carry_out, tina):
+    accept()
+    version = carry_out().produced
+    accept(30, pages=5, start=1000)
+    fitted = recipe.calibrate_again(version, by=tina)
+    assert (fitted.number, fitted.rows, fitted.created_by) == (2, 120, tina)
+
+
+def test_verdicts_the_siblings_rule_out_are_listed():
+    rows = [row(1, "supports"), row(2, "refutes")]
+    probabilities = np.array([[0.98, 0.01, 0.01], [0.97, 0.02, 0.01]])
+    [doubtful] = evaluation.suspicious(probabilities, rows)
+    assert (doubtful["correction_id"], doubtful["predicted"]) == (2, "supports")
+
+
+def row(number: int, label: str) -> snapshots.SnapshotRow:
+    return snapshots.SnapshotRow(
+        correction_id=number,
+        pair_digest=str(number),
+        premise="p",
+        hypothesis="h",
+        label=label,
+        predicted_label=label,
+        predicted_confidence=0.9,
+        verdict="confirmed",
+        fold=0,
+        group_id=number,
+        sampling="complete",
+        sampling_probability=1.0,
+        domain="",
+        annotator="",
+        reviewed_at="",
+    )
+
+
+def test_the_presets_are_valid_requests(tina):
+    accept()
+    for preset in ("default", "seed"):
+        run = training.request(by=tina, config={"preset": preset})
+        assert TrainConfig.from_mapping(run.config).preset == preset

@@ -1,0 +1,367 @@
+"""The gate, the ledger and the walk back; and what happens when two releasers click at once."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import connection, transaction
+
+from adapters_app import registry, storage, training
+from adapters_app.models import (
+    AdapterVersion,
+    CalibrationEvaluation,
+    LedgerIsAppendOnly,
+    Promotion,
+    Serving,
+    TrainingRun,
+)
+from adapters_app.registry import PromotionRefused, VersionUnknown
+from tests.tiny import tiny_base
+from tests.versions import register
+from tests.versions import write_adapter as write
+
+pytest_plugins = ("tests.serving",)
+
+
+@pytest.fixture
+def rita(cast) -> User:
+    return cast["rita"]
+
+
+def promote(version: AdapterVersion, by: User, **how) -> Promotion:
+    how = {"reason": "reads well", "expected_revision": registry.serving().revision} | how
+    return registry.promote(version, by=by, **how)
+
+
+def rollback(by: User, **how) -> str:
+    registry.rollback(by=by, reason="it reads worse", **how)
+    version = registry.serving().version
+    return version.name if version else "base"
+
+
+def evidence_against_all(versions: list[AdapterVersion]) -> None:
+    """Each version gets evidence that it is better than each other one."""
+    for version in versions:
+        evidence = registry.latest_evidence(version)
+        for other in versions:
+            if other != version:
+                evidence.pk, evidence._state.adding, evidence.incumbent = None, True, other
+                evidence.save()
+
+
+# --- promoting ------------------------------------------------------------------------------------
+
+
+def test_a_promoted_version_serves_with_the_calibrator_that_was_measured(make_version, rita):
+    version = make_version()
+    entry = promote(version, rita, os_user="rita@desk")
+    row = registry.serving()
+    assert (row.version, row.revision) == (version, 1)
+    assert row.calibration == registry.latest_evidence(version).candidate_calibration
+    assert (entry.by, entry.os_user, entry.reason) == (rita, "rita@desk", "reads well")
+    assert (entry.previous_version, entry.revision, entry.overridden) == (None, 1, False)
+    assert entry.evidence == registry.latest_evidence(version)
+
+
+@pytest.mark.parametrize("verdict", ["better", "not_worse"])
+def test_good_evidence_needs_no_acknowledgement(make_version, rita, verdict):
+    entry = promote(make_version(verdict=verdict), rita)
+    assert (entry.acknowledged, entry.overridden) == (False, False)
+
+
+def test_inconclusive_evidence_needs_an_acknowledgement(make_version, rita):
+    version = make_version(verdict="inconclusive")
+    with pytest.raises(PromotionRefused, match="inconclusive on 200 pairs"):
+        promote(version, rita)
+    assert promote(version, rita, acknowledge=True).acknowledged
+
+
+def test_worse_needs_an_override_and_an_acknowledgement_is_none(make_version, rita):
+    version = make_version(verdict="worse")
+    with pytest.raises(PromotionRefused, match="says worse"):
+        promote(version, rita, acknowledge=True)
+    assert promote(version, rita, override=True).overridden
+
+
+@pytest.mark.parametrize("reason", ["", "  \n"])
+def test_a_reason_is_needed(make_version, rita, reason):
+    with pytest.raises(PromotionRefused, match="reason"):
+        promote(make_version(), rita, reason=reason)
+
+
+def test_a_stale_page_is_told_who_was_faster(make_version, rita, cast):
+    first, second = make_version(), make_version()
+    seen = registry.serving().revision
+    promote(first, cast["ada"])
+    with pytest.raises(PromotionRefused, match=rf"ada promoted {first.name} at 20\d\d-.*saw 0"):
+        promote(second, rita, expected_revision=seen)
+    assert registry.serving().version == first
+
+
+def test_evidence_against_another_incumbent_is_refused(make_version, rita):
+    first, second = make_version(), make_version()
+    promote(first, rita)
+    with pytest.raises(PromotionRefused, match=rf"against {first.name}.*measured against the base"):
+        promote(second, rita)
+    promote(make_version(against=first), rita)
+
+
+def test_a_version_without_evidence_is_refused_even_with_override(make_version, rita):
+    version = make_version()
+    version.evaluations.all().delete()
+    with pytest.raises(PromotionRefused, match="no evidence"):
+        promote(version, rita, override=True)
+
+
+def test_what_serves_is_not_promoted_again(make_version, rita):
+    version = make_version()
+    promote(version, rita)
+    with pytest.raises(PromotionRefused, match="already serves"):
+        promote(version, rita)
+
+
+def test_a_version_identical_to_what_serves_is_refused(make_version, rita, cast, tiny_model):
+    first = make_version()
+    promote(first, rita)
+    same = register(cast["tom"], 2, first.artifact_digest, tiny_model, against=first)
+    with pytest.raises(PromotionRefused, match="identical to v1"):
+        promote(same, rita, override=True)
+
+
+def test_another_base_is_refused(make_version, rita, settings, tmp_path):
+    version = make_version()
+    settings.LYRA_BASE_MODEL = tiny_base(tmp_path / "other", seed=1)
+    with pytest.raises(PromotionRefused, match="trained on the base"):
+        promote(version, rita)
+
+
+def test_another_copy_of_the_base_is_refused(make_version, rita, cast):
+    version = make_version()
+    TrainingRun.objects.create(
+        requested_by=cast["tom"], base_name=training.base_label(), base_fingerprint="e" * 64
+    )
+    with pytest.raises(PromotionRefused, match="another copy"):
+        promote(version, rita)
+
+
+def test_damaged_files_are_found_before_anything_changes(make_version, rita, on_tiny):
+    version = make_version()
+    tensors = on_tiny / "store" / "artifacts" / version.artifact_digest / storage.TENSORS
+    tensors.chmod(0o600)
+    tensors.write_bytes(tensors.read_bytes()[:-1] + b"x")
+    with pytest.raises(PromotionRefused, match="altered in storage"):
+        promote(version, rita)
+    assert registry.serving().version is None
+
+
+def test_four_eyes(make_version, cast, settings):
+    settings.LYRA_FOUR_EYES = True
+    version = make_version()
+    with pytest.raises(PromotionRefused, match="somebody else"):
+        promote(version, cast["tom"])
+    promote(version, cast["rita"])
+
+
+def test_the_ledger_only_grows(make_version, rita):
+    entry = promote(make_version(), rita)
+    entry.reason = "rewritten"
+    for change in (
+        entry.save,
+        entry.delete,
+        Promotion.objects.all().delete,
+        lambda: Promotion.objects.update(reason="rewritten"),
+        lambda: Promotion.objects.bulk_update([entry], ["reason"]),
+    ):
+        with pytest.raises(LedgerIsAppendOnly):
+            change()
+    assert Promotion.objects.get().reason == "reads well"
+
+
+def test_names_and_numbers_find_a_version(make_version):
+    version = make_version()
+    assert registry.find_version("v1") == registry.find_version(" 1 ") == version
+    for text in ("v2", "base", "", "../1", "1.0", "-1", "²", "9" * 30):
+        with pytest.raises(VersionUnknown):
+            registry.find_version(text)
+
+
+# --- rolling back ---------------------------------------------------------------------------------
+
+
+def test_the_walk_back(make_version, rita):
+    """P1 P2 P3 R→2 R→1 P4 R→1 R→base."""
+    one, two, three, four = versions = [make_version() for _ in range(4)]
+    evidence_against_all(versions)
+    for version in (one, two, three):
+        promote(version, rita)
+    assert rollback(rita) == two.name
+    assert rollback(rita) == one.name
+    promote(four, rita)
+    assert rollback(rita) == one.name
+    assert rollback(rita) == "base"
+    with pytest.raises(PromotionRefused, match="nothing to roll back"):
+        rollback(rita)
+    assert registry.serving().revision == Promotion.objects.count() == 8
+
+
+def test_a_rollback_restores_the_calibrator_too(make_version, rita):
+    one, two = versions = [make_version(), make_version()]
+    evidence_against_all(versions)
+    promote(one, rita)
+    before = registry.serving().calibration
+    promote(two, rita)
+    fitted = CalibrationEvaluation.objects.get(pk=before.pk)
+    fitted.pk, fitted.number = None, 2
+    fitted._state.adding = True
+    fitted.save()  # a newer calibrator of v1, which never served
+    rollback(rita)
+    assert (registry.serving().version, registry.serving().calibration) == (one, before)
+
+
+def test_a_rollback_to_a_chosen_version_walks_on_from_there(make_version, rita):
+    one, two, three = versions = [make_version() for _ in range(3)]
+    evidence_against_all(versions)
+    for version in versions:
+        promote(version, rita)
+    assert rollback(rita, to=two) == two.name
+    assert rollback(rita, to="base") == "base"
+    assert rollback(rita, to=three) == three.name  # forward again: it has served
+    assert rollback(rita) == two.name
+    assert rollback(rita) == one.name
+
+
+def test_what_never_served_cannot_be_rolled_back_to(make_version, rita):
+    first, second = make_version(), make_version()
+    promote(first, rita)
+    with pytest.raises(PromotionRefused, match="never served"):
+        rollback(rita, to=second)
+    with pytest.raises(PromotionRefused, match="not to “elsewhere”"):
+        rollback(rita, to="elsewhere")
+    with pytest.raises(PromotionRefused, match="already serves"):
+        rollback(rita, to=first)
+
+
+def test_a_stale_rollback_is_refused(make_version, rita):
+    promote(make_version(), rita)
+    with pytest.raises(PromotionRefused, match="rita promoted v1"):
+        rollback(rita, expected_revision=0)
+
+
+def test_a_rollback_onto_damaged_files_is_refused(make_version, rita, on_tiny):
+    one, two = versions = [make_version(), make_version()]
+    evidence_against_all(versions)
+    promote(one, rita)
+    promote(two, rita)
+    (on_tiny / "store" / "artifacts" / one.artifact_digest / storage.TENSORS).unlink()
+    with pytest.raises(PromotionRefused, match="v1 cannot serve"):
+        rollback(rita)
+    assert registry.serving().version == two
+
+
+# --- at once --------------------------------------------------------------------------------------
+
+
+def at_once(count: int, act: Callable[[int], str]) -> list[str]:
+    """Run `act(0)` … `act(count - 1)` in threads that start together; their results."""
+    gate = threading.Barrier(count)
+
+    def contender(number: int) -> str:
+        gate.wait()
+        try:
+            return act(number)
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(contender, range(count)))
+
+
+def two_releasers(on_tiny, base) -> None:
+    """Four releasers promote a version each, all having seen revision 0."""
+    releasers = [User.objects.create_user(f"releaser-{i}") for i in range(4)]
+    versions = [
+        register(releasers[i], i + 1, storage.put(on_tiny / write(on_tiny, base, seed=i)), base)
+        for i in range(4)
+    ]
+
+    def click(number: int) -> str:
+        try:
+            promote(versions[number], releasers[number], expected_revision=0)
+        except PromotionRefused as refusal:
+            return str(refusal)
+        return "promoted"
+
+    answers = at_once(4, click)
+    winner = answers.index("promoted")
+    assert registry.serving().version == versions[winner]
+    assert registry.serving().revision == 1
+    assert Promotion.objects.get().by == releasers[winner]
+    losers = [answer for answer in answers if answer != "promoted"]
+    assert len(losers) == 3
+    assert all(f"releaser-{winner} promoted v{winner + 1}" in answer for answer in losers)
+
+
+def one_claim(tina: User) -> None:
+    """Eight workers answer the doorbell of one run, each on a device of its own."""
+    run = TrainingRun.objects.create(requested_by=tina)
+
+    def answer(number: int) -> str:
+        lease = training.claim(run.pk, worker=f"host-{number}:1", device=f"host-{number}:cpu")
+        return str(lease.token) if lease else "not claimed"
+
+    assert sorted(at_once(8, answer)) == ["1"] + ["not claimed"] * 7
+    run.refresh_from_db()
+    assert (run.attempts, run.fencing_token) == (1, 1)
+
+
+def one_device(tina: User) -> None:
+    """Four runs, one device."""
+    runs = [TrainingRun.objects.create(requested_by=tina) for _ in range(4)]
+
+    def answer(number: int) -> str:
+        lease = training.claim(runs[number].pk, worker="host:1", device="host:cuda:0")
+        return "claimed" if lease else "not claimed"
+
+    assert sorted(at_once(4, answer)) == ["claimed"] + ["not claimed"] * 3
+
+
+def test_of_releasers_at_once_one_wins_on_postgresql(on_tiny, tiny_model, on_postgresql):
+    two_releasers(on_tiny, tiny_model)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_releasers_at_once_one_wins_on_sqlite(on_tiny, tiny_model):
+    two_releasers(on_tiny, tiny_model)
+
+
+def test_a_run_is_claimed_once_on_postgresql(on_postgresql):
+    one_claim(User.objects.create_user("tina"))
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_run_is_claimed_once_on_sqlite():
+    one_claim(User.objects.create_user("tina"))
+
+
+def test_a_device_trains_one_run_on_postgresql(on_postgresql):
+    one_device(User.objects.create_user("tina"))
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_device_trains_one_run_on_sqlite():
+    one_device(User.objects.create_user("tina"))
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_promotion_that_cannot_be_written_down_does_not_happen(on_tiny, tiny_model):
+    """State and ledger are one transaction: without the second there is not the first."""
+    by = User.objects.create_user("rita")
+    digest = storage.put(on_tiny / write(on_tiny, tiny_model, seed=1))
+    version = register(by, 1, digest, tiny_model)
+    with pytest.raises(RuntimeError), transaction.atomic():
+        promote(version, by)
+        raise RuntimeError("the disk is full")
+    assert Serving.objects.get().version is None
+    assert not Promotion.objects.exists()

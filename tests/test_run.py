@@ -1,0 +1,241 @@
+"""`make run`, the real thing: what is killed comes back, and what is stopped is gone."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import ROOT
+from tests.tiny import tiny_base
+
+START_S = 120.0
+RECOVERY_S = 60.0
+STOP_S = 45.0
+POLL_S = 0.2
+PROGRAMS = ("gunicorn", "worker", "training")
+
+
+@dataclass
+class Server:
+    make: subprocess.Popen[str]
+    url: str
+    home: Path
+    log: Path
+
+    def answers(self) -> bool:
+        """Whether the process lives and predicts."""
+        return self._get("/livez") == b"ok" and self.nli().get("ok") is True
+
+    def nli(self) -> dict:
+        pair = {"premise": "water is safe", "nli_hypothesis": "water is not safe"}
+        body = json.dumps({"pairs": [pair]}).encode()
+        return json.loads(self._get("/nli", body) or b"{}")
+
+    def _get(self, path: str, body: bytes | None = None) -> bytes:
+        request = urllib.request.Request(  # noqa: S310  our own server
+            self.url + path, data=body, headers={"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+                return answer.read()
+        except (OSError, urllib.error.URLError):
+            return b""
+
+    def processes(self) -> list[psutil.Process]:
+        """Every process of this server, whoever its parent is now."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("LYRA_HOME") == str(self.home):
+                    found.append(process)
+        return [one for one in found if one.status() != psutil.STATUS_ZOMBIE]
+
+    def children(self) -> dict[str, psutil.Process]:
+        """The supervisor's children by program."""
+        named = {}
+        for child in psutil.Process(self.supervisor()).children():
+            with contextlib.suppress(psutil.Error):
+                named[_program(child)] = child
+        return named
+
+    def supervisor(self) -> int:
+        return int((self.home / "supervisord.pid").read_text())
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, base: str) -> Iterator[Server]:
+    """A server with the demo's data that answers."""
+    with _started(tmp_path_factory.mktemp("run"), base) as started:
+        yield started
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_killed_child_comes_back(server: Server, program: str) -> None:
+    killed = server.children()[program]
+    killed.kill()
+    _until(lambda: _restarted(server, program, killed), f"{program} is restarted", server)
+    _until(server.answers, "/livez and /nli answer", server)
+
+
+def test_the_web_servers_worker_comes_back(server: Server) -> None:
+    (killed,) = server.children()["gunicorn"].children()
+    killed.kill()
+    _until(lambda: not killed.is_running(), "the killed process is gone", server)
+    _until(server.answers, "/livez and /nli answer", server)
+
+
+def test_a_queue_survives_the_death_of_any_of_its_processes(server: Server) -> None:
+    """Sentinel, worker, monitor, pusher: whichever is killed, a whole cluster takes over."""
+    program = "training"
+    whole = len(server.children()[program].children(recursive=True))
+    assert whole >= 4
+    for position in range(whole):
+        before = server.children()[program]
+        before.children(recursive=True)[position].kill()
+        _until(lambda b=before: _restarted(server, program, b), f"{program} is restarted", server)
+        _until(
+            lambda: len(server.children()[program].children(recursive=True)) == whole,
+            "the cluster is whole again",
+            server,
+        )
+    stray = [p for p in server.processes() if p.ppid() == 1 and p.pid != server.supervisor()]
+    assert stray == []
+
+
+def test_accounts_and_what_to_click_are_printed(server: Server) -> None:
+    printed = server.log.read_text()
+    for line in (server.home / "demo_accounts").read_text().splitlines():
+        name, password = line.split()
+        assert f"{name}" in printed
+        assert password in printed
+    assert f"{server.url}/admin/" in printed
+
+
+def test_a_second_server_in_the_same_home_is_refused(server: Server, base: str) -> None:
+    second = subprocess.run(
+        [sys.executable, "manage.py", "run"],
+        cwd=ROOT,
+        env=_environment(server.home, _free_port(), base),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert second.returncode == 1
+    assert "already" in second.stderr
+    assert str(server.supervisor()) in second.stderr
+
+
+def test_a_port_in_use_is_refused(server: Server, base: str, tmp_path: Path) -> None:
+    port = int(server.url.rpartition(":")[2])
+    second = subprocess.run(
+        [sys.executable, "manage.py", "run"],
+        cwd=ROOT,
+        env=_environment(tmp_path, port, base),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert second.returncode == 1
+    assert f"PORT={port + 1}" in second.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+def test_a_stopped_server_leaves_no_process(
+    number: signal.Signals, base: str, tmp_path: Path
+) -> None:
+    with _started(tmp_path, base) as server:
+        before = server.processes()
+        assert len(before) >= len(PROGRAMS) + 1
+        os.killpg(server.make.pid, number)  # as a terminal does; make's group, not the children's
+        server.make.wait(timeout=STOP_S)
+        _until(lambda: server.processes() == [], "every process is gone", server)
+
+
+def test_a_signal_to_make_alone_stops_the_server(base: str, tmp_path: Path) -> None:
+    with _started(tmp_path, base) as server:
+        server.make.terminate()
+        server.make.wait(timeout=STOP_S)
+        _until(lambda: server.processes() == [], "every process is gone", server)
+
+
+@contextlib.contextmanager
+def _started(home: Path, base: str) -> Iterator[Server]:
+    """`make run` in `home`, on a free port, with this interpreter's environment as installed."""
+    port = _free_port()
+    log = home / "make.log"
+    installed = f"{sys.prefix}/.installed"
+    with log.open("w") as output:
+        make = subprocess.Popen(
+            ["make", f"--assume-old={installed}", "run", f"VENV={sys.prefix}"],
+            cwd=ROOT,
+            env=_environment(home, port, base),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+    server = Server(make, f"http://127.0.0.1:{port}", home, log)
+    try:
+        _until(server.answers, "the server answers", server, within=START_S)
+        _until(lambda: set(server.children()) >= set(PROGRAMS), "all children run", server)
+        yield server
+    finally:
+        for process in server.processes():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        make.wait(timeout=STOP_S)
+
+
+def _environment(home: Path, port: int, base: str) -> dict[str, str]:
+    return os.environ | {"LYRA_HOME": str(home), "PORT": str(port), "LYRA_BASE_MODEL": base}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _program(process: psutil.Process) -> str:
+    if "gunicorn" in process.cmdline():
+        return "gunicorn"
+    return process.environ().get("Q_CLUSTER_NAME", "worker")
+
+
+def _restarted(server: Server, program: str, killed: psutil.Process) -> bool:
+    now = server.children().get(program)
+    return now is not None and now != killed and not killed.is_running()
+
+
+def _until(
+    condition: Callable[[], bool], what: str, server: Server, *, within: float = RECOVERY_S
+) -> None:
+    """Wait until `condition` holds; fail, showing what the server printed, after `within` s."""
+    deadline = time.monotonic() + within
+    pause = threading.Event()
+    while not condition():
+        if time.monotonic() > deadline:
+            logs = "".join(
+                f"\n--- {path.name}\n{path.read_text()[-3000:]}"
+                for path in [server.log, *sorted((server.home / "logs").glob("*.log"))]
+            )
+            pytest.fail(f"not within {within:.0f} s: {what}{logs}")
+        pause.wait(POLL_S)

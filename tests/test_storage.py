@@ -1,0 +1,161 @@
+"""The artifact store: whole or absent, never overwritten, verified before use."""
+
+import hashlib
+import os
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from django.core.files.base import ContentFile
+from django.core.files.storage import storages
+from django.utils import timezone
+
+from adapters_app import storage
+from adapters_app.models import TrainingRun
+from adapters_app.storage import ArtifactCorrupt, ArtifactMissing
+from corrections.acting import system_user
+
+
+@pytest.fixture(autouse=True)
+def store(settings, tmp_path: Path) -> Path:
+    settings.LYRA_ARTIFACT_CACHE = tmp_path / "cache"
+    place = tmp_path / "store"
+    settings.STORAGES = settings.STORAGES | {
+        "artifacts": settings.STORAGES["artifacts"] | {"OPTIONS": {"location": str(place)}}
+    }
+    return place
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    """An artifact directory on its way to the store; the store never looks inside the files."""
+    directory = tmp_path / "written"
+    directory.mkdir()
+    (directory / storage.TENSORS).write_bytes(b"tensors")
+    (directory / "manifest.json").write_text("{}")
+    (directory / "README.md").write_text("# card")
+    return directory
+
+
+def stored(store: Path, digest: str, name: str) -> Path:
+    return store / "artifacts" / digest / name
+
+
+def test_an_artifact_is_stored_under_its_tensors_digest_and_fetched_back(written):
+    digest = storage.put(written)
+    assert digest == hashlib.sha256(b"tensors").hexdigest()
+    copy = storage.fetch(digest)
+    assert (copy / storage.TENSORS).read_bytes() == b"tensors"
+    assert (copy / "README.md").read_text() == "# card"
+    storage.verify(digest)
+
+
+def test_storing_again_changes_nothing(written, store):
+    digest = storage.put(written)
+    (written / "README.md").write_text("# another card")
+    assert storage.put(written) == digest
+    assert stored(store, digest, "README.md").read_text() == "# card"
+
+
+def test_a_taken_name_is_never_overwritten(store):
+    disk = storages["artifacts"]
+    assert disk.save("a/b", ContentFile(b"first")) == "a/b"
+    assert disk.save("a/b", ContentFile(b"second")) == "a/b"
+    assert (store / "a/b").read_bytes() == b"first"
+    assert os.listdir(store / "a") == ["b"]
+
+
+def test_half_an_artifact_is_not_there_and_can_be_completed(written, store):
+    digest = storage.put(written)
+    stored(store, digest, storage.SUMS).unlink()  # as if the process had died before the last file
+    assert not storage.holds(digest)
+    with pytest.raises(ArtifactMissing):
+        storage.fetch(digest)
+    assert storage.put(written) == digest
+    storage.fetch(digest)
+
+
+@pytest.mark.parametrize("name", [storage.TENSORS, "manifest.json"])
+def test_an_altered_file_is_refused(written, store, name):
+    digest = storage.put(written)
+    path = stored(store, digest, name)
+    path.chmod(0o600)
+    path.write_bytes(b"forged")
+    with pytest.raises(ArtifactCorrupt, match=name):
+        storage.fetch(digest)
+    with pytest.raises(ArtifactCorrupt, match=name):
+        storage.verify(digest)
+
+
+def test_a_lost_file_is_named(written, store):
+    digest = storage.put(written)
+    stored(store, digest, "manifest.json").unlink()
+    with pytest.raises(ArtifactMissing, match=r"manifest\.json"):
+        storage.fetch(digest)
+
+
+def test_tensors_of_another_digest_are_refused(written, store):
+    digest = storage.put(written)
+    other = "0" * 64
+    stored(store, digest, "").rename(store / "artifacts" / other)
+    with pytest.raises(ArtifactCorrupt):
+        storage.fetch(other)
+
+
+def test_sums_cannot_lead_out_of_the_directory(written, store):
+    digest = storage.put(written)
+    path = stored(store, digest, storage.SUMS)
+    path.chmod(0o600)
+    path.write_text(f"{digest}  ../../etc/passwd\n")
+    with pytest.raises(ArtifactCorrupt):
+        storage.fetch(digest)
+
+
+def test_a_damaged_local_copy_is_replaced(written):
+    digest = storage.put(written)
+    copy = storage.fetch(digest)
+    (copy / storage.TENSORS).write_bytes(b"bit rot")
+    assert (storage.fetch(digest) / storage.TENSORS).read_bytes() == b"tensors"
+    assert os.listdir(copy.parent) == [digest]
+
+
+# --- pruning --------------------------------------------------------------------------------------
+
+
+def make_old(store: Path) -> None:
+    then = (timezone.now() - 2 * storage.ORPHAN_AGE).timestamp()
+    for path in store.rglob("*"):
+        os.utime(path, (then, then))
+
+
+@pytest.mark.django_db
+def test_orphans_are_pruned_once_they_are_old(written, store):
+    digest = storage.put(written)
+    storage.fetch(digest)
+    storages["artifacts"].save("snapshots/abc.jsonl", ContentFile(b""))
+    assert storage.prune_orphans() == []
+    make_old(store)
+    expected = [f"artifacts/{digest}", "snapshots/abc.jsonl"]
+    assert storage.prune_orphans(dry_run=True) == expected
+    assert storage.holds(digest)
+    assert storage.prune_orphans() == expected
+    assert not storage.holds(digest)
+    assert not (store / "artifacts" / digest).exists()
+    assert storage.prune_orphans() == []
+
+
+@pytest.mark.django_db
+def test_nothing_is_pruned_while_a_run_may_be_about_to_name_it(written, store):
+    storage.put(written)
+    make_old(store)
+    now = timezone.now()
+    run = TrainingRun.objects.create(
+        requested_by=system_user(),
+        status="running",
+        device="here:cpu",
+        started_at=now,
+        lease_expires_at=now + timedelta(minutes=1),
+    )
+    assert storage.prune_orphans() == []
+    TrainingRun.objects.filter(pk=run.pk).update(status="cancelled")
+    assert len(storage.prune_orphans()) == 1

@@ -1,0 +1,261 @@
+"""A run from request to end, as rows: who may write to it, and what its requester is told."""
+
+from datetime import timedelta
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import transaction
+from django.utils import timezone
+from django_q.models import OrmQ
+
+from adapters_app import training
+from adapters_app.models import TrainingRun
+from adapters_app.training import CancelRequested, LeaseLost, TrainingRefused
+from tests.verdicts import accept
+
+Status = TrainingRun.Status
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def tina(db) -> User:
+    return User.objects.create_user("tina")
+
+
+@pytest.fixture
+def queued(tina) -> TrainingRun:
+    accept()
+    return training.request(by=tina, config={"epochs": "2"})
+
+
+def claim(run: TrainingRun, device: str = "here:cpu") -> training.Lease:
+    lease = training.claim(run.pk, worker="here:1", device=device)
+    assert lease is not None
+    return lease
+
+
+def expire(run: TrainingRun) -> None:
+    past = timezone.now() - timedelta(seconds=1)
+    TrainingRun.objects.filter(pk=run.pk).update(lease_expires_at=past)
+
+
+def rings() -> list[int]:
+    return [row.task["args"][0] for row in OrmQ.objects.filter(key="training")]
+
+
+# --- asking ---------------------------------------------------------------------------------------
+
+
+def test_a_request_is_queued_with_every_setting_spelled_out(queued, tina):
+    assert queued.status == Status.QUEUED
+    assert queued.requested_by == tina
+    assert queued.config["epochs"] == 2
+    assert queued.config["seed"] == 42
+    assert rings() == [queued.pk]
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [({"epochs": 0}, "epochs"), ({"colour": 1}, "colour"), ({"learning_rate": "x"}, "number")],
+)
+def test_impossible_settings_are_refused_by_name(tina, config, words):
+    accept()
+    with pytest.raises(TrainingRefused, match=words):
+        training.request(by=tina, config=config)
+    assert not TrainingRun.objects.exists()
+    assert rings() == []
+
+
+def test_too_few_verdicts_are_refused_with_both_numbers(tina):
+    accept(59)
+    with pytest.raises(TrainingRefused, match=r"59 accepted verdicts.*60"):
+        training.request(by=tina)
+
+
+def test_a_filter_counts_only_what_it_leaves(tina):
+    accept(90)
+    with pytest.raises(TrainingRefused, match="45 accepted verdicts"):
+        training.request(by=tina, config={"corrections_only": True})
+
+
+def test_a_missing_label_is_refused_by_name(tina):
+    accept(labels=("supports", "neutral"))
+    with pytest.raises(TrainingRefused, match="refutes"):
+        training.request(by=tina)
+
+
+def test_a_request_and_its_doorbell_are_committed_together(tina):
+    accept()
+    with pytest.raises(RuntimeError, match="later"), transaction.atomic():
+        training.request(by=tina)
+        raise RuntimeError("something failed later")
+    assert not TrainingRun.objects.exists()
+    assert rings() == []
+
+
+# --- holding --------------------------------------------------------------------------------------
+
+
+def test_a_run_is_claimed_once(queued):
+    lease = claim(queued)
+    assert training.claim(queued.pk, worker="there:2", device="there:cpu") is None
+    queued.refresh_from_db()
+    assert (queued.status, queued.attempts, queued.fencing_token) == (Status.RUNNING, 1, 1)
+    assert lease == training.Lease(queued.pk, 1)
+
+
+def test_a_device_trains_one_run_at_a_time(queued, tina):
+    other = training.request(by=tina)
+    lease = claim(queued)
+    assert training.claim(other.pk, worker="here:2", device="here:cpu") is None
+    other.refresh_from_db()
+    assert (other.status, other.attempts) == (Status.QUEUED, 0)
+    training.fail(lease, "for this test")
+    claim(other)
+
+
+def test_progress_is_written_at_most_once_a_second_but_a_new_stage_at_once(queued):
+    lease = claim(queued)
+    training.heartbeat(lease, stage="sibling 0", log="started")
+    for step in range(1, 50):
+        training.heartbeat(lease, step=step, total_steps=100, loss=1 / step)
+    queued.refresh_from_db()
+    assert (queued.stage, queued.step, queued.log_tail) == ("sibling 0", 0, "started")
+    training.heartbeat(lease, stage="released")
+    queued.refresh_from_db()
+    assert (queued.stage, queued.step, queued.total_steps) == ("released", 49, 100)
+
+
+def test_the_loss_curve_and_log_stay_small(queued):
+    lease = claim(queued)
+    for step in range(3 * training.CURVE_POINTS):
+        lease.written_at = 0.0
+        training.heartbeat(lease, step=step, loss=0.5, log=f"line {step}")
+    queued.refresh_from_db()
+    assert len(queued.loss_curve) <= training.CURVE_POINTS
+    assert queued.loss_curve[-1][0] == 3 * training.CURVE_POINTS - 1
+    assert len(queued.log_tail.splitlines()) == training.LOG_LINES
+
+
+def test_a_loss_that_is_no_number_never_reaches_the_row(queued):
+    lease = claim(queued)
+    training.heartbeat(lease, step=1, loss=float("nan"))
+    queued.refresh_from_db()
+    assert queued.loss_curve == []
+
+
+def test_whoever_lost_the_lease_writes_nothing(queued):
+    first = claim(queued)
+    expire(queued)
+    assert training.requeue_expired() == [queued.pk]
+    second = claim(queued)
+    for write in (
+        lambda: training.heartbeat(first, stage="late"),
+        lambda: training.renew(first),
+        lambda: training.watch(first),
+        lambda: training.succeed(first),
+        lambda: training.measured_base(first, fingerprint="f" * 64),
+    ):
+        with pytest.raises(LeaseLost):
+            write()
+    assert not training.fail(first, "late")
+    assert not training.cancelled(first)
+    assert not training.give_back(first)
+    assert not training.crashed(first, "late")
+    queued.refresh_from_db()
+    assert (queued.status, queued.stage) == (Status.RUNNING, "starting")
+    training.heartbeat(second, stage="base")
+
+
+# --- ending ---------------------------------------------------------------------------------------
+
+
+def test_a_run_given_back_does_not_lose_an_attempt(queued):
+    assert training.give_back(claim(queued))
+    queued.refresh_from_db()
+    assert (queued.status, queued.attempts, queued.device) == (Status.QUEUED, 0, "")
+    assert rings() == [queued.pk, queued.pk]
+
+
+def test_a_second_crash_fails_the_run_with_the_explanation(queued):
+    assert training.crashed(claim(queued), "no memory")
+    queued.refresh_from_db()
+    assert (queued.status, queued.attempts) == (Status.QUEUED, 1)
+    assert training.crashed(claim(queued), "no memory")
+    queued.refresh_from_db()
+    assert (queued.status, queued.error) == (Status.FAILED, "no memory")
+    assert training.claim(queued.pk, worker="here:1", device="here:cpu") is None
+
+
+def test_an_expired_lease_is_tried_again_and_then_explained(queued):
+    for _ in range(training.MAX_ATTEMPTS):
+        claim(queued)
+        expire(queued)
+        assert training.requeue_expired() == [queued.pk]
+    queued.refresh_from_db()
+    assert queued.status == Status.FAILED
+    assert "disappeared twice" in queued.error
+    assert training.requeue_expired() == []
+
+
+def test_a_lease_that_holds_is_left_alone(queued):
+    claim(queued)
+    assert training.requeue_expired() == []
+
+
+def test_an_expired_run_that_was_to_be_cancelled_is_cancelled(queued, tina):
+    claim(queued)
+    training.cancel(queued, by=tina)
+    expire(queued)
+    training.requeue_expired()
+    queued.refresh_from_db()
+    assert queued.status == Status.CANCELLED
+
+
+def test_cancelling_a_queued_run_ends_it_at_once(queued, tina):
+    run = training.cancel(queued, by=tina)
+    assert (run.status, run.cancel_requested_by) == (Status.CANCELLED, tina)
+    assert training.claim(run.pk, worker="here:1", device="here:cpu") is None
+
+
+def test_cancelling_a_running_run_stops_its_holder(queued, tina):
+    lease = claim(queued)
+    assert training.cancel(queued, by=tina).status == Status.RUNNING
+    with pytest.raises(CancelRequested):
+        training.heartbeat(lease, stage="base")
+    with pytest.raises(CancelRequested):
+        training.succeed(lease)
+    assert training.give_back(lease)
+    queued.refresh_from_db()
+    assert queued.status == Status.CANCELLED
+
+
+def test_cancelling_twice_is_the_same_as_once(queued, tina):
+    claim(queued)
+    first = training.cancel(queued, by=tina).cancel_requested_at
+    assert training.cancel(queued, by=tina).cancel_requested_at == first
+
+
+def test_a_run_that_is_over_cannot_be_cancelled(queued, tina):
+    training.fail(claim(queued), "for this test")
+    with pytest.raises(TrainingRefused, match="already over: it failed"):
+        training.cancel(queued, by=tina)
+
+
+# --- the doorbell ---------------------------------------------------------------------------------
+
+
+def test_a_run_whose_doorbell_is_waiting_is_not_rung_for_again(queued):
+    assert training.ring_forgotten() == []
+
+
+def test_a_run_whose_doorbell_was_lost_is_rung_for_again(queued):
+    OrmQ.objects.update(lock=timezone.now() + timedelta(days=1))  # taken by a worker since killed
+    assert training.ring_forgotten() == [queued.pk]
+    assert training.ring_forgotten() == []
+
+
+def test_probes_do_not_pile_up():
+    training.probe("training")
+    training.probe("training")
+    assert rings() == ["training"]

@@ -1,0 +1,104 @@
+"""When the policy says to train, and how it explains itself."""
+
+from datetime import timedelta
+
+import pytest
+from django.contrib.auth.models import User
+from django.utils import timezone
+
+from adapters_app import tasks, training, triggers
+from adapters_app.models import PredictionTally, TrainingRun
+from corrections.acting import system_user
+from corrections.models import Correction
+from tests.verdicts import accept
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def policy(settings):
+    settings.LYRA_TRIGGER_MIN_CORRECTED = 40
+    settings.LYRA_TRIGGER_MIN_RATE = 0.05
+    settings.LYRA_TRIGGER_MIN_DAYS = 7
+
+
+def holding() -> dict[str, bool]:
+    return {condition.name: condition.holds for condition in triggers.conditions()}
+
+
+def trained(days_ago: float) -> TrainingRun:
+    then = timezone.now() - timedelta(days=days_ago)
+    return TrainingRun.objects.create(
+        requested_by=system_user(), status="succeeded", started_at=then, finished_at=then
+    )
+
+
+def test_without_verdicts_nothing_but_the_time_holds():
+    assert holding() == {
+        "corrected verdicts": False,
+        "correction rate": False,
+        "days since the last run": True,
+        "new verdicts": False,
+    }
+    assert not triggers.should_train()
+
+
+def test_enough_corrections_at_a_high_rate_ask_for_a_training():
+    accept(90)
+    assert all(holding().values())
+    assert triggers.should_train()
+
+
+def test_a_sentence_gives_both_numbers():
+    accept(60)
+    corrected = triggers.conditions()[0]
+    assert (corrected.have, corrected.need) == (30, 40)
+    assert corrected.sentence == "30 accepted corrections of 40."
+
+
+def test_rows_drawn_with_small_probability_count_for_many():
+    """50 right answers drawn at 1 %, 40 wrong ones reviewed completely: 40 of 5040 are wrong."""
+    accept(90)
+    Correction.objects.filter(verdict="confirmed").update(sampling_probability=0.01)
+    rate = triggers.conditions()[1]
+    assert rate.have == pytest.approx(45 / (45 + 4500))
+    assert not rate.holds
+
+
+def test_where_nothing_was_drawn_answers_are_the_denominator():
+    accept(90, sampling="user")
+    assert triggers.conditions()[1].have is None
+    PredictionTally.objects.create(hour=timezone.now(), label="neutral", count=450)
+    assert triggers.conditions()[1].have == pytest.approx(0.1)
+
+
+def test_a_recent_training_has_to_be_waited_for():
+    run = trained(days_ago=2)
+    accept(90)
+    assert not triggers.should_train()
+    TrainingRun.objects.filter(pk=run.pk).update(started_at=timezone.now() - timedelta(days=8))
+    assert triggers.should_train()
+
+
+def test_nothing_new_is_no_reason_to_train_again():
+    accept(90, reviewed_at=timezone.now() - timedelta(days=30))
+    trained(days_ago=20)
+    assert not holding()["new verdicts"]
+    assert not triggers.should_train()
+
+
+def test_a_run_in_the_queue_is_enough(db):
+    accept(90)
+    training.request(by=User.objects.create_user("tina"))
+    assert not triggers.should_train()
+
+
+def test_it_starts_by_itself_only_where_that_is_switched_on(settings):
+    accept(90)
+    assert tasks.consider_training() == "no"
+    settings.LYRA_AUTO_TRAIN = True
+    run_name = tasks.consider_training()
+    run = TrainingRun.objects.get()
+    assert run_name == f"run {run.pk}"
+    assert run.requested_by == system_user()
+    assert tasks.consider_training() == "no"
