@@ -1,0 +1,687 @@
+"""The admin's pages about runs, versions and the ledger. They read; what changes anything calls
+`training` or `registry`, and no page can write around those."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from django.contrib import admin, messages
+from django.contrib.auth.models import User
+from django.core.exceptions import PermissionDenied
+from django.db.models import Exists, OuterRef, Prefetch, QuerySet
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
+from django.shortcuts import get_object_or_404
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from django.utils import timezone
+from django.utils.decorators import method_decorator
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.views.decorators.http import require_POST, require_safe
+from django_q.models import OrmQ, Schedule, Task
+from django_q.status import Stat
+
+from adapters_app import charts, evidence, registry, training, triggers
+from adapters_app.forms import PromoteForm, ReleaseForm, RequestTrainingForm
+from adapters_app.models import (
+    AdapterVersion,
+    Promotion,
+    Serving,
+    ShadowEvaluation,
+    TrainingRun,
+)
+from adapters_app.nli.config import PRESETS
+from adapters_app.progress import fraction, progress, seconds_taken, stage
+from adapters_app.templatetags.figures import duration, moment, percent, pill, points
+
+# How many of its last tasks the queue page lists.
+LAST_TASKS = 25
+# How many doubtful verdicts a version's page lists.
+SHOWN_SUSPICIOUS = 20
+
+
+def allow(request: HttpRequest, permission: str) -> User:
+    """The signed-in user; PermissionDenied without `permission` ("app.codename")."""
+    user = request.user
+    if not isinstance(user, User) or not user.has_perm(permission):
+        raise PermissionDenied
+    return user
+
+
+def number(text: str) -> int:
+    """A primary key out of a URL; 0, which no row has, where it is none."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else 0
+
+
+class ReadOnlyAdmin(admin.ModelAdmin):
+    """A model whose rows only the domain's functions write; its pages have their own templates."""
+
+    actions = None
+    list_per_page = 50
+    show_full_result_count = False
+    list_title = ""
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        return super().changelist_view(request, {"title": self.list_title, **(extra_context or {})})
+
+    def page(
+        self,
+        request: HttpRequest,
+        template: str,
+        title: str,
+        *,
+        status: int = 200,
+        **context: Any,
+    ) -> TemplateResponse:
+        """Render one of this model's own pages inside the admin's frame."""
+        plural = str(self.opts.verbose_name_plural)
+        changelist = reverse(f"admin:{self.opts.app_label}_{self.opts.model_name}_changelist")
+        frame = {
+            **self.admin_site.each_context(request),
+            "opts": self.opts,
+            "title": title,
+            "trail": [(plural.capitalize(), changelist)],
+        }
+        name = f"admin/{self.opts.app_label}/{self.opts.model_name}/{template}.html"
+        return TemplateResponse(request, name, {**frame, **context}, status=status)
+
+    def routes(self, *routes: tuple[str, Any, str]) -> list[URLPattern]:
+        """(path, view, name) as URLs behind the admin's sign-in, named app_model_name."""
+        return [
+            path(
+                route,
+                self.admin_site.admin_view(view),
+                name=f"{self.opts.app_label}_{self.opts.model_name}_{name}",
+            )
+            for route, view, name in routes
+        ]
+
+
+@admin.register(TrainingRun)
+class TrainingRunAdmin(ReadOnlyAdmin):
+    list_title = "Training runs"
+    list_display = (
+        "title",
+        "state",
+        "progress",
+        "purpose",
+        "requested_by",
+        "when",
+        "took",
+        "outcome",
+    )
+    list_filter = ("status", "kind")
+    search_fields = ("reason", "domain")
+    list_select_related = ("requested_by", "version", "produced")
+
+    def get_urls(self) -> list[URLPattern]:
+        return [
+            *self.routes(
+                ("request/", self.request_view, "request"),
+                ("queue/", self.queue_view, "queue"),
+                ("<int:pk>/progress/", self.progress_view, "progress"),
+                ("<int:pk>/cancel/", self.cancel_view, "cancel"),
+            ),
+            *super().get_urls(),
+        ]
+
+    @admin.display(description="run", ordering="id")
+    def title(self, run: TrainingRun) -> str:
+        what = f"shadow {run.version}" if run.version else "training"
+        return f"{run.pk} · {what}"
+
+    @admin.display(description="status", ordering="status")
+    def state(self, run: TrainingRun) -> SafeString:
+        return pill(run.get_status_display(), run.status)
+
+    @admin.display(description="progress")
+    def progress(self, run: TrainingRun) -> str:
+        if run.status != TrainingRun.Status.RUNNING:
+            return "–"
+        share = fraction(run)
+        return stage(run) if share is None else f"{stage(run)}, {percent(share, 0)}"
+
+    @admin.display(description="for")
+    def purpose(self, run: TrainingRun) -> str:
+        return " · ".join(filter(None, [run.get_scope_display(), run.domain]))
+
+    @admin.display(description="requested", ordering="requested_at")
+    def when(self, run: TrainingRun) -> str:
+        return moment(run.requested_at)
+
+    @admin.display(description="took")
+    def took(self, run: TrainingRun) -> str:
+        return duration(seconds_taken(run))
+
+    @admin.display(description="outcome")
+    def outcome(self, run: TrainingRun) -> str:
+        version = getattr(run, "produced", None)
+        if version is None:
+            return run.error[:90] or "–"
+        url = reverse("admin:adapters_app_adapterversion_change", args=[version.pk])
+        return format_html('<a href="{}">{}</a>', url, version.name)
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        return self.detail_view(request, object_id)
+
+    @method_decorator(require_safe)
+    def detail_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        allow(request, "adapters_app.view_trainingrun")
+        runs = TrainingRun.objects.select_related(
+            "version", "snapshot", "requested_by", "cancel_requested_by", "produced"
+        )
+        run = get_object_or_404(runs, pk=number(object_id))
+        return self.page(
+            request,
+            "detail",
+            f"Run {run.pk}",
+            run=run,
+            produced=getattr(run, "produced", None),
+            outcome=run.evaluations.select_related("candidate", "incumbent").first(),
+            progress=progress(run),
+            figure=charts.loss_curve(run.loss_curve),
+            took=seconds_taken(run),
+            may_cancel=not run.is_over
+            and run.cancel_requested_at is None
+            and request.user.has_perm("adapters_app.cancel_training"),
+            may_request=request.user.has_perm("adapters_app.request_training"),
+            with_charts=True,
+        )
+
+    @method_decorator(require_safe)
+    def progress_view(self, request: HttpRequest, pk: int) -> JsonResponse:
+        """What run.js asks for every two seconds."""
+        allow(request, "adapters_app.view_trainingrun")
+        run = get_object_or_404(TrainingRun, pk=pk)
+        return JsonResponse({**progress(run), "figure": charts.loss_curve(run.loss_curve)})
+
+    def request_view(self, request: HttpRequest) -> HttpResponse:
+        """The form that asks for training; a refusal is shown above it."""
+        by = allow(request, "adapters_app.request_training")
+        if request.method == "POST":
+            return self._request(request, by)
+        like = TrainingRun.objects.filter(pk=number(request.GET.get("like", ""))).first()
+        if like is not None:
+            preset = like.config.get("preset", "default")
+            initial = {**like.config, "preset": preset, "scope": like.scope, "domain": like.domain}
+            form = RequestTrainingForm(preset=preset, initial=initial)
+        else:
+            preset = request.GET.get("preset", "default")
+            preset = preset if preset in PRESETS else "default"
+            form = RequestTrainingForm(preset=preset)
+        return self._request_page(request, form, unfolded="preset" in request.GET or bool(like))
+
+    def _request(self, request: HttpRequest, by: User) -> HttpResponse:
+        form = RequestTrainingForm(request.POST)
+        if not form.is_valid():
+            return self._request_page(request, form, status=400)
+        try:
+            run = training.request(
+                by=by,
+                scope=form.cleaned_data["scope"],
+                domain=form.cleaned_data["domain"],
+                reason=form.cleaned_data["reason"],
+                config=form.cleaned_data["config"],
+            )
+        except training.TrainingRefused as refusal:
+            messages.error(request, str(refusal))
+            return self._request_page(request, form, status=409)
+        messages.success(request, f"Run {run.pk} is queued.")
+        return HttpResponseRedirect(change_url(run))
+
+    def _request_page(
+        self,
+        request: HttpRequest,
+        form: RequestTrainingForm,
+        *,
+        unfolded: bool = False,
+        status: int = 200,
+    ) -> HttpResponse:
+        return self.page(
+            request,
+            "request",
+            "Request training",
+            status=status,
+            form=form,
+            conditions=triggers.conditions(),
+            presets=list(PRESETS),
+            preset=form["preset"].value(),
+            unfolded=unfolded,
+        )
+
+    @method_decorator(require_POST)
+    def cancel_view(self, request: HttpRequest, pk: int) -> HttpResponse:
+        by = allow(request, "adapters_app.cancel_training")
+        run = get_object_or_404(TrainingRun, pk=pk)
+        try:
+            training.cancel(run, by=by)
+        except training.TrainingRefused as refusal:
+            messages.error(request, str(refusal))
+        else:
+            messages.success(request, f"Run {run.pk} is being cancelled.")
+        return HttpResponseRedirect(change_url(run))
+
+    @method_decorator(require_safe)
+    def queue_view(self, request: HttpRequest) -> HttpResponse:
+        """What django-q2 is doing, for reading only."""
+        allow(request, "adapters_app.view_trainingrun")
+        return self.page(
+            request,
+            "queue",
+            "Queue",
+            clusters=[
+                {**vars(cluster), "uptime": cluster.uptime()}
+                for cluster in sorted(Stat.get_all(), key=lambda stat: (stat.host, stat.pid))
+            ],
+            waiting=[
+                {
+                    "key": row.key,
+                    "func": row.func(),
+                    "args": row.args() or (),
+                    "taken": row.lock > timezone.now(),
+                }
+                for row in OrmQ.objects.order_by("pk")
+            ],
+            schedules=Schedule.objects.order_by("next_run"),
+            done=list(last_tasks()),
+        )
+
+
+@admin.register(AdapterVersion)
+class AdapterVersionAdmin(ReadOnlyAdmin):
+    list_title = "Adapter versions"
+    list_display = (
+        "name_",
+        "standing",
+        "purpose",
+        "learnt_from",
+        "accuracy",
+        "difference",
+        "verdict",
+        "when",
+        "buttons",
+    )
+    search_fields = ("domain",)
+
+    def get_urls(self) -> list[URLPattern]:
+        return [
+            *self.routes(
+                ("<int:pk>/promote/", self.promote_view, "promote"),
+                ("<int:pk>/evaluate/", self.evaluate_view, "evaluate"),
+            ),
+            *super().get_urls(),
+        ]
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[AdapterVersion]:
+        newest_first = ShadowEvaluation.objects.select_related("candidate", "incumbent")
+        return (
+            super()
+            .get_queryset(request)
+            .select_related("snapshot")
+            .prefetch_related(Prefetch("evaluations", newest_first.order_by("-pk")))
+            .annotate(
+                promoted=Exists(Promotion.objects.filter(version=OuterRef("pk"))),
+                serves=Exists(Serving.objects.filter(version=OuterRef("pk"))),
+            )
+        )
+
+    @admin.display(description="version", ordering="number")
+    def name_(self, version: AdapterVersion) -> str:
+        return version.name
+
+    @admin.display(description="status")
+    def standing(self, version: AdapterVersion) -> SafeString:
+        return pill(standing(version))
+
+    @admin.display(description="for")
+    def purpose(self, version: AdapterVersion) -> str:
+        return " · ".join(filter(None, [version.get_scope_display(), version.domain]))
+
+    @admin.display(description="learnt from", ordering="snapshot__rows")
+    def learnt_from(self, version: AdapterVersion) -> str:
+        return f"{version.snapshot.rows} verdicts"
+
+    @admin.display(description="accuracy, out of fold")
+    def accuracy(self, version: AdapterVersion) -> str:
+        found = _first(version.evaluations.all())
+        compared = _against_incumbent(found)
+        if not compared:
+            return "–"
+        return f"{percent(compared['b']['accuracy'])} (n = {compared['rows']})"
+
+    @admin.display(description="difference")
+    def difference(self, version: AdapterVersion) -> str:
+        found = _first(version.evaluations.all())
+        compared = _against_incumbent(found)
+        if not (found and compared):
+            return "–"
+        against = evidence.name_of(found.incumbent)
+        return f"{points(compared['accuracy']['estimate'])} on {against}"
+
+    @admin.display(description="verdict")
+    def verdict(self, version: AdapterVersion) -> str:
+        found = _first(version.evaluations.all())
+        return pill(found.get_verdict_display(), found.verdict) if found else "–"
+
+    @admin.display(description="made", ordering="created_at")
+    def when(self, version: AdapterVersion) -> str:
+        return moment(version.created_at)
+
+    @admin.display(description="")
+    def buttons(self, version: AdapterVersion) -> str:
+        if standing(version) == "serving":
+            url, text = reverse("admin:adapters_app_promotion_rollback"), "Roll back …"
+        else:
+            url = reverse("admin:adapters_app_adapterversion_promote", args=[version.pk])
+            text = "Promote …"
+        return format_html('<a href="{}">{}</a>', url, text)
+
+    def get_list_display(self, request: HttpRequest) -> tuple[str, ...]:
+        """Without the buttons for people who may not use them."""
+        if request.user.has_perm("adapters_app.promote_adapter"):
+            return self.list_display
+        return tuple(name for name in self.list_display if name != "buttons")
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        return self.detail_view(request, object_id)
+
+    @method_decorator(require_safe)
+    def detail_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        allow(request, "adapters_app.view_adapterversion")
+        version = self._version(request, number(object_id))
+        evaluations = list(version.evaluations.all())
+        chosen = request.GET.get("evaluation", "")
+        evaluation = _first(found for found in evaluations if not chosen or str(found.pk) == chosen)
+        serving = registry.serving()
+        calibration = version.calibrations.first()
+        return self.page(
+            request,
+            "detail",
+            version.name,
+            version=version,
+            standing=standing(version),
+            may_promote=request.user.has_perm("adapters_app.promote_adapter"),
+            may_request=request.user.has_perm("adapters_app.request_training"),
+            evaluations=evaluations,
+            outdated=evaluation is not None and evaluation.incumbent_id != serving.version_id,
+            serving_name=evidence.name_of(serving.version),
+            calibration=calibration,
+            reliability_figure=calibration
+            and charts.reliability(calibration.bins_before, calibration.bins_after),
+            epochs_figure=charts.epochs(version.metrics),
+            suspicious=version.metrics.get("suspicious", [])[:SHOWN_SUSPICIOUS],
+            promotions=version.promotions.select_related("by"),
+            with_charts=True,
+            **evidence.context(evaluation),
+        )
+
+    def promote_view(self, request: HttpRequest, pk: int) -> HttpResponse:
+        """The confirmation page (GET) and the promotion itself (POST)."""
+        by = allow(request, "adapters_app.promote_adapter")
+        version = self._version(request, pk)
+        if request.method != "POST":
+            return self._promote_page(request, version)
+        form = PromoteForm(request.POST)
+        if not form.is_valid():
+            return self._promote_page(request, version, form, status=400)
+        try:
+            registry.promote(version, by=by, **form.cleaned_data)
+        except registry.PromotionRefused as refusal:
+            messages.error(request, str(refusal))
+            # Shown anew, with the state as it is now: what was confirmed is no longer true.
+            return self._promote_page(
+                request, version, status=409, reason=form.cleaned_data["reason"]
+            )
+        messages.success(request, f"From now on {version} answers.")
+        return HttpResponseRedirect(change_url(version))
+
+    def _promote_page(
+        self,
+        request: HttpRequest,
+        version: AdapterVersion,
+        form: PromoteForm | None = None,
+        *,
+        reason: str = "",
+        status: int = 200,
+    ) -> HttpResponse:
+        serving = registry.serving()
+        evaluation = _first(
+            found for found in version.evaluations.all() if found.incumbent_id == serving.version_id
+        )
+        if form is None:
+            form = PromoteForm(initial={"expected_revision": serving.revision, "reason": reason})
+        form.offer(evaluation.verdict if evaluation else "")
+        return self.page(
+            request,
+            "promote",
+            f"Promote {version}?",
+            status=status,
+            version=version,
+            form=form,
+            revision=serving.revision,
+            now=evidence.answerer(serving.version, serving.calibration),
+            then=evidence.answerer(version, version.calibrations.first()),
+            may_request=request.user.has_perm("adapters_app.request_training"),
+            **evidence.context(evaluation),
+        )
+
+    @method_decorator(require_POST)
+    def evaluate_view(self, request: HttpRequest, pk: int) -> HttpResponse:
+        """Compare a version with what serves now, on the verdicts of now."""
+        by = allow(request, "adapters_app.request_training")
+        version = self._version(request, pk)
+        try:
+            run = training.request(
+                by=by,
+                kind=TrainingRun.Kind.SHADOW,
+                version=version,
+                scope=version.scope,
+                domain=version.domain,
+                reason=f"Compare {version} with what serves now.",
+            )
+        except training.TrainingRefused as refusal:
+            messages.error(request, str(refusal))
+            return HttpResponseRedirect(change_url(version))
+        messages.success(request, f"Run {run.pk} will evaluate {version}.")
+        return HttpResponseRedirect(change_url(run))
+
+    def _version(self, request: HttpRequest, pk: int) -> AdapterVersion:
+        versions = self.get_queryset(request).select_related("snapshot", "run", "created_by")
+        return get_object_or_404(versions, pk=pk)
+
+
+@admin.register(Promotion)
+class PromotionAdmin(ReadOnlyAdmin):
+    """The ledger: who put what in front of users, when, why and on what evidence."""
+
+    list_title = "Ledger"
+    list_display = ("revision_", "when", "action_", "change", "actor", "reason", "on_evidence")
+    list_display_links = None
+    search_fields = ("reason", "by__username")
+    list_select_related = (
+        "version",
+        "previous_version",
+        "calibration",
+        "by",
+        "evidence__candidate",
+    )
+
+    def get_urls(self) -> list[URLPattern]:
+        return [
+            *self.routes(("rollback/", self.rollback_view, "rollback")),
+            *super().get_urls(),
+        ]
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        """An entry says all it has to say in the list."""
+        return HttpResponseRedirect(reverse("admin:adapters_app_promotion_changelist"))
+
+    @admin.display(description="revision", ordering="revision")
+    def revision_(self, promotion: Promotion) -> str:
+        return f"r{promotion.revision}"
+
+    @admin.display(description="when", ordering="at")
+    def when(self, promotion: Promotion) -> str:
+        return moment(promotion.at)
+
+    @admin.display(description="what", ordering="action")
+    def action_(self, promotion: Promotion) -> SafeString:
+        return pill(promotion.get_action_display(), promotion.action)
+
+    @admin.display(description="from → to")
+    def change(self, promotion: Promotion) -> str:
+        before = evidence.name_of(promotion.previous_version)
+        return f"{before} → {evidence.name_of(promotion.version)}"
+
+    @admin.display(description="by", ordering="by__username")
+    def actor(self, promotion: Promotion) -> str:
+        if promotion.os_user:
+            return f"{promotion.by} (command, as {promotion.os_user})"
+        return str(promotion.by)
+
+    @admin.display(description="evidence")
+    def on_evidence(self, promotion: Promotion) -> SafeString | str:
+        found = promotion.evidence
+        if found is None:
+            return "none" if promotion.action == Promotion.Action.PROMOTE else "–"
+        url = f"{change_url(found.candidate)}?evaluation={found.pk}"
+        said = [found.get_verdict_display()]
+        said += ["acknowledged"] if promotion.acknowledged else []
+        said += ["overridden"] if promotion.overridden else []
+        return format_html('<a href="{}">{}</a>', url, ", ".join(said))
+
+    def rollback_view(self, request: HttpRequest) -> HttpResponse:
+        """The confirmation page (GET) and the rollback itself (POST); ?to= names where to."""
+        by = allow(request, "adapters_app.promote_adapter")
+        if request.method != "POST":
+            return self._rollback_page(request)
+        form = ReleaseForm(request.POST)
+        if not form.is_valid():
+            return self._rollback_page(request, form, status=400)
+        try:
+            promotion = registry.rollback(by=by, to=self._target(request), **form.cleaned_data)
+        except registry.PromotionRefused as refusal:
+            messages.error(request, str(refusal))
+            return self._rollback_page(request, status=409, reason=form.cleaned_data["reason"])
+        messages.success(request, f"From now on {evidence.name_of(promotion.version)} answers.")
+        return HttpResponseRedirect(reverse("admin:adapters_app_promotion_changelist"))
+
+    def _rollback_page(
+        self,
+        request: HttpRequest,
+        form: ReleaseForm | None = None,
+        *,
+        reason: str = "",
+        status: int = 200,
+    ) -> HttpResponse:
+        serving = registry.serving()
+        restored = self._restored(request)
+        if form is None:
+            form = ReleaseForm(initial={"expected_revision": serving.revision, "reason": reason})
+        version = restored.version if restored else None
+        undone = serving.version and serving.version.evaluations.filter(incumbent=version).first()
+        return self.page(
+            request,
+            "rollback",
+            "Roll back?",
+            status=status,
+            form=form,
+            revision=serving.revision,
+            nothing=serving.version is None and version is None,
+            now=evidence.answerer(serving.version, serving.calibration),
+            then=evidence.answerer(version, restored.calibration if restored else None),
+            choices=self._choices(request, serving),
+            **evidence.context(undone or None),
+        )
+
+    def _restored(self, request: HttpRequest) -> Promotion | None:
+        """The promotion that ?to= would restore; None = the base."""
+        target = self._target(request)
+        if target is None:
+            return registry.rollback_default()
+        if isinstance(target, AdapterVersion):
+            promotions = target.promotions.select_related("version__snapshot", "calibration")
+            return _first_or_404(promotions.filter(action=Promotion.Action.PROMOTE))
+        return None
+
+    def _target(self, request: HttpRequest) -> AdapterVersion | str | None:
+        """?to= as rollback() takes it: a version, “base”, or None for the one before."""
+        to = request.GET.get("to", "")
+        if to in {"", registry.BASE}:
+            return to or None
+        try:
+            return registry.find_version(to)
+        except registry.VersionUnknown as unknown:
+            raise Http404(str(unknown)) from unknown
+
+    def _choices(self, request: HttpRequest, serving: Serving) -> list[tuple[str, str, bool]]:
+        """(text, ?to=, chosen) of every place one can roll back to."""
+        to = request.GET.get("to", "")
+        served = AdapterVersion.objects.filter(promotions__action=Promotion.Action.PROMOTE)
+        names = [version.name for version in served.distinct() if version != serving.version]
+        before = registry.rollback_default()
+        previous = f"the one before ({evidence.name_of(before.version if before else None)})"
+        places = [(previous, ""), *((name, name) for name in names), ("the base", "base")]
+        return [(text, value, value == to) for text, value in places]
+
+
+def standing(version: AdapterVersion) -> str:
+    """“serving”, “was serving” or “never served”; of versions annotated by AdapterVersionAdmin."""
+    if version.serves:  # type: ignore[attr-defined]
+        return "serving"
+    return "was serving" if version.promoted else "never served"  # type: ignore[attr-defined]
+
+
+def change_url(row: TrainingRun | AdapterVersion) -> str:
+    """The page of a run or version."""
+    return reverse(f"admin:adapters_app_{row._meta.model_name}_change", args=[row.pk])
+
+
+def last_tasks() -> Iterator[dict[str, Any]]:
+    """The queue's last tasks, without their results, which are unsigned pickles."""
+    columns = ("func", "cluster", "started", "stopped", "success")
+    for row in Task.objects.order_by("-stopped").values(*columns)[:LAST_TASKS]:
+        yield {**row, "took": (row["stopped"] - row["started"]).total_seconds()}
+
+
+def _against_incumbent(evaluation: ShadowEvaluation | None) -> dict[str, Any] | None:
+    return evaluation.figures.get("against_incumbent") if evaluation else None
+
+
+def _first(found: Iterable[ShadowEvaluation]) -> ShadowEvaluation | None:
+    return next(iter(found), None)
+
+
+def _first_or_404(promotions: QuerySet[Promotion]) -> Promotion:
+    found = promotions.first()
+    if found is None:
+        raise Http404("That version has never served; promote it instead.")
+    return found

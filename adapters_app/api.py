@@ -1,0 +1,366 @@
+"""REST: training runs, adapter versions, what serves, evaluations, calibrations, the ledger, stats.
+
+Thin: each change is one function of `training` or `registry`; a refusal of theirs is 409 with the
+reason in `detail`.
+"""
+
+import tempfile
+import zipfile
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from django.contrib.auth.models import User
+from django.db.models import Count, QuerySet, Sum
+from django.http import FileResponse, HttpResponse
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import extend_schema, extend_schema_view
+from rest_framework import mixins, status
+from rest_framework.decorators import action
+from rest_framework.exceptions import APIException, NotAuthenticated, NotFound, ValidationError
+from rest_framework.negotiation import DefaultContentNegotiation
+from rest_framework.renderers import BaseRenderer
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.routers import SimpleRouter
+from rest_framework.serializers import BaseSerializer, Serializer
+from rest_framework.views import APIView
+from rest_framework.viewsets import GenericViewSet
+
+from adapters_app import registry, storage, training, triggers
+from adapters_app.models import (
+    AdapterVersion,
+    CalibrationEvaluation,
+    PredictionTally,
+    Promotion,
+    ShadowEvaluation,
+    TrainingRun,
+)
+from adapters_app.serializers import (
+    AdapterVersionSerializer,
+    CalibrationSerializer,
+    PromoteSerializer,
+    PromotionSerializer,
+    RollbackSerializer,
+    RunFilterSerializer,
+    ServingSerializer,
+    ShadowEvaluationSerializer,
+    ShadowSummarySerializer,
+    TrainingRequestSerializer,
+    TrainingRunSerializer,
+    VersionFilterSerializer,
+)
+from corrections.api import Conflict
+from corrections.models import Correction
+
+VERSION_PATTERN = "v?[0-9]{1,9}"
+ID_PATTERN = "[0-9]{1,18}"
+# What a download holds; never the training rows, which live in the snapshot.
+ARTIFACT_FILES = ("adapter_model.safetensors", "adapter_config.json", "manifest.json", "README.md")
+SPOOL_BYTES = 16 * 1024 * 1024  # a larger download is spooled to disk, not held in memory
+
+
+class ArtifactUnavailable(APIException):
+    status_code = status.HTTP_503_SERVICE_UNAVAILABLE
+    default_code = "artifact_unavailable"
+
+
+class AnyAccept(DefaultContentNegotiation):
+    """For views that answer with a file: the Accept header chooses nothing."""
+
+    def select_renderer(
+        self, request: Request, renderers: Iterable[BaseRenderer], format_suffix: str | None = None
+    ) -> tuple[BaseRenderer, str]:
+        first = next(iter(renderers))
+        return first, str(first.media_type)
+
+
+class ReadOnly(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericViewSet[Any]):
+    """A list and its items; `filters` validates the query string, so that nonsense is a 400."""
+
+    lookup_value_regex = ID_PATTERN
+    filters: type[Serializer[Any]] | None = None
+
+    def filter_queryset(self, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        if self.filters is None or self.action != "list":
+            return queryset
+        asked = self.filters(data=self.request.query_params)
+        asked.is_valid(raise_exception=True)
+        return self.narrow(queryset, asked.validated_data)
+
+    def narrow(self, queryset: QuerySet[Any], asked: dict[str, Any]) -> QuerySet[Any]:
+        """The rows that were asked for."""
+        return queryset.filter(**asked)
+
+
+@extend_schema_view(
+    list=extend_schema(parameters=[RunFilterSerializer], summary="Training runs, newest first."),
+    retrieve=extend_schema(summary="Follow a run: stage, steps, ETA, loss curve, log tail."),
+)
+class TrainingRunViewSet(ReadOnly):
+    queryset = TrainingRun.objects.select_related(
+        "version", "produced", "snapshot", "requested_by", "cancel_requested_by"
+    )
+    serializer_class = TrainingRunSerializer
+    filters = RunFilterSerializer
+    required_permission = {
+        "GET": "adapters_app.view_trainingrun",
+        "POST": "adapters_app.request_training",
+    }
+
+    @extend_schema(
+        summary="Request a training run, or the shadow evaluation of a version.",
+        request=TrainingRequestSerializer,
+        responses={201: TrainingRunSerializer},
+    )
+    def create(self, request: Request) -> Response:
+        asked = _validated(TrainingRequestSerializer, request)
+        name = asked.pop("version", None)
+        version = _version(name, field="version") if name else None
+        try:
+            run = training.request(by=signed_in(request), version=version, **asked)
+        except training.TrainingRefused as error:
+            raise Conflict(str(error)) from error
+        return Response(self.get_serializer(run).data, status=status.HTTP_201_CREATED)
+
+    @extend_schema(summary="Cancel a run.", request=None, responses=TrainingRunSerializer)
+    @action(
+        detail=True, methods=["post"], required_permission={"POST": "adapters_app.cancel_training"}
+    )
+    def cancel(self, request: Request, pk: str) -> Response:
+        run = self.get_object()
+        try:
+            training.cancel(run, by=signed_in(request))
+        except training.TrainingRefused as error:
+            raise Conflict(str(error)) from error
+        return Response(self.get_serializer(self.get_object()).data)
+
+
+@extend_schema_view(
+    list=extend_schema(summary="Adapter versions, newest first."),
+    retrieve=extend_schema(summary="One version: its recipe, metrics and digests."),
+)
+class AdapterViewSet(ReadOnly):
+    queryset = AdapterVersion.objects.select_related("snapshot", "created_by")
+    serializer_class = AdapterVersionSerializer
+    lookup_field = "number"
+    lookup_url_kwarg = "version"
+    lookup_value_regex = VERSION_PATTERN
+    required_permission = {"GET": "adapters_app.view_adapterversion"}
+
+    def get_object(self) -> AdapterVersion:
+        try:
+            return registry.find_version(self.kwargs["version"])
+        except registry.VersionUnknown as error:
+            raise NotFound(str(error)) from error
+
+    @extend_schema(
+        summary="Promote a version: it answers from the next request on.",
+        request=PromoteSerializer,
+        responses=PromotionSerializer,
+    )
+    @action(
+        detail=True, methods=["post"], required_permission={"POST": "adapters_app.promote_adapter"}
+    )
+    def promote(self, request: Request, version: str) -> Response:
+        asked = _validated(PromoteSerializer, request)
+        try:
+            promotion = registry.promote(self.get_object(), by=signed_in(request), **asked)
+        except registry.PromotionRefused as error:
+            raise Conflict(str(error)) from error
+        return Response(PromotionSerializer(promotion).data)
+
+    @extend_schema(
+        summary="Roll back: to the one before, to a named version, or to the base.",
+        request=RollbackSerializer,
+        responses=PromotionSerializer,
+    )
+    @action(
+        detail=False, methods=["post"], required_permission={"POST": "adapters_app.promote_adapter"}
+    )
+    def rollback(self, request: Request) -> Response:
+        asked = _validated(RollbackSerializer, request)
+        to = asked.pop("to", None)
+        if to and to != "base":
+            to = _version(to, field="to")
+        try:
+            promotion = registry.rollback(by=signed_in(request), to=to or None, **asked)
+        except registry.PromotionRefused as error:
+            raise Conflict(str(error)) from error
+        return Response(PromotionSerializer(promotion).data)
+
+    @extend_schema(summary="What serves now, and its revision.", responses=ServingSerializer)
+    @action(
+        detail=False,
+        required_permission={"GET": "adapters_app.view_serving"},
+        pagination_class=None,
+    )
+    def serving(self, request: Request) -> Response:
+        return Response(ServingSerializer(registry.serving()).data)
+
+    @extend_schema(summary="The model card, Markdown.", responses={(200, "text/markdown"): str})
+    @action(detail=True, content_negotiation_class=AnyAccept)
+    def card(self, request: Request, version: str) -> HttpResponse:
+        directory = _artifact(self.get_object())
+        return HttpResponse(
+            (directory / "README.md").read_bytes(), content_type="text/markdown; charset=utf-8"
+        )
+
+    @extend_schema(
+        summary="The adapter as a ZIP: tensors, configuration, manifest, card; no training text.",
+        responses={(200, "application/zip"): OpenApiTypes.BINARY},
+    )
+    @action(
+        detail=True,
+        required_permission={"GET": "adapters_app.download_adapter"},
+        content_negotiation_class=AnyAccept,
+    )
+    def download(self, request: Request, version: str) -> FileResponse:
+        found = self.get_object()
+        return FileResponse(
+            _zipped(_artifact(found)), as_attachment=True, filename=f"{found.name}.zip"
+        )
+
+
+@extend_schema_view(
+    list=extend_schema(
+        parameters=[VersionFilterSerializer], summary="Shadow evaluations, newest first."
+    ),
+    retrieve=extend_schema(summary="One evaluation, with its flipped pairs."),
+)
+class ShadowEvaluationViewSet(ReadOnly):
+    queryset = ShadowEvaluation.objects.select_related("candidate", "incumbent", "snapshot")
+    filters = VersionFilterSerializer
+    required_permission = {"GET": "adapters_app.view_shadowevaluation"}
+
+    def get_serializer_class(self) -> type[BaseSerializer[Any]]:
+        return ShadowSummarySerializer if self.action == "list" else ShadowEvaluationSerializer
+
+    def narrow(self, queryset: QuerySet[Any], asked: dict[str, Any]) -> QuerySet[Any]:
+        return _of_version(queryset, asked, "candidate")
+
+
+@extend_schema_view(
+    list=extend_schema(
+        parameters=[VersionFilterSerializer], summary="Fitted calibrators, newest first."
+    ),
+    retrieve=extend_schema(summary="One calibrator: parameters, figures before and after, bins."),
+)
+class CalibrationViewSet(ReadOnly):
+    queryset = CalibrationEvaluation.objects.select_related("version", "created_by")
+    serializer_class = CalibrationSerializer
+    filters = VersionFilterSerializer
+    required_permission = {"GET": "adapters_app.view_calibrationevaluation"}
+
+    def narrow(self, queryset: QuerySet[Any], asked: dict[str, Any]) -> QuerySet[Any]:
+        return _of_version(queryset, asked, "version")
+
+
+@extend_schema_view(
+    list=extend_schema(summary="The ledger of promotions and rollbacks, newest first."),
+    retrieve=extend_schema(summary="One entry of the ledger."),
+)
+class PromotionViewSet(ReadOnly):
+    queryset = Promotion.objects.select_related("version", "previous_version", "by")
+    serializer_class = PromotionSerializer
+    required_permission = {"GET": "adapters_app.view_promotion"}
+
+
+class StatsView(APIView):
+    required_permission = {"GET": "adapters_app.view_serving"}
+
+    @extend_schema(
+        summary="Verdicts, predictions, runs, what serves, and whether to train now.",
+        responses=OpenApiTypes.OBJECT,
+    )
+    def get(self, request: Request) -> Response:
+        return Response(
+            {
+                "serving": ServingSerializer(registry.serving()).data,
+                "corrections": {
+                    "by_status": _counts(Correction.objects.all(), "status"),
+                    "accepted_by_verdict": _counts(Correction.objects.accepted(), "verdict"),
+                    "accepted_by_label": _counts(Correction.objects.accepted(), "correct_label"),
+                },
+                "predictions": _predictions(),
+                "training_runs": _counts(TrainingRun.objects.all(), "status"),
+                "adapter_versions": AdapterVersion.objects.count(),
+                "training_triggers": {
+                    "should_train": triggers.should_train(),
+                    "conditions": [asdict(condition) for condition in triggers.conditions()],
+                },
+            }
+        )
+
+
+router = SimpleRouter(trailing_slash=False)
+router.register("training-runs", TrainingRunViewSet, basename="training-run")
+router.register("adapters", AdapterViewSet, basename="adapter")
+router.register("shadow-evaluations", ShadowEvaluationViewSet, basename="shadow-evaluation")
+router.register("calibrations", CalibrationViewSet, basename="calibration")
+router.register("promotions", PromotionViewSet, basename="promotion")
+
+
+def signed_in(request: Request) -> User:
+    """Whoever carries the token or the session; the permission check has let nobody else in."""
+    if not isinstance(request.user, User):
+        raise NotAuthenticated
+    return request.user
+
+
+def _validated(serializer: type[Serializer[Any]], request: Request) -> dict[str, Any]:
+    asked = serializer(data=request.data)
+    asked.is_valid(raise_exception=True)
+    return dict(asked.validated_data)
+
+
+def _version(name: str, *, field: str) -> AdapterVersion:
+    try:
+        return registry.find_version(name)
+    except registry.VersionUnknown as error:
+        raise ValidationError({field: [str(error)]}) from error
+
+
+def _of_version(queryset: QuerySet[Any], asked: dict[str, Any], field: str) -> QuerySet[Any]:
+    name = asked.get("version")
+    if name is None:
+        return queryset
+    if name == "base":
+        return queryset.filter(**{f"{field}__isnull": True})
+    return queryset.filter(**{f"{field}__number": int(name.removeprefix("v"))})
+
+
+def _artifact(version: AdapterVersion) -> Path:
+    """A verified local copy of the released adapter."""
+    try:
+        return storage.fetch(version.artifact_digest)
+    except (storage.ArtifactMissing, storage.ArtifactCorrupt) as error:
+        raise ArtifactUnavailable(f"{version.name}: {error}") from error
+
+
+def _zipped(directory: Path) -> Any:
+    """The artifact's files in one ZIP, uncompressed: tensors do not shrink."""
+    spool = tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115  the response closes it
+    with zipfile.ZipFile(spool, "w", zipfile.ZIP_STORED) as archive:
+        for name in ARTIFACT_FILES:
+            archive.write(directory / name, name)
+    spool.seek(0)
+    return spool
+
+
+def _counts(queryset: QuerySet[Any], field: str) -> dict[str, int]:
+    return dict(queryset.order_by().values_list(field).annotate(Count("pk")))
+
+
+def _predictions() -> list[dict[str, Any]]:
+    """Pairs answered so far, by version and label."""
+    rows = (
+        PredictionTally.objects.order_by("version__number", "label")
+        .values_list("version__number", "label")
+        .annotate(Sum("count"))
+    )
+    return [
+        {"adapter": "base" if number is None else f"v{number}", "label": label, "count": count}
+        for number, label, count in rows
+    ]

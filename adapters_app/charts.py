@@ -1,0 +1,301 @@
+"""Plotly figures as plain data; nothing here draws.
+
+A colour “--name” is a CSS variable that charts.js resolves: a figure follows light and dark.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Figure = dict[str, Any]
+
+CANDIDATE, INCUMBENT, BASE = "--lyra-candidate", "--lyra-incumbent", "--lyra-base"
+# Points drawn at most: a curve of thousands of steps is as readable and much lighter.
+MAX_POINTS = 400
+# The gate's line, as in nli.metrics, which a page must not import.
+TOLERATED_LOSS = 0.02
+SMOOTHING = 0.9  # weight of the past in the loss curve's moving average
+
+
+def _axis(title: str, **more: Any) -> dict[str, Any]:
+    return {
+        "title": {"text": title, "font": {"size": 12}, "standoff": 8},
+        "gridcolor": "--hairline-color",
+        "linecolor": "--border-color",
+        "zerolinecolor": "--border-color",
+        "automargin": True,
+        "fixedrange": True,  # a page that scrolls must not zoom by accident
+        **more,
+    }
+
+
+def _figure(data: list[dict[str, Any]], *, x: Mapping[str, Any], y: Mapping[str, Any]) -> Figure:
+    return {
+        "data": data,
+        "layout": {
+            "xaxis": dict(x),
+            "yaxis": dict(y),
+            "font": {"family": "--font-family-primary", "color": "--body-quiet-color", "size": 12},
+            "paper_bgcolor": "rgba(0,0,0,0)",
+            "plot_bgcolor": "rgba(0,0,0,0)",
+            "margin": {"l": 48, "r": 12, "t": 28, "b": 40},
+            "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+            "hoverlabel": {
+                "bgcolor": "--lyra-card-bg",
+                "bordercolor": "--border-color",
+                "font": {"color": "--body-fg"},
+            },
+        },
+    }
+
+
+def thinned(points: Sequence[Any], limit: int = MAX_POINTS) -> list[Any]:
+    """Every k-th of `points`, the last always among them, at most `limit` + 1."""
+    stride = max(1, -(-len(points) // limit))
+    kept = list(points[::stride])
+    if points and kept[-1] is not points[-1]:
+        kept.append(points[-1])
+    return kept
+
+
+def smoothed(values: Sequence[float], weight: float = SMOOTHING) -> list[float]:
+    """Exponential moving average, corrected for its start (Kingma & Ba 2015, §3)."""
+    average, averages = 0.0, []
+    for count, value in enumerate(values, start=1):
+        average = weight * average + (1 - weight) * value
+        averages.append(average / (1 - weight**count))
+    return averages
+
+
+def loss_curve(points: Sequence[tuple[int, float]]) -> Figure | None:
+    """Training loss by optimiser step, raw and smoothed; None before the first step.
+
+    Args:
+        points: [[step, training loss], …] as `TrainingRun.loss_curve` keeps them.
+    """
+    if not points:
+        return None
+    averages = smoothed([loss for _, loss in points])
+    rows = thinned(
+        [(step, loss, mean) for (step, loss), mean in zip(points, averages, strict=True)]
+    )
+    steps = [step for step, _, _ in rows]
+    return _figure(
+        [
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "name": "each step",
+                "x": steps,
+                "y": [loss for _, loss, _ in rows],
+                "line": {"color": BASE, "width": 1},
+                "opacity": 0.6,
+            },
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "name": "moving average",
+                "x": steps,
+                "y": [mean for _, _, mean in rows],
+                "line": {"color": CANDIDATE, "width": 2.5},
+            },
+        ],
+        x=_axis("optimiser step"),
+        y=_axis("training loss", rangemode="tozero"),
+    )
+
+
+def epochs(metrics: Mapping[str, Any]) -> Figure | None:
+    """Training loss and out-of-fold log loss after each epoch; epoch 0 is the base.
+
+    The number of epochs is chosen where the out-of-fold log loss is lowest.
+
+    Args:
+        metrics: `AdapterVersion.metrics`.
+    """
+    rows = metrics.get("epochs", [])
+    if not rows:
+        return None
+    chosen = metrics["chosen_epoch"]
+    numbers = [row["epoch"] for row in rows]
+    accuracies = [(0, metrics.get("base", {}).get("accuracy"))]
+    accuracies += [(row["epoch"], row["out_of_fold"].get("accuracy")) for row in rows]
+    known = [(epoch, share) for epoch, share in accuracies if share is not None]
+    figure = _figure(
+        [
+            {
+                **_line("training loss", numbers, [row["train_loss"] for row in rows], INCUMBENT),
+                "hovertemplate": "epoch %{x}: %{y:.3f}<extra></extra>",
+            },
+            {
+                **_line(
+                    "log loss, out of fold",
+                    numbers,
+                    [row["choice_log_loss"] for row in rows],
+                    BASE,
+                ),
+                "hovertemplate": "epoch %{x}: %{y:.3f}<extra></extra>",
+            },
+            {
+                **_line(
+                    "accuracy, out of fold", [x for x, _ in known], [y for _, y in known], CANDIDATE
+                ),
+                "yaxis": "y2",
+                "hovertemplate": "epoch %{x}: %{y:.1%}<extra></extra>",
+            },
+        ],
+        x=_axis("epoch (0 = the base)", dtick=1),
+        y=_axis("loss", rangemode="tozero"),
+    )
+    figure["layout"]["yaxis2"] = _axis(
+        "accuracy", overlaying="y", side="right", showgrid=False, tickformat=".0%"
+    )
+    figure["layout"]["margin"]["r"] = 48
+    figure["layout"]["shapes"] = [_upright(chosen, "--lyra-good")]
+    return figure
+
+
+def _line(name: str, x: Sequence[float], y: Sequence[float], color: str) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": name,
+        "x": list(x),
+        "y": list(y),
+        "line": {"color": color, "width": 2.5},
+    }
+
+
+def _upright(x: float, color: str) -> dict[str, Any]:
+    """A dotted line from the bottom to the top of a figure."""
+    return {
+        "type": "line",
+        "xref": "x",
+        "yref": "paper",
+        "x0": x,
+        "x1": x,
+        "y0": 0,
+        "y1": 1,
+        "line": {"color": color, "width": 1, "dash": "dot"},
+    }
+
+
+def reliability(
+    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]
+) -> Figure | None:
+    """Share of right answers by stated confidence, before and after calibration.
+
+    Args:
+        before, after: bins as `nli.metrics.ece` gives them; empty bins are not drawn.
+    """
+    if not any(row["count"] for row in after):
+        return None
+    diagonal = {
+        "type": "scatter",
+        "mode": "lines",
+        "name": "perfect",
+        "x": [0, 1],
+        "y": [0, 1],
+        "line": {"color": "--border-color", "width": 1.5, "dash": "dash"},
+        "hoverinfo": "skip",
+    }
+    return _figure(
+        [
+            diagonal,
+            _bins("before", before, color=INCUMBENT, symbol="circle-open"),
+            _bins("after", after, color=CANDIDATE, symbol="circle"),
+        ],
+        x=_axis("stated confidence", range=[0.25, 1.02], tickformat=".0%"),
+        y=_axis("share that is right", range=[0, 1.02], tickformat=".0%"),
+    )
+
+
+def _bins(
+    name: str, bins: Sequence[Mapping[str, Any]], *, color: str, symbol: str
+) -> dict[str, Any]:
+    filled = [row for row in bins if row["count"]]
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": name,
+        "x": [row["confidence"] for row in filled],
+        "y": [row["accuracy"] for row in filled],
+        "customdata": [row["count"] for row in filled],
+        "line": {"color": color, "width": 2},
+        "marker": {"symbol": symbol, "size": 9},
+        "hovertemplate": "said %{x:.0%}, right %{y:.0%}, n = %{customdata}<extra></extra>",
+    }
+
+
+def differences(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> Figure | None:
+    """Accuracy differences with their 95 % intervals, one line each; left of 0 is a loss.
+
+    Args:
+        rows: (name, stored difference: estimate, low, high as shares).
+    """
+    known = [(name, d) for name, d in rows if d and all(_finite(d[k]) for k in ("low", "high"))]
+    if not known:
+        return None
+    figure = _figure(
+        [
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "x": [100 * d["estimate"] for _, d in known],
+                "y": [name for name, _ in known],
+                "error_x": {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [100 * (d["high"] - d["estimate"]) for _, d in known],
+                    "arrayminus": [100 * (d["estimate"] - d["low"]) for _, d in known],
+                    "color": CANDIDATE,
+                    "thickness": 2.5,
+                    "width": 7,
+                },
+                "marker": {"color": CANDIDATE, "size": 11},
+                "hovertemplate": "%{y}: %{x:+.1f} points<extra></extra>",
+            }
+        ],
+        x=_axis("difference in accuracy, points", zeroline=True, zerolinewidth=2),
+        y=_axis("", autorange="reversed"),
+    )
+    figure["layout"]["shapes"] = [_upright(-100 * TOLERATED_LOSS, "--lyra-bad")]
+    figure["layout"]["showlegend"] = False
+    return figure
+
+
+def guard(phenomena: Mapping[str, Mapping[str, Any]], *, a: str, b: str) -> Figure | None:
+    """Share of right answers per phenomenon of the guard set, incumbent `a` and candidate `b`.
+
+    Args:
+        phenomena: `ShadowEvaluation.guard["phenomena"]`.
+    """
+    if not phenomena:
+        return None
+    names = [name.replace("_", " ") for name in phenomena]
+    rows = list(phenomena.values())
+    marks = [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": title,
+            "x": [row[key] for row in rows],
+            "y": names,
+            "marker": {"color": color, "size": 9, "symbol": symbol, "line": {"width": 2}},
+            "customdata": [row["n"] for row in rows],
+            "hovertemplate": "%{y}: %{x:.0%}, n = %{customdata}<extra></extra>",
+        }
+        for title, key, color, symbol in (
+            (a, "incumbent", INCUMBENT, "circle-open"),
+            (b, "candidate", CANDIDATE, "circle"),
+        )
+    ]
+    return _figure(
+        marks,
+        x=_axis("right answers", tickformat=".0%", range=[0, 1.03]),
+        y=_axis("", autorange="reversed", dtick=1),
+    )
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

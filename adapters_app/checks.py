@@ -1,0 +1,106 @@
+"""System checks of serving and training settings: what cannot be right is refused at start."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from django.apps import AppConfig
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, register
+
+DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+
+
+def _at_least(minimum: float) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: value >= minimum, f"at least {minimum:g}"
+
+
+def _between(low: float, high: float) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: low <= value <= high, f"between {low:g} and {high:g}"
+
+
+# id → (setting, what it must be)
+LIMITS: dict[str, tuple[str, tuple[Callable[[Any], bool], str]]] = {
+    "lyra.E001": ("LYRA_TRAINING_TIMEOUT_S", _at_least(60)),
+    "lyra.E002": ("LYRA_TRAINING_FLOOR", _at_least(3)),
+    "lyra.E003": ("LYRA_MIN_FREE_MIB", _at_least(0)),
+    "lyra.E004": ("LYRA_TRIGGER_MIN_CORRECTED", _at_least(1)),
+    "lyra.E005": ("LYRA_TRIGGER_MIN_RATE", _between(0, 1)),
+    "lyra.E006": ("LYRA_TRIGGER_MIN_DAYS", _at_least(0)),
+    "lyra.E007": ("LYRA_MAX_PAIRS", _at_least(1)),
+    "lyra.E008": ("LYRA_MAX_CHARS", _between(1, 1_000_000)),
+    "lyra.E009": ("LYRA_MAX_BODY_BYTES", _at_least(1024)),
+    "lyra.E010": ("LYRA_RESIDENT_ADAPTERS", _at_least(1)),
+    "lyra.E011": ("LYRA_TORCH_THREADS", _at_least(0)),
+}
+
+
+@register()
+def check_limits(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
+    """lyra.E001–E011: numbers inside their limits (NaN is outside)."""
+    return [
+        Error(f"{name}={getattr(settings, name)} must be {words}.", id=check_id)
+        for check_id, (name, (holds, words)) in LIMITS.items()
+        if not holds(getattr(settings, name))
+    ]
+
+
+@register()
+def check_lease(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
+    """lyra.E012: a writer that waits for SQLite's lock must not lose its lease meanwhile."""
+    least = 4 * settings.SQLITE_BUSY_TIMEOUT_S
+    if least <= settings.LYRA_LEASE_S:
+        return []
+    return [
+        Error(
+            f"LYRA_LEASE_S={settings.LYRA_LEASE_S} must be at least {least}: four times the time a "
+            "write may wait for the database.",
+            id="lyra.E012",
+        )
+    ]
+
+
+@register()
+def check_base(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
+    """lyra.E013, E014: a base is named, and a device torch knows."""
+    messages: list[CheckMessage] = []
+    if not settings.LYRA_BASE_MODEL.strip():
+        messages.append(
+            Error(
+                "LYRA_BASE_MODEL is empty; name a checkpoint, or leave it out for minilm-nli.",
+                id="lyra.E013",
+            )
+        )
+    if not DEVICE.fullmatch(settings.LYRA_DEVICE):
+        messages.append(
+            Error(
+                f"LYRA_DEVICE={settings.LYRA_DEVICE!r} must be auto, cpu, mps, cuda or cuda:N.",
+                id="lyra.E014",
+            )
+        )
+    return messages
+
+
+@register()
+def check_queue(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
+    """lyra.E015, E016: the queue is in our database and redelivers later than a run may last."""
+    queue: dict[str, Any] = settings.Q_CLUSTER
+    messages: list[CheckMessage] = []
+    if queue.get("orm") != "default":
+        messages.append(
+            Error(
+                "Q_CLUSTER must use the ORM broker on the default database: a run and its place in "
+                "the queue are committed together.",
+                id="lyra.E015",
+            )
+        )
+    trainer = queue.get("ALT_CLUSTERS", {}).get(settings.TRAINING_CLUSTER)
+    if trainer is None or trainer["retry"] <= 3 * trainer["timeout"]:
+        messages.append(
+            Error(
+                f"Q_CLUSTER needs an alternative cluster named {settings.TRAINING_CLUSTER!r} whose "
+                "retry is more than three times its timeout.",
+                id="lyra.E016",
+            )
+        )
+    return messages

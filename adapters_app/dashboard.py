@@ -1,0 +1,180 @@
+"""What the admin's first page says: what serves, what waits, whether to train, what to do next."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth.models import User
+from django.db.models import Count, Sum
+from django.urls import reverse
+from django.utils import timezone
+from django_q.conf import Conf
+
+from adapters_app import evidence, registry, training, triggers
+from adapters_app.models import (
+    PredictionTally,
+    Promotion,
+    ShadowEvaluation,
+    TrainingRun,
+)
+from adapters_app.progress import progress
+from corrections.models import Correction
+
+RATE_DAYS = 30
+# The workers' probes come every minute; after this long without one they are not there.
+SILENT = timedelta(minutes=4)
+
+
+@dataclass(frozen=True)
+class NextStep:
+    """What to do next, and where."""
+
+    sentence: str
+    link: str = ""
+    url: str = ""
+
+
+@dataclass(frozen=True)
+class CorrectionRate:
+    """How often people corrected what was answered in the last `days` days."""
+
+    corrected: int
+    predictions: int
+    days: int = RATE_DAYS
+
+    @property
+    def share(self) -> float | None:
+        """Corrected over answered pairs; None where nothing was answered."""
+        return self.corrected / self.predictions if self.predictions else None
+
+
+def context(user: User) -> dict[str, Any]:
+    """Template variables of the first page; what `user` may not see is not in it."""
+    sees_releases = user.has_perm("adapters_app.view_adapterversion")
+    found: dict[str, Any] = {}
+    if user.has_perm("adapters_app.view_serving"):
+        serving = registry.serving()
+        found |= {
+            "serving": serving,
+            "answerer": evidence.answerer(serving.version, serving.calibration),
+            "last_change": Promotion.objects.select_related("by").first(),
+            "conditions": triggers.conditions(),
+            "rate": correction_rate(),
+        }
+    if user.has_perm("corrections.view_correction"):
+        found |= {"pending": Correction.objects.pending().count(), "queue": queue_counts()}
+    if user.has_perm("adapters_app.view_trainingrun"):
+        run = TrainingRun.objects.active().order_by("-status", "pk").first()
+        found |= {
+            "run": run,
+            "progress": progress(run) if run else None,
+            "last_run": TrainingRun.objects.select_related("produced").first(),
+            "silent": silent_workers(),
+        }
+    if sees_releases:
+        found |= last_verdict()
+    return found | {"next_step": next_step(user, found)}
+
+
+def last_verdict() -> dict[str, Any]:
+    """The newest shadow evaluation and what it says."""
+    evaluation = ShadowEvaluation.objects.select_related("candidate", "incumbent").first()
+    if evaluation is None:
+        return {}
+    return {
+        "evaluation": evaluation,
+        "headline": evidence.headline(evaluation),
+        "explanation": evidence.explanation(evaluation),
+    }
+
+
+def correction_rate() -> CorrectionRate:
+    """Corrections people chose to report over pairs answered, in the last RATE_DAYS days."""
+    since = timezone.now() - timedelta(days=RATE_DAYS)
+    answered = PredictionTally.objects.filter(hour__gte=since).aggregate(n=Sum("count"))["n"] or 0
+    corrected = Correction.objects.filter(
+        verdict=Correction.Verdict.CORRECTED,
+        sampling=Correction.Sampling.USER,
+        corrected_at__gte=since,
+    ).exclude(status=Correction.Status.REJECTED)
+    return CorrectionRate(corrected.count(), answered)
+
+
+def queue_counts() -> dict[str, int]:
+    """How many corrections there are in each state."""
+    states = Correction.objects.order_by().values_list("status")
+    counted = dict(states.annotate(n=Count("pk")))
+    return {label: counted.get(value, 0) for value, label in Correction.Status.choices}
+
+
+def silent_workers(now: datetime | None = None) -> list[str]:
+    """Queues whose worker has not answered its probe for a while."""
+    now = now or timezone.now()
+    clusters = (Conf.PREFIX, settings.TRAINING_CLUSTER)
+    return [name for name in clusters if _silent(training.last_probe(name), now)]
+
+
+def _silent(probed: datetime | None, now: datetime) -> bool:
+    return probed is None or now - probed > SILENT
+
+
+def next_step(user: User, found: dict[str, Any]) -> NextStep:
+    """The one thing that moves the loop on, for someone who may do it, else what is awaited."""
+    for step in _steps(user, found):
+        return step
+    return NextStep("Nothing waits for you. Collect verdicts: send predictions and correct them.")
+
+
+def _steps(user: User, found: dict[str, Any]) -> Iterator[NextStep]:
+    """What could be done, the most pressing first."""
+    run, last_run = found.get("run"), found.get("last_run")
+    queued = run is not None and run.status == TrainingRun.Status.QUEUED
+    if run and queued and settings.TRAINING_CLUSTER in found["silent"]:
+        yield NextStep(
+            f"Run {run.pk} waits, and no training worker has answered for "
+            f"{SILENT.seconds // 60} minutes. Start one, or look at its log.",
+            "Look at the queue",
+            reverse("admin:adapters_app_trainingrun_queue"),
+        )
+    yield from _decision(user, found.get("evaluation"))
+    if run:
+        yield NextStep(f"Run {run.pk} is under way. Its version can be promoted when it ends.")
+    elif last_run and last_run.status == TrainingRun.Status.FAILED:
+        yield NextStep(
+            f"Run {last_run.pk} failed. Read why, then request it again.",
+            f"Open run {last_run.pk}",
+            _change_url("trainingrun", last_run.pk),
+        )
+    if user.has_perm("adapters_app.request_training") and not run and triggers.should_train():
+        yield NextStep(
+            "There are enough new verdicts to learn from.",
+            "Request training",
+            reverse("admin:adapters_app_trainingrun_request"),
+        )
+    if found.get("pending"):
+        yield NextStep(
+            f"{found['pending']} corrections wait for review. Accepted ones are learnt from.",
+            "Review them",
+            reverse("admin:corrections_correction_changelist") + "?status__exact=pending",
+        )
+
+
+def _decision(user: User, evaluation: ShadowEvaluation | None) -> Iterator[NextStep]:
+    """The newest version, while nobody has decided about it."""
+    if evaluation is None or evaluation.candidate.promotions.exists():
+        return
+    if evaluation.incumbent_id != registry.serving().version_id:
+        return
+    link = "Read the evidence"
+    if evaluation.verdict in evidence.PASSING and user.has_perm("adapters_app.promote_adapter"):
+        link = f"Decide about {evaluation.candidate}"
+    yield NextStep(
+        f"{evidence.headline(evaluation)} Nobody has decided yet whether it serves.",
+        link, _change_url("adapterversion", evaluation.candidate_id)
+    )
+
+
+def _change_url(model: str, pk: int) -> str:
+    return reverse(f"admin:adapters_app_{model}_change", args=[pk])

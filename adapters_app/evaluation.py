@@ -1,0 +1,343 @@
+"""Shadow evaluation: from the logits of two models on the same rows to a verdict and its evidence.
+
+Figures out of fold speak of the recipe on this data: sibling k judges only rows of fold k.
+Imported by what runs in the trainer's process only (numpy, scipy).
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from adapters_app import snapshots
+from adapters_app.models import AdapterVersion, CalibrationEvaluation, ShadowEvaluation, Snapshot
+from adapters_app.nli import metrics
+from adapters_app.nli.calibration import MIN_ROWS as CALIBRATION_ROWS
+from adapters_app.nli.calibration import Calibrator, Identity, choose, from_dict
+from adapters_app.nli.guard import GuardSet
+from adapters_app.registry import NewCalibration, NewEvaluation
+from adapters_app.snapshots import SnapshotRow
+from corrections.labels import LABELS, Label
+
+Verdict = ShadowEvaluation.Verdict
+LISTED_FLIPS = 500
+GUARD_LEVEL = 0.05  # one-sided evidence of a loss on the guard set that blocks
+WANTED_ACCURACY = 0.85  # the documents' wish; advice, not a gate
+# A verdict is suspicious if models that never saw its page almost rule its label out …
+SUSPICIOUS_BELOW = 0.05
+LISTED_SUSPICIOUS = 50
+NO_KNOWN_ROWS = (
+    "No row has a known sampling probability, so nothing can be said about accuracy: what people "
+    "choose to report is biased. Review drawn samples, or import a complete set."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Contestant:
+    """One model's raw answers: out of fold on the snapshot's rows, and on the guard set."""
+
+    logits: np.ndarray  # (rows, 3)
+    guard_logits: np.ndarray  # (guard rows, 3), of the released adapter
+    calibrator: Calibrator
+    digest: str = ""  # of the released artifact; empty = the base
+
+    def probabilities(self) -> np.ndarray:
+        return self.calibrator.predict_proba(self.logits)
+
+    def guard_probabilities(self) -> np.ndarray:
+        return self.calibrator.predict_proba(self.guard_logits)
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """The rows that carry figures, as arrays over the n rows of known sampling probability."""
+
+    rows: list[SnapshotRow]
+    index: np.ndarray  # (n,) positions in the snapshot
+    labels: np.ndarray  # (n,) columns in the order of LABELS
+    weights: np.ndarray  # (n,) inverse sampling probabilities
+    groups: np.ndarray  # (n,) source groups
+
+
+def judged(rows: Sequence[SnapshotRow]) -> Judged:
+    """Rows of known probability; what people chose to report is biased and carries no figure."""
+    known = [i for i, row in enumerate(rows) if row.known]
+    chosen = [rows[i] for i in known]
+    return Judged(
+        rows=chosen,
+        index=np.array(known, dtype=int),
+        labels=label_columns(chosen),
+        weights=np.array([row.weight for row in chosen]),
+        groups=np.array([row.group_id for row in chosen], dtype=int),
+    )
+
+
+def label_columns(rows: Sequence[SnapshotRow]) -> np.ndarray:
+    """(n,) column of each row's label."""
+    return np.array([Label(row.label).index for row in rows], dtype=int)
+
+
+def stored_calibrator(calibration: CalibrationEvaluation | None) -> Calibrator:
+    """The calibrator a stored evaluation describes; the identity where there is none."""
+    if calibration is None:
+        return Identity()
+    return from_dict(calibration.method, calibration.parameters)
+
+
+# --- calibration ----------------------------------------------------------------------------------
+
+
+def calibrate(logits: np.ndarray, rows: Judged) -> tuple[Calibrator, NewCalibration]:
+    """Fit and choose a calibrator on out-of-fold logits (snapshot rows, 3) of judged rows.
+
+    With fewer than 30 of them nothing is fitted: probabilities stay as they are.
+    """
+    own = logits[rows.index]
+    if len(rows.rows) < CALIBRATION_ROWS:
+        chosen: Calibrator = Identity()
+        candidates: dict[str, float] = {}
+    else:
+        choice = choose(own, rows.labels, rows.weights, rows.groups)
+        chosen, candidates = choice.calibrator, choice.log_losses
+    before = _figures(Identity().predict_proba(own), rows)
+    after = _figures(chosen.predict_proba(own), rows)
+    fitted = NewCalibration(
+        method=chosen.method,
+        parameters=chosen.to_dict(),
+        rows=len(rows.rows),
+        candidates=candidates,
+        **{f"{name}_before": value for name, value in before.items()},
+        **{f"{name}_after": value for name, value in after.items()},
+    )
+    return chosen, fitted
+
+
+def _figures(probabilities: np.ndarray, rows: Judged) -> dict[str, Any]:
+    if not rows.rows:
+        return {"brier": 0.0, "ece": 0.0, "log_loss": 0.0, "bins": []}
+    error, bins = metrics.ece(probabilities, rows.labels, rows.weights)
+    return {
+        "brier": metrics.brier(probabilities, rows.labels, rows.weights),
+        "ece": error,
+        "log_loss": metrics.log_loss(probabilities, rows.labels, rows.weights),
+        "bins": bins,
+    }
+
+
+# --- comparison -----------------------------------------------------------------------------------
+
+
+def measure(
+    *,
+    snapshot: Snapshot,
+    rows: Sequence[SnapshotRow],
+    candidate: Contestant,
+    incumbent: Contestant,
+    base: Contestant,
+    served: tuple[AdapterVersion | None, CalibrationEvaluation | None],
+    guard_set: GuardSet,
+    seed: int,
+    later: dict[str, Any] | None = None,
+) -> NewEvaluation:
+    """Compare the candidate with what serves and with the base, on the same rows, and judge it."""
+    against = judged(rows)
+    guard = compare_on_guard(candidate, incumbent, base, guard_set)
+    if not against.rows:
+        return _unmeasurable(snapshot, served, guard, later)
+    domain = _compare(incumbent, candidate, against, seed)
+    to_base = _compare(base, candidate, against, seed)
+    verdict = _verdict(domain, guard, identical=candidate.digest == incumbent.digest)
+    inconclusive = verdict == Verdict.INCONCLUSIVE
+    return NewEvaluation(
+        incumbent=served[0],
+        incumbent_calibration=served[1],
+        snapshot=snapshot,
+        rows_fingerprint=snapshots.fingerprint(against.rows),
+        rows=domain.rows,
+        groups=domain.groups,
+        effective_groups=domain.effective_groups,
+        verdict=verdict,
+        needed_pairs=metrics.needed_pairs(domain) if inconclusive else None,
+        figures=finite({"against_incumbent": domain.to_dict(), "against_base": to_base.to_dict()}),
+        per_label={
+            label.value: {
+                "incumbent": domain.a["per_label"][label.value],
+                "candidate": domain.b["per_label"][label.value],
+            }
+            for label in LABELS
+        },
+        flips=_flips(incumbent, candidate, against),
+        guard=guard,
+        later=later or {},
+        advice=_advice(domain, to_base, guard, identical=candidate.digest == incumbent.digest),
+    )
+
+
+def compare_on_guard(
+    candidate: Contestant, incumbent: Contestant, base: Contestant, guard_set: GuardSet
+) -> dict[str, Any]:
+    """Released candidate against what serves on the guard set, whose rows are independent."""
+    right = {
+        name: contestant.guard_probabilities().argmax(1) == guard_set.labels
+        for name, contestant in (
+            ("candidate", candidate),
+            ("incumbent", incumbent),
+            ("base", base),
+        )
+    }
+    gained = int((right["candidate"] & ~right["incumbent"]).sum())
+    lost = int((right["incumbent"] & ~right["candidate"]).sum())
+    p_loss = metrics.loss_p(gained, lost)
+    return {
+        "digest": guard_set.digest,
+        "n": len(guard_set),
+        **{f"{name}_accuracy": _share(hits) for name, hits in right.items()},
+        "gained": gained,
+        "lost": lost,
+        "p_loss": p_loss,
+        "fails": p_loss < GUARD_LEVEL,
+        "phenomena": _by_phenomenon(guard_set, right),
+    }
+
+
+def figures_on(probabilities: np.ndarray, rows: Sequence[SnapshotRow]) -> dict[str, Any]:
+    """One model's weighted figures on rows of known probability; {"n": 0} where there are none."""
+    on = judged(rows)
+    if not on.rows:
+        return {"n": 0}
+    return finite(metrics.summary(probabilities[on.index], on.labels, on.weights))
+
+
+def suspicious(probabilities: np.ndarray, rows: Sequence[SnapshotRow]) -> list[dict[str, Any]]:
+    """Verdicts whose label the out-of-fold probabilities (n, 3) almost rule out, worst first."""
+    labels = label_columns(rows)
+    given = probabilities[np.arange(len(labels)), labels]
+    doubtful = [i for i in np.argsort(given) if given[i] < SUSPICIOUS_BELOW]
+    return [
+        {
+            "correction_id": rows[i].correction_id,
+            "label": rows[i].label,
+            "predicted": LABELS[int(probabilities[i].argmax())].value,
+            "probability_of_label": float(given[i]),
+        }
+        for i in doubtful[:LISTED_SUSPICIOUS]
+    ]
+
+
+def finite(value: Any) -> Any:
+    """The same nested value with None for infinities and NaN, which JSON columns refuse."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _compare(a: Contestant, b: Contestant, on: Judged, seed: int) -> metrics.Comparison:
+    return metrics.compare(
+        a.probabilities()[on.index],
+        b.probabilities()[on.index],
+        on.labels,
+        on.groups,
+        on.weights,
+        seed=seed,
+    )
+
+
+def _verdict(domain: metrics.Comparison, guard: dict[str, Any], *, identical: bool) -> str:
+    """Domain and guard must both pass. A model is never better or worse than itself."""
+    if identical:
+        return Verdict.INCONCLUSIVE
+    if guard["fails"]:
+        return Verdict.WORSE
+    return Verdict(metrics.gate(domain))
+
+
+def _flips(incumbent: Contestant, candidate: Contestant, on: Judged) -> list[dict[str, Any]]:
+    before = incumbent.probabilities()[on.index].argmax(1)
+    after = candidate.probabilities()[on.index].argmax(1)
+    changed = np.flatnonzero(before != after)
+    # Losses first: they are what a releaser wants to read.
+    order = sorted(changed, key=lambda i: (before[i] != on.labels[i], i))
+    return [
+        {
+            "correction_id": on.rows[i].correction_id,
+            "premise": on.rows[i].premise,
+            "hypothesis": on.rows[i].hypothesis,
+            "label": on.rows[i].label,
+            "incumbent": LABELS[before[i]].value,
+            "candidate": LABELS[after[i]].value,
+        }
+        for i in order[:LISTED_FLIPS]
+    ]
+
+
+def _by_phenomenon(guard_set: GuardSet, right: dict[str, np.ndarray]) -> dict[str, Any]:
+    positions: dict[str, list[int]] = defaultdict(list)
+    for i, phenomenon in enumerate(guard_set.phenomena):
+        positions[phenomenon].append(i)
+    return {
+        phenomenon: {"n": len(at)} | {name: _share(hits[at]) for name, hits in right.items()}
+        for phenomenon, at in sorted(positions.items())
+    }
+
+
+def _share(hits: np.ndarray) -> float | None:
+    return float(hits.mean()) if len(hits) else None
+
+
+def _advice(
+    domain: metrics.Comparison,
+    to_base: metrics.Comparison,
+    guard: dict[str, Any],
+    *,
+    identical: bool,
+) -> list[str]:
+    said = []
+    if identical:
+        said.append("The candidate is identical to what serves: same artifact.")
+    if guard["fails"]:
+        said.append(
+            f"General ability fell: the guard set lost {guard['lost']} answers and gained "
+            f"{guard['gained']} of {guard['n']} (one-sided p = {guard['p_loss']:.3f})."
+        )
+    if domain.b["accuracy"] < WANTED_ACCURACY:
+        said.append(
+            f"Accuracy is {domain.b['accuracy']:.1%} on {domain.rows} pairs, below the wished-for "
+            f"{WANTED_ACCURACY:.0%}."
+        )
+    if domain.b["accuracy"] < to_base.a["accuracy"]:
+        said.append(f"It answers fewer pairs right than the base ({to_base.a['accuracy']:.1%}).")
+    if domain.brier.p_gain < GUARD_LEVEL:
+        said.append("Its probabilities are worse than those of what serves (Brier score).")
+    return said
+
+
+def _unmeasurable(
+    snapshot: Snapshot,
+    served: tuple[AdapterVersion | None, CalibrationEvaluation | None],
+    guard: dict[str, Any],
+    later: dict[str, Any] | None,
+) -> NewEvaluation:
+    return NewEvaluation(
+        incumbent=served[0],
+        incumbent_calibration=served[1],
+        snapshot=snapshot,
+        rows_fingerprint=snapshots.fingerprint([]),
+        rows=0,
+        groups=0,
+        effective_groups=0.0,
+        verdict=Verdict.WORSE if guard["fails"] else Verdict.INCONCLUSIVE,
+        needed_pairs=metrics.MIN_ROWS,
+        figures={"against_incumbent": None, "against_base": None},
+        per_label={},
+        flips=[],
+        guard=guard,
+        later=later or {},
+        advice=[NO_KNOWN_ROWS],
+    )

@@ -1,0 +1,241 @@
+"""A shadow evaluation as people read it: sentences and table rows made of its stored figures.
+
+Nothing is computed anew here and nothing is decided; see `evaluation` and `nli.metrics` for that.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from adapters_app import charts
+from adapters_app.models import AdapterVersion, CalibrationEvaluation, ShadowEvaluation
+from adapters_app.templatetags.figures import figure, p_value, percent, points, signed
+
+Verdict = ShadowEvaluation.Verdict
+PASSING = {Verdict.BETTER, Verdict.NOT_WORSE}
+# Flipped pairs a page shows; the evaluation keeps more, and the API gives them all.
+SHOWN_FLIPS = 100
+
+
+@dataclass(frozen=True)
+class FigureRow:
+    """One figure of two models on the same rows, already written out."""
+
+    name: str
+    a: str
+    b: str
+    difference: str
+    tone: str  # "good", "bad" or "": whether the candidate gained
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One table: what `a` and `b` are called, on how many rows, and the rows of figures."""
+
+    a: str
+    b: str
+    rows: int
+    groups: int
+    figures: list[FigureRow]
+    gained: int
+    lost: int
+    mcnemar: str
+
+
+@dataclass(frozen=True)
+class Phenomenon:
+    """One kind of general pair in the guard set: how many, and the share each model has right."""
+
+    name: str
+    n: int
+    a: float
+    b: float
+
+    @property
+    def difference(self) -> float:
+        return self.b - self.a
+
+    @property
+    def tone(self) -> str:
+        return _tone(self.difference)
+
+
+@dataclass(frozen=True)
+class Guard:
+    """The guard set's part of an evaluation; `a` and `b` are what the two models are called."""
+
+    a: str
+    b: str
+    rows: int
+    sentence: str
+    phenomena: list[Phenomenon]
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """Who answers, as the confirmation pages name it."""
+
+    name: str
+    learnt_from: str
+    calibrated_by: str
+    digest: str
+
+
+def name_of(version: AdapterVersion | None) -> str:
+    """What a version is called on pages; None is the base model."""
+    return version.name if version else "the base"
+
+
+def answerer(version: AdapterVersion | None, calibration: CalibrationEvaluation | None) -> Answerer:
+    """Describe a version with its calibrator; no version is the base model."""
+    return Answerer(
+        name=name_of(version),
+        learnt_from=f"{version.snapshot.rows} verdicts" if version else "its own training data",
+        calibrated_by=(
+            f"{calibration.get_method_display()} on {calibration.rows} pairs"
+            if calibration
+            else "nothing"
+        ),
+        digest=version.artifact_digest if version else "",
+    )
+
+
+def context(evaluation: ShadowEvaluation | None) -> dict[str, Any]:
+    """Template variables that show an evaluation; without one they say so by being empty."""
+    if evaluation is None:
+        return {"evaluation": None, "flips": [], "flip_count": 0, "comparisons": []}
+    candidate, incumbent = evaluation.candidate.name, name_of(evaluation.incumbent)
+    stored = {incumbent: evaluation.figures.get("against_incumbent")}
+    if evaluation.incumbent is not None:
+        stored["the base"] = evaluation.figures.get("against_base")
+    known = {name: figures for name, figures in stored.items() if figures}
+    return {
+        "evaluation": evaluation,
+        "against": incumbent,
+        "headline": headline(evaluation),
+        "explanation": explanation(evaluation),
+        "comparisons": [
+            comparison(figures, a=name, b=candidate) for name, figures in known.items()
+        ],
+        "difference_figure": charts.differences(
+            [(f"against {name}", figures["accuracy"]) for name, figures in known.items()]
+        ),
+        "labels": [{"label": name, **row} for name, row in evaluation.per_label.items()],
+        "guard": guard(evaluation),
+        "guard_figure": charts.guard(
+            evaluation.guard.get("phenomena", {}), a=incumbent, b=candidate
+        ),
+        "flips": evaluation.flips[:SHOWN_FLIPS],
+        "flip_count": len(evaluation.flips),
+        "later": evaluation.later if evaluation.later.get("n") else None,
+    }
+
+
+def guard(evaluation: ShadowEvaluation) -> Guard | None:
+    """The guard set's figures; None where it was not run."""
+    stored = evaluation.guard
+    if not stored.get("n"):
+        return None
+    candidate, incumbent = evaluation.candidate.name, name_of(evaluation.incumbent)
+    judgement = "a loss that blocks it" if stored["fails"] else "no evidence of a loss"
+    return Guard(
+        a=incumbent,
+        b=candidate,
+        rows=stored["n"],
+        sentence=(
+            f"Guard set: on {stored['n']} general pairs {incumbent} has "
+            f"{percent(stored['incumbent_accuracy'])} right and {candidate} "
+            f"{percent(stored['candidate_accuracy'])}; {stored['gained']} gained, "
+            f"{stored['lost']} lost, {judgement} (one-sided p {p_value(stored['p_loss'])})."
+        ),
+        phenomena=[
+            Phenomenon(name.replace("_", " "), row["n"], row["incumbent"], row["candidate"])
+            for name, row in stored["phenomena"].items()
+        ],
+    )
+
+
+def headline(evaluation: ShadowEvaluation) -> str:
+    """The verdict as one sentence."""
+    candidate, incumbent = evaluation.candidate.name, name_of(evaluation.incumbent)
+    if evaluation.verdict == Verdict.BETTER:
+        return f"{candidate} is better than {incumbent}."
+    if evaluation.verdict == Verdict.NOT_WORSE:
+        return f"{candidate} is not worse than {incumbent}: a loss over 2 points is excluded."
+    if evaluation.verdict == Verdict.WORSE:
+        return f"{candidate} is worse than {incumbent}."
+    return f"It cannot be told whether {candidate} is better or worse than {incumbent}."
+
+
+def explanation(evaluation: ShadowEvaluation) -> str:
+    """The figures behind the verdict, with their n, in words."""
+    candidate, incumbent = evaluation.candidate.name, name_of(evaluation.incumbent)
+    stored = evaluation.figures.get("against_incumbent") or {}
+    if not stored:
+        return "There are no rows of known probability to compare on."
+    difference = stored["accuracy"]
+    accuracies = (
+        f"Out of fold, on {stored['rows']} pairs from {stored['groups']} sources, {incumbent} has "
+        f"{percent(stored['a']['accuracy'])} right and {candidate} "
+        f"{percent(stored['b']['accuracy'])}: {points(difference['estimate'])}, 95 % interval "
+        f"{interval(difference)}."
+    )
+    discordant = (
+        f"{stored['gained']} pairs only {candidate} has right, {stored['lost']} only {incumbent}."
+    )
+    sentences = [accuracies, discordant]
+    if evaluation.verdict == Verdict.INCONCLUSIVE and evaluation.needed_pairs:
+        sentences.append(f"About {evaluation.needed_pairs} more reviewed pairs would decide it.")
+    return " ".join(sentences)
+
+
+def interval(difference: Mapping[str, Any]) -> str:
+    """A stored difference's 95 % interval in points."""
+    low, high = points(difference["low"]), points(difference["high"])
+    return f"{low.removesuffix(' points')} to {high}"
+
+
+def comparison(stored: Mapping[str, Any], *, a: str, b: str) -> Comparison:
+    """A stored `metrics.Comparison` as a table."""
+    return Comparison(
+        a=a,
+        b=b,
+        rows=stored["rows"],
+        groups=stored["groups"],
+        figures=figure_rows(stored),
+        gained=stored["gained"],
+        lost=stored["lost"],
+        mcnemar=p_value(stored["mcnemar_p"]),
+    )
+
+
+def figure_rows(stored: Mapping[str, Any]) -> list[FigureRow]:
+    """Accuracy, macro-F1, Brier score, ECE and log loss of both models, and what changed."""
+    a, b = stored["a"], stored["b"]
+    rows = []
+    for key, name in (("accuracy", "Accuracy"), ("macro_f1", "Macro-F1")):
+        change = b[key] - a[key]
+        note = f"95 % interval {interval(stored['accuracy'])}" if key == "accuracy" else ""
+        rows.append(
+            FigureRow(name, percent(a[key]), percent(b[key]), points(change), _tone(change), note)
+        )
+    for key, name in (("brier", "Brier score"), ("ece", "ECE"), ("log_loss", "Log loss")):
+        change = b[key] - a[key]
+        rows.append(
+            FigureRow(
+                name,
+                figure(a[key]),
+                figure(b[key]),
+                signed(change),
+                _tone(-change),
+                "lower is better",
+            )
+        )
+    return rows
+
+
+def _tone(gain: float) -> str:
+    if abs(gain) < 5e-4:
+        return ""
+    return "good" if gain > 0 else "bad"

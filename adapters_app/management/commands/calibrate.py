@@ -1,0 +1,53 @@
+"""Fit a new calibrator for a version on the accepted verdicts of now."""
+
+from argparse import ArgumentParser
+from typing import Any
+
+from django.contrib.auth.models import User
+
+from adapters_app import recipe, registry
+from adapters_app.nli.artifact import ArtifactCorrupt
+from adapters_app.nli.base_model import BaseModelError
+from adapters_app.snapshots import SnapshotCorrupt
+from adapters_app.storage import ArtifactCorrupt as StoredArtifactCorrupt
+from adapters_app.storage import ArtifactMissing
+from corrections.acting import ActingCommand, Refused, WrongUsage
+
+REFUSALS = (
+    recipe.CannotTrain,
+    BaseModelError,
+    SnapshotCorrupt,
+    ArtifactCorrupt,
+    StoredArtifactCorrupt,
+    ArtifactMissing,
+)
+
+
+class Command(ActingCommand):
+    help = "Fit a calibrator for a version, out of fold. It serves after the next promotion."
+    permission = "adapters_app.request_training"
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("version", help="name or number, e.g. v7")
+
+    def act(self, *, by: User, version: str, **_: Any) -> dict[str, Any]:
+        try:
+            fitted = recipe.calibrate_again(registry.find_version(version), by=by)
+        except registry.VersionUnknown as error:
+            raise WrongUsage(str(error)) from error
+        except REFUSALS as error:
+            raise Refused(str(error)) from error
+        self.stdout.write(
+            f"{fitted}: Brier {fitted.brier_before:.4f} → {fitted.brier_after:.4f}, "
+            f"ECE {fitted.ece_before:.4f} → {fitted.ece_after:.4f} on {fitted.rows} pairs"
+        )
+        return {
+            "calibration": str(fitted),
+            "method": fitted.method,
+            "parameters": fitted.parameters,
+            "rows": fitted.rows,
+            "brier_before": fitted.brier_before,
+            "brier_after": fitted.brier_after,
+            "ece_before": fitted.ece_before,
+            "ece_after": fitted.ece_after,
+        }

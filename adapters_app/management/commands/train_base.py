@@ -1,0 +1,63 @@
+"""Train the bundled base, minilm-nli, from labelled NLI files."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from django.core.management.base import BaseCommand, CommandError
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from adapters_app.nli import base_model, train, train_base
+
+
+class Command(BaseCommand):
+    help = (
+        "Train the bundled base from DIR/base/*.jsonl.gz (premise, hypothesis, label, source, "
+        "group) and measure it on DIR/guard, where there is one."
+    )
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--data", type=Path, required=True, help="directory with base/ and guard/"
+        )
+        parser.add_argument("--out", type=Path, help="default: the bundled base's own directory")
+        parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
+        parser.add_argument("--limit", type=int, help="train on this many rows only (a trial)")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        device = options["device"]
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        columns = (
+            TextColumn("epoch {task.fields[epoch]}, loss {task.fields[loss]:.3f}"),
+            BarColumn(),
+            TextColumn("{task.fields[speed]:.0f} pairs/s"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            task = progress.add_task("training", total=None, epoch=0, loss=0.0, speed=0.0)
+
+            def show(step: train.Step) -> None:
+                progress.update(
+                    task,
+                    completed=step.step,
+                    total=step.total,
+                    epoch=step.epoch,
+                    loss=step.loss,
+                    speed=step.pairs_per_second,
+                )
+
+            try:
+                facts = train_base.train_base(
+                    options["data"],
+                    options["out"] or base_model.BUNDLED_DIR,
+                    device=device,
+                    limit=options["limit"],
+                    on_step=show,
+                )
+            except ValueError as error:
+                raise CommandError(str(error)) from error
+        for name, row in facts["measured"].items():
+            self.stdout.write(f"{name}: accuracy {row['accuracy']:.3f} on {row['n']} rows")

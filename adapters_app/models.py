@@ -1,0 +1,423 @@
+"""What was learnt, what it was worth, and what serves.
+
+State changes live in `training` and `registry`.
+"""
+
+from typing import Any
+
+from django.conf import settings
+from django.db import models
+from django.db.models import Q
+from django.utils import timezone
+
+USER = settings.AUTH_USER_MODEL
+
+
+class Scope(models.TextChoices):
+    GENERAL = "general", "general"
+    ACADEMIC = "academic", "academic"
+    USER = "user", "user"
+
+
+class Snapshot(models.Model):
+    """An immutable training set: JSON Lines in artifact storage, named by its SHA-256."""
+
+    digest = models.CharField(max_length=64, unique=True)
+    rows = models.PositiveIntegerField()
+    groups = models.PositiveIntegerField()
+    label_counts = models.JSONField(help_text="{label: rows}")
+    verdict_counts = models.JSONField(help_text="{corrected: rows, confirmed: rows}")
+    left_out = models.JSONField(help_text="{reason: rows} of accepted rows that are not in it")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    def __str__(self) -> str:
+        return f"{self.digest[:12]} ({self.rows} rows)"
+
+    @property
+    def storage_name(self) -> str:
+        return f"snapshots/{self.digest}.jsonl"
+
+
+class TrainingRunQuerySet(models.QuerySet["TrainingRun"]):
+    def active(self) -> "TrainingRunQuerySet":
+        return self.filter(status__in=[TrainingRun.Status.QUEUED, TrainingRun.Status.RUNNING])
+
+    def expired(self) -> "TrainingRunQuerySet":
+        """Running by our books, but whoever ran it stopped renewing its lease."""
+        return self.filter(status=TrainingRun.Status.RUNNING, lease_expires_at__lt=timezone.now())
+
+
+class TrainingRun(models.Model):
+    """Our own record of a background job: the truth about it; the queue only rings a doorbell."""
+
+    class Kind(models.TextChoices):
+        TRAIN = "train", "train an adapter"
+        SHADOW = "shadow", "shadow-evaluate a version"
+
+    class Status(models.TextChoices):
+        QUEUED = "queued", "queued"
+        RUNNING = "running", "running"
+        SUCCEEDED = "succeeded", "succeeded"
+        FAILED = "failed", "failed"
+        CANCELLED = "cancelled", "cancelled"
+
+    kind = models.CharField(max_length=6, choices=Kind.choices, default=Kind.TRAIN)
+    status = models.CharField(max_length=9, choices=Status.choices, default=Status.QUEUED)
+    scope = models.CharField(max_length=8, choices=Scope.choices, default=Scope.USER)
+    domain = models.CharField(max_length=100, blank=True)
+    reason = models.TextField(blank=True, help_text="Why it was asked for.")
+    config = models.JSONField(default=dict, help_text="TrainConfig, every field spelled out.")
+    version = models.ForeignKey(
+        "AdapterVersion",
+        null=True,
+        blank=True,
+        on_delete=models.PROTECT,
+        related_name="shadow_runs",
+        help_text="The version to evaluate (kind = shadow).",
+    )
+    snapshot = models.ForeignKey(Snapshot, null=True, blank=True, on_delete=models.PROTECT)
+    base_name = models.CharField(max_length=255, blank=True)
+    base_fingerprint = models.CharField(max_length=64, blank=True)
+
+    requested_by = models.ForeignKey(USER, on_delete=models.PROTECT, related_name="+")
+    requested_at = models.DateTimeField(default=timezone.now)
+    started_at = models.DateTimeField(null=True, blank=True)
+    finished_at = models.DateTimeField(null=True, blank=True)
+
+    # Lease: who may write to this row now. `fencing_token` goes up with every claim; a writer whose
+    # token is old has lost the run and must stop.
+    attempts = models.PositiveSmallIntegerField(default=0)
+    fencing_token = models.PositiveIntegerField(default=0)
+    lease_expires_at = models.DateTimeField(null=True, blank=True)
+    device = models.CharField(max_length=100, blank=True, help_text="e.g. host:cpu, host:cuda:0")
+    worker = models.CharField(max_length=200, blank=True, help_text="host:pid that holds the lease")
+    heartbeat_at = models.DateTimeField(null=True, blank=True)
+
+    stage = models.CharField(max_length=40, blank=True)
+    step = models.PositiveIntegerField(default=0)
+    total_steps = models.PositiveIntegerField(default=0)
+    eta_seconds = models.FloatField(null=True, blank=True)
+    loss_curve = models.JSONField(default=list, help_text="[[step, training loss], …]")
+    log_tail = models.TextField(blank=True)
+    cancel_requested_at = models.DateTimeField(null=True, blank=True)
+    cancel_requested_by = models.ForeignKey(
+        USER, null=True, blank=True, on_delete=models.PROTECT, related_name="+"
+    )
+    error = models.TextField(blank=True, help_text="What went wrong and what to do about it.")
+
+    objects = TrainingRunQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-id"]
+        permissions = [
+            ("request_training", "Can request training and shadow evaluation"),
+            ("cancel_training", "Can cancel training"),
+        ]
+        constraints = [
+            # One trainer per device: a second claim fails on this, whatever the queue delivers.
+            models.UniqueConstraint(
+                fields=["device"], condition=Q(status="running"), name="run_one_running_per_device"
+            ),
+            models.CheckConstraint(
+                condition=~Q(status="running")
+                | (Q(lease_expires_at__isnull=False) & ~Q(device="") & Q(started_at__isnull=False)),
+                name="run_running_holds_a_lease",
+            ),
+            models.CheckConstraint(
+                condition=~Q(status="failed") | ~Q(error=""), name="run_failure_is_explained"
+            ),
+            models.CheckConstraint(
+                condition=~Q(kind="shadow") | Q(version__isnull=False),
+                name="run_shadow_has_version",
+            ),
+        ]
+        indexes = [models.Index(fields=["status"], name="run_status")]
+
+    def __str__(self) -> str:
+        return f"run {self.pk} ({self.kind}, {self.status})"
+
+    @property
+    def is_over(self) -> bool:
+        return self.status in {self.Status.SUCCEEDED, self.Status.FAILED, self.Status.CANCELLED}
+
+
+class AdapterVersion(models.Model):
+    """One trained adapter, immutable: the released fit and its five fold-blind siblings."""
+
+    number = models.PositiveIntegerField(unique=True, editable=False)
+    scope = models.CharField(max_length=8, choices=Scope.choices)
+    domain = models.CharField(max_length=100, blank=True)
+    run = models.OneToOneField(TrainingRun, on_delete=models.PROTECT, related_name="produced")
+    snapshot = models.ForeignKey(Snapshot, on_delete=models.PROTECT, related_name="versions")
+    base_name = models.CharField(max_length=255)
+    base_fingerprint = models.CharField(max_length=64)
+    artifact_digest = models.CharField(
+        max_length=64, db_index=True, help_text="SHA-256 of the released tensor file."
+    )
+    sibling_digests = models.JSONField(help_text="Five digests; item k never saw fold k.")
+    artifact_bytes = models.PositiveBigIntegerField()
+    trainable_parameters = models.PositiveBigIntegerField()
+    config = models.JSONField()
+    metrics = models.JSONField(
+        default=dict,
+        help_text="Per epoch: training loss and out-of-fold figures; the base's first.",
+    )
+    created_at = models.DateTimeField(auto_now_add=True)
+    created_by = models.ForeignKey(USER, on_delete=models.PROTECT, related_name="+")
+
+    class Meta:
+        ordering = ["-number"]
+        permissions = [
+            ("promote_adapter", "Can promote and roll back adapter versions"),
+            ("download_adapter", "Can download adapter artifacts"),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def name(self) -> str:
+        """What people and the upstream's client call it, e.g. “v7”."""
+        return f"v{self.number}"
+
+
+class CalibrationEvaluation(models.Model):
+    """A fitted calibrator bound to a version (or the base), with figures before and after."""
+
+    class Method(models.TextChoices):
+        NONE = "none", "none"
+        TEMPERATURE = "temperature", "temperature scaling"
+        PLATT = "platt", "Platt scaling"
+
+    version = models.ForeignKey(
+        AdapterVersion,
+        null=True,
+        blank=True,
+        on_delete=models.PROTECT,
+        related_name="calibrations",
+        help_text="Empty = the base model.",
+    )
+    number = models.PositiveIntegerField(help_text="1, 2, … within its version; never reused.")
+    base_fingerprint = models.CharField(max_length=64)
+    method = models.CharField(max_length=11, choices=Method.choices)
+    parameters = models.JSONField()
+    rows = models.PositiveIntegerField(
+        help_text="Out-of-fold rows of known probability it was fitted on."
+    )
+    brier_before = models.FloatField()
+    brier_after = models.FloatField()
+    ece_before = models.FloatField()
+    ece_after = models.FloatField()
+    log_loss_before = models.FloatField()
+    log_loss_after = models.FloatField()
+    bins_before = models.JSONField()
+    bins_after = models.JSONField()
+    candidates = models.JSONField(default=dict, help_text="{method: cross-validated log loss}")
+    created_at = models.DateTimeField(auto_now_add=True)
+    created_by = models.ForeignKey(USER, on_delete=models.PROTECT, related_name="+")
+
+    class Meta:
+        ordering = ["-id"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["version", "number"],
+                condition=Q(version__isnull=False),
+                name="calibration_number_unique",
+            ),
+            models.UniqueConstraint(
+                fields=["base_fingerprint", "number"],
+                condition=Q(version__isnull=True),
+                name="base_calibration_number_unique",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.version.name if self.version else 'base'}/c{self.number} ({self.method})"
+
+
+class ShadowEvaluation(models.Model):
+    """Candidate against what served at the time, and against the base, on the same rows."""
+
+    class Verdict(models.TextChoices):
+        BETTER = "better", "better"
+        NOT_WORSE = "not_worse", "not worse"
+        WORSE = "worse", "worse"
+        INCONCLUSIVE = "inconclusive", "inconclusive"
+
+    candidate = models.ForeignKey(
+        AdapterVersion, on_delete=models.PROTECT, related_name="evaluations"
+    )
+    run = models.ForeignKey(TrainingRun, on_delete=models.PROTECT, related_name="evaluations")
+    incumbent = models.ForeignKey(
+        AdapterVersion,
+        null=True,
+        blank=True,
+        on_delete=models.PROTECT,
+        related_name="+",
+        help_text="Empty = the base model.",
+    )
+    candidate_calibration = models.ForeignKey(
+        CalibrationEvaluation, null=True, on_delete=models.PROTECT, related_name="+"
+    )
+    incumbent_calibration = models.ForeignKey(
+        CalibrationEvaluation, null=True, blank=True, on_delete=models.PROTECT, related_name="+"
+    )
+    snapshot = models.ForeignKey(
+        Snapshot, on_delete=models.PROTECT, help_text="The rows compared on."
+    )
+    rows_fingerprint = models.CharField(
+        max_length=64, help_text="SHA-256 over ids and labels of the rows."
+    )
+    rows = models.PositiveIntegerField()
+    groups = models.PositiveIntegerField()
+    effective_groups = models.FloatField()
+    verdict = models.CharField(max_length=12, choices=Verdict.choices)
+    needed_pairs = models.PositiveIntegerField(
+        null=True,
+        blank=True,
+        help_text="Where inconclusive: about how many more pairs would decide.",
+    )
+    figures = models.JSONField(
+        help_text="against_incumbent, against_base: see nli.metrics.compare()"
+    )
+    per_label = models.JSONField()
+    flips = models.JSONField(help_text="Rows whose predicted label differs between the two.")
+    guard = models.JSONField(
+        help_text="Guard set: accuracies, discordant counts, p value, per phenomenon."
+    )
+    later = models.JSONField(
+        default=dict,
+        help_text="The released artifact's own figures on rows reviewed after its snapshot.",
+    )
+    advice = models.JSONField(default=list, help_text="Notes that do not decide, in words.")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["-id"]
+
+    def __str__(self) -> str:
+        against = self.incumbent.name if self.incumbent else "base"
+        return f"{self.candidate.name} against {against}: {self.get_verdict_display()}"
+
+
+class Serving(models.Model):
+    """The one row that says who answers. Only registry.promote() and rollback() write it."""
+
+    id = models.PositiveSmallIntegerField(primary_key=True, default=1)
+    version = models.ForeignKey(AdapterVersion, null=True, blank=True, on_delete=models.PROTECT)
+    calibration = models.ForeignKey(
+        CalibrationEvaluation, null=True, blank=True, on_delete=models.PROTECT
+    )
+    revision = models.PositiveIntegerField(default=0)
+    changed_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        verbose_name_plural = "serving"
+        permissions = [("predict", "Can ask for predictions")]
+        constraints = [models.CheckConstraint(condition=Q(id=1), name="serving_single_row")]
+
+    def __str__(self) -> str:
+        return f"{self.version.name if self.version else 'base'} (revision {self.revision})"
+
+
+class LedgerIsAppendOnly(TypeError):
+    """A line of the ledger was about to be changed or deleted; write a new one instead."""
+
+
+class PromotionQuerySet(models.QuerySet["Promotion"]):
+    def update(self, **_: Any) -> int:
+        raise LedgerIsAppendOnly("promotions are never changed")
+
+    def bulk_update(self, *_: Any, **__: Any) -> int:
+        raise LedgerIsAppendOnly("promotions are never changed")
+
+    def delete(self) -> tuple[int, dict[str, int]]:
+        raise LedgerIsAppendOnly("promotions are never deleted")
+
+
+class Promotion(models.Model):
+    """Append-only ledger of what was put in front of users, by whom and on what evidence."""
+
+    class Action(models.TextChoices):
+        PROMOTE = "promote", "promote"
+        ROLLBACK = "rollback", "rollback"
+
+    action = models.CharField(max_length=8, choices=Action.choices)
+    version = models.ForeignKey(
+        AdapterVersion, null=True, on_delete=models.PROTECT, related_name="promotions"
+    )
+    calibration = models.ForeignKey(
+        CalibrationEvaluation, null=True, on_delete=models.PROTECT, related_name="+"
+    )
+    previous_version = models.ForeignKey(
+        AdapterVersion, null=True, on_delete=models.PROTECT, related_name="+"
+    )
+    previous_calibration = models.ForeignKey(
+        CalibrationEvaluation, null=True, on_delete=models.PROTECT, related_name="+"
+    )
+    restores = models.ForeignKey(
+        "self",
+        null=True,
+        on_delete=models.PROTECT,
+        related_name="+",
+        help_text="Rollback: the promotion it went back to; empty = the base.",
+    )
+    revision = models.PositiveIntegerField(unique=True, help_text="Serving revision after it.")
+    by = models.ForeignKey(USER, on_delete=models.PROTECT, related_name="+")
+    os_user = models.CharField(max_length=100, blank=True, help_text="Set when a command acted.")
+    reason = models.TextField()
+    evidence = models.ForeignKey(ShadowEvaluation, null=True, on_delete=models.PROTECT)
+    acknowledged = models.BooleanField(
+        default=False, help_text="Inconclusive evidence was acknowledged."
+    )
+    overridden = models.BooleanField(default=False, help_text="The gate was overridden.")
+    at = models.DateTimeField(auto_now_add=True)
+
+    objects = PromotionQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-id"]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(action="rollback") | Q(version__isnull=False),
+                name="promote_names_a_version",
+            ),
+            models.CheckConstraint(condition=~Q(reason=""), name="promotion_has_a_reason"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.action} {self.version.name if self.version else 'base'}"
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        if not self._state.adding:
+            raise LedgerIsAppendOnly("promotions are never changed")
+        super().save(*args, **kwargs)
+
+    def delete(self, *args: Any, **kwargs: Any) -> tuple[int, dict[str, int]]:
+        raise LedgerIsAppendOnly("promotions are never deleted")
+
+
+class PredictionTally(models.Model):
+    """Predictions answered per hour, version and label: the correction rate's denominator."""
+
+    hour = models.DateTimeField()
+    version = models.ForeignKey(AdapterVersion, null=True, on_delete=models.PROTECT)
+    label = models.CharField(max_length=8)
+    count = models.PositiveBigIntegerField(default=0)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["hour", "version", "label"],
+                condition=Q(version__isnull=False),
+                name="tally_unique",
+            ),
+            models.UniqueConstraint(
+                fields=["hour", "label"],
+                condition=Q(version__isnull=True),
+                name="tally_base_unique",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.hour:%Y-%m-%d %H}h {self.label}: {self.count}"

@@ -1,0 +1,69 @@
+"""How far a training run is, in words: for its page, the first page and the script."""
+
+from typing import Any
+
+from django.utils import timezone
+
+from adapters_app.models import TrainingRun
+from adapters_app.templatetags.figures import duration
+from corrections.models import FOLDS
+
+# What the recipe calls its stages, for people.
+STAGES = {
+    "starting": "Starting",
+    "snapshot": "Freezing the accepted verdicts",
+    "loading": "Loading the base model",
+    "base": "The base answers every pair first",
+    "released": "Training the adapter to release",
+    "calibration": "Calibrating",
+    "storing": "Storing the adapters",
+    "shadow": "Comparing with what serves",
+    "registering": "Registering",
+}
+SIBLING = "sibling "  # + its fold, 0 to 4
+
+
+def progress(run: TrainingRun) -> dict[str, Any]:
+    """What changes about a run while it runs, JSON-ready; all but `fraction` are texts."""
+    return {
+        "status": run.status,
+        "stage": stage(run),
+        "steps": f"step {run.step} of {run.total_steps}" if run.total_steps else "",
+        "fraction": fraction(run),
+        "eta": "" if run.eta_seconds is None else f"about {duration(run.eta_seconds)} left",
+        "heartbeat": heartbeat(run),
+        "log": run.log_tail,
+    }
+
+
+def stage(run: TrainingRun) -> str:
+    """What is being done now, as a sentence fragment."""
+    if run.status == TrainingRun.Status.QUEUED:
+        return "Waiting for the training worker"
+    if run.cancel_requested_at and not run.is_over:
+        return "Stopping"
+    if run.stage.startswith(SIBLING):
+        fold = int(run.stage.removeprefix(SIBLING))
+        return f"Training sibling {fold + 1} of {FOLDS}, blind to fold {fold}"
+    return STAGES.get(run.stage, run.stage) or run.get_status_display().capitalize()
+
+
+def fraction(run: TrainingRun) -> float | None:
+    """Share of this run's steps that are done, 0 to 1; None where it is not known."""
+    if run.status == TrainingRun.Status.QUEUED:
+        return 0.0
+    return min(1.0, run.step / run.total_steps) if run.total_steps else None
+
+
+def heartbeat(run: TrainingRun) -> str:
+    """How long ago the trainer was last heard of."""
+    if run.heartbeat_at is None or run.is_over:
+        return ""
+    return f"heard of {duration((timezone.now() - run.heartbeat_at).total_seconds())} ago"
+
+
+def seconds_taken(run: TrainingRun) -> float | None:
+    """Seconds from the start to the end, or to now; None before the start."""
+    if run.started_at is None:
+        return None
+    return ((run.finished_at or timezone.now()) - run.started_at).total_seconds()

@@ -1,0 +1,617 @@
+"""The story of one run, in the process that trains: from accepted verdicts to a judged version.
+
+Loads torch; only management commands that work on a model import it.
+"""
+
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from django.conf import settings
+from django.contrib.auth.models import User
+
+from adapters_app import evaluation, registry, snapshots, storage, training
+from adapters_app.evaluation import Contestant
+from adapters_app.models import (
+    AdapterVersion,
+    CalibrationEvaluation,
+    ShadowEvaluation,
+    Snapshot,
+    TrainingRun,
+)
+from adapters_app.nli import artifact, guard, metrics
+from adapters_app.nli.artifact import Artifact
+from adapters_app.nli.base_model import Base, load_base
+from adapters_app.nli.calibration import Calibrator, Identity
+from adapters_app.nli.config import TrainConfig
+from adapters_app.nli.data import Example, Pair
+from adapters_app.nli.guard import GuardSet
+from adapters_app.nli.predict import Predictor
+from adapters_app.nli.train import EpochResult, Step, TrainResult, train
+from adapters_app.snapshots import SnapshotRow
+from adapters_app.training import Lease
+from corrections.labels import LABELS, Label
+from corrections.models import FOLDS
+
+PACKAGES = ("torch", "transformers", "peft", "safetensors", "numpy")
+ANCHOR_PAIRS = 400  # several epochs of anchors never repeat much; more only costs time
+
+
+class CannotTrain(ValueError):
+    """This data or this machine does not allow the run; the message says what to do."""
+
+
+class Stopped(Exception):
+    """The process was told to end, or ran out of time to. The run goes back to the queue."""
+
+
+class Progress:
+    """Tells the run's row how far it is, and learns from it whether to go on."""
+
+    def __init__(self, lease: Lease, should_stop: Callable[[], bool]) -> None:
+        self._lease = lease
+        self._should_stop = should_stop
+        self._fit_started = time.monotonic()
+        self._steps_before = 0
+        self._fits_left = 0
+
+    def stage(self, name: str, log: str) -> None:
+        """Enter a stage.
+
+        Raises:
+            Stopped, LeaseLost, CancelRequested.
+        """
+        self._look()
+        training.heartbeat(self._lease, stage=name, log=log)
+
+    def tick(self, _done: int = 0) -> None:
+        """Between two batches: renew the lease, look whether to stop."""
+        self._look()
+        training.heartbeat(self._lease)
+
+    def fits(self, count: int) -> None:
+        """`count` trainings follow; steps and remaining time are those of all of them."""
+        self._fits_left = count
+        self._fit_started = time.monotonic()
+
+    def step(self, at: Step) -> None:
+        """One optimiser step of the current training is done."""
+        self._look()
+        done = self._steps_before + at.step
+        total = self._steps_before + at.total * max(1, self._fits_left)
+        elapsed = time.monotonic() - self._fit_started
+        training.heartbeat(
+            self._lease,
+            step=done,
+            total_steps=total,
+            eta_seconds=round(elapsed / done * (total - done), 1),
+            loss=at.loss,
+        )
+        if at.step == at.total:
+            self._steps_before, self._fits_left = done, self._fits_left - 1
+
+    def _look(self) -> None:
+        if self._should_stop():
+            raise Stopped
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """The six trainings of one run: five siblings and the released fit, after the chosen epoch."""
+
+    siblings: list[Artifact]
+    released: Artifact
+    logits: np.ndarray  # (rows, 3), each row by the sibling that never saw its fold
+    chosen_epoch: int
+    epochs: list[dict[str, Any]]
+    trainable_parameters: int
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """Digests of what was put into artifact storage."""
+
+    released: str
+    siblings: list[str]
+    size: int
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What every step of a run needs."""
+
+    lease: Lease
+    run: TrainingRun
+    base: Base
+    snapshot: Snapshot
+    rows: list[SnapshotRow]
+    progress: Progress
+    guard_set: GuardSet = field(default_factory=guard.load)
+
+
+def carry_out(lease: Lease, *, should_stop: Callable[[], bool]) -> None:
+    """Do what the run asks for, and register what came of it.
+
+    Raises:
+        Stopped, CancelRequested, LeaseLost: it was ended from outside.
+        CannotTrain and the errors of `nli`, `storage` and `snapshots`: with a sentence for users.
+    """
+    run = TrainingRun.objects.select_related("version").get(pk=lease.run_id)
+    progress = Progress(lease, should_stop)
+    _check_disk()
+    work = _prepare(lease, run, progress)
+    if run.version is not None:
+        shadow_evaluate(work, run.version)
+    else:
+        train_version(work)
+
+
+def train_version(work: Work) -> AdapterVersion:
+    """snapshot → base → siblings and released fit → calibrate → store → evaluate → register."""
+    config = TrainConfig.from_mapping(work.run.config)
+    _check_rows(work.rows, config)
+
+    work.progress.stage("base", "The base answers every pair first, so that a loss is seen.")
+    base = _base_contestant(work)
+    base_figures = evaluation.figures_on(base.probabilities(), work.rows)
+
+    fitted = fit(work, config)
+
+    work.progress.stage("calibration", "Fitting the calibrator on out-of-fold answers.")
+    calibrator, calibration = evaluation.calibrate(fitted.logits, evaluation.judged(work.rows))
+    figures = _metrics(work, fitted, calibrator, base_figures)
+
+    work.progress.stage("storing", "Storing the adapter and its five siblings.")
+    stored = _store(work, config, fitted, figures)
+
+    work.progress.stage("shadow", "Comparing with what serves, out of fold.")
+    serving = registry.serving()
+    candidate = Contestant(
+        logits=fitted.logits,
+        guard_logits=_guard_logits(work, fitted.released),
+        calibrator=calibrator,
+        digest=stored.released,
+    )
+    measured = evaluation.measure(
+        snapshot=work.snapshot,
+        rows=work.rows,
+        candidate=candidate,
+        incumbent=_incumbent(work, base, serving.version, serving.calibration),
+        base=base,
+        served=(serving.version, serving.calibration),
+        guard_set=work.guard_set,
+        seed=config.seed,
+    )
+
+    work.progress.stage("registering", f"Verdict: {measured.verdict}.")
+    return registry.register(
+        work.lease,
+        version=registry.NewVersion(
+            snapshot=work.snapshot,
+            base_name=work.run.base_name,
+            base_fingerprint=work.base.fingerprint,
+            artifact_digest=stored.released,
+            sibling_digests=stored.siblings,
+            artifact_bytes=stored.size,
+            trainable_parameters=fitted.trainable_parameters,
+            config=config.to_dict(),
+            metrics=figures,
+        ),
+        calibration=calibration,
+        evaluation=measured,
+    )
+
+
+def shadow_evaluate(work: Work, version: AdapterVersion) -> ShadowEvaluation:
+    """Measure an existing version on the accepted verdicts of now, against what serves now."""
+    _check_fits(work.base, version)
+    serving = registry.serving()
+    _check_differs(version, serving.version)
+    work.progress.stage("base", "The base answers every pair.")
+    base = _base_contestant(work)
+    work.progress.stage("shadow", f"{version.name} against what serves, out of fold.")
+    calibration = registry.latest_calibration(version)
+    candidate = _contestant_of(work, version, calibration)
+    measured = evaluation.measure(
+        snapshot=work.snapshot,
+        rows=work.rows,
+        candidate=candidate,
+        incumbent=_incumbent(work, base, serving.version, serving.calibration),
+        base=base,
+        served=(serving.version, serving.calibration),
+        guard_set=work.guard_set,
+        seed=TrainConfig.from_mapping(version.config).seed,
+        later=_later(work, version, candidate.calibrator),
+    )
+    work.progress.stage("registering", f"Verdict: {measured.verdict}.")
+    return registry.record_evaluation(
+        work.lease, version=version, calibration=calibration, evaluation=measured
+    )
+
+
+def calibrate_again(
+    version: AdapterVersion, *, by: User, on_batch: Callable[[int], None] | None = None
+) -> CalibrationEvaluation:
+    """Fit a new calibrator for a version on the accepted verdicts of now, out of fold.
+
+    Raises:
+        CannotTrain: too few rows of known probability, or the base is another.
+    """
+    base = configured_base()
+    _check_fits(base, version)
+    rows = snapshots.load(snapshots.freeze())
+    known = evaluation.judged(rows)
+    if len(known.rows) < evaluation.CALIBRATION_ROWS:
+        raise CannotTrain(
+            f"{len(known.rows)} accepted verdicts have a known sampling probability; a calibrator "
+            f"needs {evaluation.CALIBRATION_ROWS}."
+        )
+    logits = _sibling_logits(base, version.sibling_digests, rows, on_batch)
+    _, fitted = evaluation.calibrate(logits, known)
+    return registry.record_calibration(version, fitted, by=by)
+
+
+# --- fitting --------------------------------------------------------------------------------------
+
+
+def fit(work: Work, config: TrainConfig) -> Fitted:
+    """Train sibling k without fold k, choose the epoch out of fold, then train on all rows."""
+    held = [np.array([i for i, row in enumerate(work.rows) if row.fold == k]) for k in range(FOLDS)]
+    seen = [_examples(work.rows, config, blind_to=k) for k in range(FOLDS)]
+    # A sibling of an empty fold is the released fit itself: same rows, same seed.
+    needed = [k for k in range(FOLDS) if len(held[k])]
+    work.progress.fits(len(needed) + 1)
+    siblings: dict[int, TrainResult] = {}
+    for k in needed:
+        work.progress.stage(f"sibling {k}", f"Training sibling {k}, blind to fold {k}.")
+        siblings[k] = train(
+            work.base,
+            seen[k],
+            config,
+            evaluate=[work.rows[i].pair for i in held[k]],
+            anchors=_anchors(seen[k], config),
+            on_step=work.progress.step,
+        )
+    logits = _pooled_logits(siblings, held, len(work.rows), config.epochs)
+    epochs = _epoch_figures(siblings, logits, work.rows)
+    chosen = min(epochs, key=lambda figures: figures["choice_log_loss"])["epoch"]
+
+    work.progress.stage("released", f"Training on all rows for {chosen} epochs.")
+    every = _examples(work.rows, config)
+    released = train(
+        work.base,
+        every,
+        config,
+        anchors=_anchors(every, config),
+        on_step=work.progress.step,
+        epochs_to_run=chosen,
+    )
+    last = released.epochs[-1].artifact
+    return Fitted(
+        siblings=[
+            siblings[k].epochs[chosen - 1].artifact if k in siblings else last for k in range(FOLDS)
+        ],
+        released=last,
+        logits=logits[chosen - 1],
+        chosen_epoch=chosen,
+        epochs=epochs,
+        trainable_parameters=released.trainable_parameters,
+    )
+
+
+def _examples(
+    rows: Sequence[SnapshotRow], config: TrainConfig, *, blind_to: int | None = None
+) -> list[Example]:
+    return [
+        Example(row.premise, row.hypothesis, Label(row.label))
+        for row in rows
+        if row.fold != blind_to and row.trains(config)
+    ]
+
+
+def _anchors(examples: Sequence[Example], config: TrainConfig) -> list[Pair]:
+    """Pairs nobody labelled, from texts this fit sees anyway: premises beside others' hypotheses.
+
+    On them the adapter is held to the base's own answers.
+    """
+    order = np.random.default_rng(config.seed).permutation(len(examples))[:ANCHOR_PAIRS]
+    return [
+        (examples[i].premise, examples[j].hypothesis)
+        for i, j in zip(order, np.roll(order, 1), strict=True)
+        if examples[i].premise != examples[j].premise
+    ]
+
+
+def _pooled_logits(
+    siblings: dict[int, TrainResult], held: Sequence[np.ndarray], rows: int, epochs: int
+) -> np.ndarray:
+    """(epochs, rows, 3): each row answered by the sibling blind to its fold, after each epoch."""
+    pooled = np.zeros((epochs, rows, len(LABELS)), dtype=np.float32)
+    for k, result in siblings.items():
+        for e, epoch in enumerate(result.epochs):
+            pooled[e, held[k]] = epoch.eval_logits
+    return pooled
+
+
+def _epoch_figures(
+    siblings: dict[int, TrainResult], logits: np.ndarray, rows: Sequence[SnapshotRow]
+) -> list[dict[str, Any]]:
+    """Per epoch: mean training loss, out-of-fold figures, and the loss the epoch is chosen by."""
+    known = evaluation.judged(rows)
+    enough = len(known.rows) >= evaluation.CALIBRATION_ROWS
+    # Too few rows of known probability to choose by: then by all rows alike.
+    on = known.index if enough else np.arange(len(rows))
+    labels = evaluation.label_columns(rows)[on]
+    weights = known.weights if enough else None
+    figures = []
+    for e, answers in enumerate(logits):
+        probabilities = Identity().predict_proba(answers)
+        results: list[EpochResult] = [result.epochs[e] for result in siblings.values()]
+        figures.append(
+            {
+                "epoch": e + 1,
+                "train_loss": float(np.mean([result.train_loss for result in results])),
+                "choice_log_loss": metrics.log_loss(probabilities[on], labels, weights),
+                "choice_rows": len(on),
+                "out_of_fold": evaluation.figures_on(probabilities, rows),
+            }
+        )
+    return figures
+
+
+def _metrics(
+    work: Work, fitted: Fitted, calibrator: Calibrator, base_figures: dict[str, Any]
+) -> dict[str, Any]:
+    probabilities = calibrator.predict_proba(fitted.logits)
+    return evaluation.finite(
+        {
+            "base": base_figures,
+            "epochs": fitted.epochs,
+            "chosen_epoch": fitted.chosen_epoch,
+            "out_of_fold": evaluation.figures_on(probabilities, work.rows),
+            "suspicious": evaluation.suspicious(probabilities, work.rows),
+        }
+    )
+
+
+# --- answering ------------------------------------------------------------------------------------
+
+
+def _base_contestant(work: Work) -> Contestant:
+    predictor = Predictor(work.base)
+    pairs = [row.pair for row in work.rows]
+    return Contestant(
+        logits=predictor.logits(pairs, on_batch=work.progress.tick),
+        guard_logits=_guard_logits(work, None),
+        calibrator=Identity(),
+    )
+
+
+def _incumbent(
+    work: Work,
+    base: Contestant,
+    version: AdapterVersion | None,
+    calibration: CalibrationEvaluation | None,
+) -> Contestant:
+    """What serves, asked in the same way: its siblings fold by fold, or the base."""
+    if version is not None:
+        return _contestant_of(work, version, calibration)
+    return Contestant(
+        logits=base.logits,
+        guard_logits=base.guard_logits,
+        calibrator=evaluation.stored_calibrator(calibration),
+    )
+
+
+def _contestant_of(
+    work: Work, version: AdapterVersion, calibration: CalibrationEvaluation | None
+) -> Contestant:
+    return Contestant(
+        logits=_sibling_logits(work.base, version.sibling_digests, work.rows, work.progress.tick),
+        guard_logits=_guard_logits(work, _read(work.base, version.artifact_digest)),
+        calibrator=evaluation.stored_calibrator(calibration),
+        digest=version.artifact_digest,
+    )
+
+
+def _sibling_logits(
+    base: Base,
+    digests: Sequence[str],
+    rows: Sequence[SnapshotRow],
+    on_batch: Callable[[int], None] | None,
+) -> np.ndarray:
+    """(rows, 3): each row by the sibling that never saw its fold."""
+    logits = np.zeros((len(rows), len(LABELS)), dtype=np.float32)
+    for k, digest in enumerate(digests):
+        held = [i for i, row in enumerate(rows) if row.fold == k]
+        if held:
+            predictor = Predictor(base, _read(base, digest))
+            logits[held] = predictor.logits([rows[i].pair for i in held], on_batch=on_batch)
+    return logits
+
+
+def _guard_logits(work: Work, adapter: Artifact | None) -> np.ndarray:
+    predictor = Predictor(work.base, adapter)
+    return predictor.logits(work.guard_set.pairs, on_batch=work.progress.tick)
+
+
+def _later(work: Work, version: AdapterVersion, calibrator: Calibrator) -> dict[str, Any]:
+    """The released artifact's own figures on pairs its snapshot did not hold."""
+    trained_on = snapshots.load(version.snapshot)
+    pairs = {row.pair_digest for row in trained_on}
+    pages = {row.group_id for row in trained_on}
+    rows = [row for row in work.rows if row.pair_digest not in pairs]
+    if not rows:
+        return {"n": 0}
+    predictor = Predictor(work.base, _read(work.base, version.artifact_digest), calibrator)
+    probabilities = predictor.probabilities([row.pair for row in rows])
+    unseen = [i for i, row in enumerate(rows) if row.group_id not in pages]
+    return evaluation.figures_on(probabilities, rows) | {
+        "new_pages": evaluation.figures_on(probabilities[unseen], [rows[i] for i in unseen])
+    }
+
+
+def _read(base: Base, digest: str) -> Artifact:
+    return artifact.read(storage.fetch(digest), base=base, digest=digest)
+
+
+# --- storing --------------------------------------------------------------------------------------
+
+
+def _store(work: Work, config: TrainConfig, fitted: Fitted, figures: dict[str, Any]) -> Stored:
+    with _scratch() as directory:
+        siblings = [
+            _put(directory, work, config, sibling, figures, role=f"sibling blind to fold {k}")
+            for k, sibling in enumerate(fitted.siblings)
+        ]
+        released = _put(directory, work, config, fitted.released, figures, role="released")
+    return Stored(released, siblings, storage.size(released))
+
+
+def _put(
+    directory: Path,
+    work: Work,
+    config: TrainConfig,
+    adapter: Artifact,
+    figures: dict[str, Any],
+    *,
+    role: str,
+) -> str:
+    work.progress.tick()
+    manifest = {
+        "role": role,
+        "config": config.to_dict(),
+        "base_name": work.run.base_name,
+        "snapshot": work.snapshot.digest,
+        "versions": {name: installed(name) for name in PACKAGES}
+        | {"python": platform.python_version()},
+        "metrics": {name: figures[name] for name in ("base", "out_of_fold", "chosen_epoch")},
+    }
+    card = _card(work, config, figures, role)
+    digest = artifact.write(directory, adapter, manifest, card, base_name=work.run.base_name)
+    return storage.put(directory / digest)
+
+
+def _card(work: Work, config: TrainConfig, figures: dict[str, Any], role: str) -> str:
+    """The model card that travels with the artifact."""
+    chosen, base = figures["out_of_fold"], figures["base"]
+    if chosen["n"]:
+        measured = (
+            f"Accuracy out of fold {chosen['accuracy']:.3f} (base {base['accuracy']:.3f}), "
+            f"log loss {chosen['log_loss']:.3f} (base {base['log_loss']:.3f}), "
+            f"on {chosen['n']} verdicts of known sampling probability."
+        )
+    else:
+        measured = "Not measured: no verdict has a known sampling probability."
+    return "\n".join(
+        [
+            f"# NLI adapter ({role})",
+            "",
+            f"LoRA (rank {config.rank}, alpha {config.alpha:g}) for `{work.run.base_name}`,",
+            f"fingerprint `{work.base.fingerprint}`, trained by run {work.run.pk}.",
+            "",
+            f"- Data: snapshot `{work.snapshot.digest}`,",
+            f"  {work.snapshot.rows} verdicts from {work.snapshot.groups} sources.",
+            f"- Epochs: {figures['chosen_epoch']} of at most {config.epochs}, chosen out of fold.",
+            f"- {measured}",
+            "",
+            "The figures speak of the recipe on this data: each verdict was judged by a model that",
+            "never saw its page. Use it only with the base named above.",
+            "",
+        ]
+    )
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A directory for files on their way to the store, on the disk whose space was checked."""
+    place = Path(settings.LYRA_HOME) / "tmp"
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place) as directory:
+        yield Path(directory)
+
+
+# --- checks ---------------------------------------------------------------------------------------
+
+
+def configured_base() -> Base:
+    """The base that the settings name, on the device they name.
+
+    Raises:
+        BaseModelError: it cannot be loaded; the message says why.
+    """
+    if settings.LYRA_TORCH_THREADS:
+        torch.set_num_threads(settings.LYRA_TORCH_THREADS)
+    device = settings.LYRA_DEVICE
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return load_base(
+        settings.LYRA_BASE_MODEL,
+        revision=settings.LYRA_BASE_REVISION,
+        allow_download=settings.LYRA_BASE_ALLOW_DOWNLOAD,
+        device=device,
+    )
+
+
+def _prepare(lease: Lease, run: TrainingRun, progress: Progress) -> Work:
+    progress.stage("snapshot", "Freezing the accepted verdicts.")
+    snapshot = snapshots.freeze()
+    training.froze(lease, snapshot)
+    rows = snapshots.load(snapshot)
+    progress.stage("loading", f"{len(rows)} verdicts frozen. Loading {run.base_name}.")
+    base = configured_base()
+    training.measured_base(lease, fingerprint=base.fingerprint)
+    served = registry.serving().version
+    if served is not None:
+        _check_fits(base, served)
+    return Work(lease, run, base, snapshot, rows, progress)
+
+
+def _check_rows(rows: Sequence[SnapshotRow], config: TrainConfig) -> None:
+    """What request() found may have been reviewed away since; siblings need more than one fold."""
+    facts = [(row.label, row.verdict, row.predicted_confidence) for row in rows]
+    try:
+        training.check_data(snapshots.Selection(facts=facts), config)
+    except training.TrainingRefused as refusal:
+        raise CannotTrain(str(refusal)) from refusal
+    folds = {row.fold for row in rows if row.trains(config)}
+    if len(folds) < 2:
+        raise CannotTrain(
+            "All accepted verdicts come from pages of one fold, so nothing is left to judge an "
+            "adapter on. Accept verdicts about more pages."
+        )
+
+
+def _check_fits(base: Base, version: AdapterVersion) -> None:
+    if version.base_fingerprint != base.fingerprint:
+        raise CannotTrain(
+            f"{version.name} was trained on another base ({version.base_name}, fingerprint "
+            f"{version.base_fingerprint[:12]}) than the one that is set up ({base.name}, "
+            f"{base.fingerprint[:12]}). Where it serves, roll back to the base first."
+        )
+
+
+def _check_differs(version: AdapterVersion, served: AdapterVersion | None) -> None:
+    if served is not None and version.artifact_digest == served.artifact_digest:
+        raise CannotTrain(
+            f"{version.name} is what serves (artifact {version.artifact_digest[:12]}); a model is "
+            "not compared with itself."
+        )
+
+
+def _check_disk() -> None:
+    free = shutil.disk_usage(settings.LYRA_HOME).free // 2**20
+    if free < settings.LYRA_MIN_FREE_MIB:
+        raise CannotTrain(
+            f"Only {free} MiB are free under LYRA_HOME; a run needs {settings.LYRA_MIN_FREE_MIB} "
+            "(LYRA_MIN_FREE_MIB). Free some, for example with `manage.py prune_artifacts`."
+        )

@@ -1,0 +1,479 @@
+"""Which adapter versions there are and which one serves: register, promote, roll back.
+
+Only promote() and rollback() write the Serving row. No torch here.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth.models import User
+from django.db import transaction
+from django.db.models import Max
+
+from adapters_app import storage, training
+from adapters_app.models import (
+    AdapterVersion,
+    CalibrationEvaluation,
+    Promotion,
+    Serving,
+    ShadowEvaluation,
+    Snapshot,
+    TrainingRun,
+)
+from adapters_app.training import Lease
+
+BASE = "base"
+Verdict = ShadowEvaluation.Verdict
+
+
+class PromotionRefused(Exception):
+    """The Serving row was left as it is; the message says why and what to do."""
+
+
+class VersionUnknown(LookupError):
+    """No registered version has this name or number."""
+
+
+@dataclass(frozen=True)
+class NewVersion:
+    """What a finished training hands over; fields of AdapterVersion."""
+
+    snapshot: Snapshot
+    base_name: str
+    base_fingerprint: str
+    artifact_digest: str
+    sibling_digests: list[str]
+    artifact_bytes: int
+    trainable_parameters: int
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class NewCalibration:
+    """A fitted calibrator and its figures; fields of CalibrationEvaluation."""
+
+    method: str
+    parameters: dict[str, Any]
+    rows: int
+    brier_before: float
+    brier_after: float
+    ece_before: float
+    ece_after: float
+    log_loss_before: float
+    log_loss_after: float
+    bins_before: list[dict[str, Any]]
+    bins_after: list[dict[str, Any]]
+    candidates: dict[str, float]
+
+
+@dataclass(frozen=True)
+class NewEvaluation:
+    """A measured comparison; fields of ShadowEvaluation."""
+
+    incumbent: AdapterVersion | None
+    incumbent_calibration: CalibrationEvaluation | None
+    snapshot: Snapshot
+    rows_fingerprint: str
+    rows: int
+    groups: int
+    effective_groups: float
+    verdict: str
+    needed_pairs: int | None
+    figures: dict[str, Any]
+    per_label: dict[str, Any]
+    flips: list[dict[str, Any]]
+    guard: dict[str, Any]
+    later: dict[str, Any]
+    advice: list[str]
+
+
+# --- looking --------------------------------------------------------------------------------------
+
+
+def serving() -> Serving:
+    """The one row that says who answers."""
+    return Serving.objects.select_related("version", "calibration").get(pk=1)
+
+
+def find_version(text: str) -> AdapterVersion:
+    """The version called “v7” or “7”.
+
+    Raises:
+        VersionUnknown: there is none.
+    """
+    number = text.strip().lower().removeprefix("v")
+    if number.isascii() and number.isdecimal() and len(number) < 10:
+        version = AdapterVersion.objects.filter(number=int(number)).first()
+        if version is not None:
+            return version
+    raise VersionUnknown(f"There is no adapter version “{text[:50]}”.")
+
+
+def latest_evidence(version: AdapterVersion) -> ShadowEvaluation | None:
+    """The newest evaluation of a version, whatever it was compared with."""
+    return version.evaluations.select_related("incumbent").first()
+
+
+def latest_calibration(version: AdapterVersion) -> CalibrationEvaluation | None:
+    """The newest calibrator fitted for a version."""
+    return version.calibrations.first()
+
+
+# --- registering ----------------------------------------------------------------------------------
+
+
+def register(
+    lease: Lease, *, version: NewVersion, calibration: NewCalibration, evaluation: NewEvaluation
+) -> AdapterVersion:
+    """Commit a trained version, its calibrator, its evaluation and the end of its run, or nothing.
+
+    Raises:
+        LeaseLost, CancelRequested: the run is not ours to finish.
+        ArtifactMissing: an artifact was not stored first.
+    """
+    for digest in (version.artifact_digest, *version.sibling_digests):
+        if not storage.holds(digest):
+            raise storage.ArtifactMissing(f"Artifact {digest[:12]} is not in storage.")
+    with transaction.atomic():
+        training.succeed(lease)
+        run = TrainingRun.objects.select_related("requested_by").get(pk=lease.run_id)
+        registered = AdapterVersion.objects.create(
+            number=_next_number(),
+            run=run,
+            scope=run.scope,
+            domain=run.domain,
+            created_by=run.requested_by,
+            **_fields(version),
+        )
+        fitted = _add_calibration(registered, calibration, by=run.requested_by)
+        _add_evaluation(registered, run, fitted, evaluation)
+    return registered
+
+
+def record_evaluation(
+    lease: Lease,
+    *,
+    version: AdapterVersion,
+    calibration: CalibrationEvaluation | None,
+    evaluation: NewEvaluation,
+) -> ShadowEvaluation:
+    """Commit a shadow evaluation of an existing version and the end of its run, or nothing.
+
+    Raises:
+        LeaseLost, CancelRequested: the run is not ours to finish.
+    """
+    with transaction.atomic():
+        training.succeed(lease)
+        run = TrainingRun.objects.get(pk=lease.run_id)
+        return _add_evaluation(version, run, calibration, evaluation)
+
+
+def record_calibration(
+    version: AdapterVersion, fitted: NewCalibration, *, by: User
+) -> CalibrationEvaluation:
+    """Add a calibrator to a version. It serves only after a promotion with evidence about it."""
+    with transaction.atomic():
+        AdapterVersion.objects.select_for_update().get(pk=version.pk)  # numbers are never reused
+        return _add_calibration(version, fitted, by=by)
+
+
+def _next_number() -> int:
+    # Two runs that end at once must not take the same number.
+    Serving.objects.select_for_update().get(pk=1)
+    return (AdapterVersion.objects.aggregate(last=Max("number"))["last"] or 0) + 1
+
+
+def _add_calibration(
+    version: AdapterVersion, fitted: NewCalibration, *, by: User
+) -> CalibrationEvaluation:
+    last = version.calibrations.aggregate(last=Max("number"))["last"] or 0
+    return CalibrationEvaluation.objects.create(
+        version=version,
+        number=last + 1,
+        base_fingerprint=version.base_fingerprint,
+        created_by=by,
+        **asdict(fitted),
+    )
+
+
+def _add_evaluation(
+    version: AdapterVersion,
+    run: TrainingRun,
+    calibration: CalibrationEvaluation | None,
+    evaluation: NewEvaluation,
+) -> ShadowEvaluation:
+    return ShadowEvaluation.objects.create(
+        candidate=version, run=run, candidate_calibration=calibration, **_fields(evaluation)
+    )
+
+
+def _fields(new: NewVersion | NewEvaluation) -> dict[str, Any]:
+    """Field values without copying: dataclasses.asdict() would deep-copy model instances."""
+    return {name: getattr(new, name) for name in type(new).__dataclass_fields__}
+
+
+# --- promoting and rolling back -------------------------------------------------------------------
+
+
+def promote(
+    version: AdapterVersion,
+    *,
+    by: User,
+    reason: str,
+    expected_revision: int,
+    acknowledge: bool = False,
+    override: bool = False,
+    os_user: str = "",
+) -> Promotion:
+    """Let `version` answer from the next request on, with the calibrator that was measured.
+
+    `acknowledge` accepts inconclusive evidence, `override` a verdict of worse; both are recorded.
+
+    Raises:
+        PromotionRefused: the gate, a stale page, damaged files; the message says which.
+    """
+    _need_reason(reason)
+    _need_four_eyes(version, by)
+    _need_usable(version)
+    with transaction.atomic():
+        row = _locked(expected_revision)
+        _need_difference(version, row)
+        evidence = evidence_against(version, row.version)
+        said = _pass_gate(evidence, acknowledge=acknowledge, override=override)
+        return _switch(
+            row,
+            action=Promotion.Action.PROMOTE,
+            version=version,
+            calibration=evidence.candidate_calibration,
+            by=by,
+            os_user=os_user,
+            reason=reason,
+            evidence=evidence,
+            **said,
+        )
+
+
+def rollback(
+    *,
+    by: User,
+    reason: str,
+    expected_revision: int | None = None,
+    to: AdapterVersion | str | None = None,
+    os_user: str = "",
+) -> Promotion:
+    """Restore what an earlier promotion put in front of users: version and calibrator.
+
+    `to` is a version that once served, "base", or None for the one before in the walk back.
+
+    Raises:
+        PromotionRefused: nothing to go back to, a stale page, damaged files.
+    """
+    _need_reason(reason)
+    revision, target = _rollback_target(to, expected_revision)
+    if target is not None and target.version is not None:
+        _need_usable(target.version)
+    with transaction.atomic():
+        row = _locked(revision)
+        return _switch(
+            row,
+            action=Promotion.Action.ROLLBACK,
+            version=target.version if target else None,
+            calibration=target.calibration if target else None,
+            restores=target,
+            by=by,
+            os_user=os_user,
+            reason=reason,
+        )
+
+
+def evidence_against(version: AdapterVersion, incumbent: AdapterVersion | None) -> ShadowEvaluation:
+    """The newest evaluation of `version` against what serves.
+
+    Raises:
+        PromotionRefused: there is none.
+    """
+    found = version.evaluations.filter(incumbent=incumbent)
+    evidence = found.select_related("candidate_calibration").first()
+    if evidence is not None:
+        return evidence
+    who = incumbent.name if incumbent else "the base"
+    other = latest_evidence(version)
+    measured = f"it was measured against {_named(other.incumbent)}" if other else "it has none"
+    raise PromotionRefused(
+        f"{version.name} has no evidence against {who}, which serves now ({measured}). "
+        f"Run a shadow evaluation of {version.name} first."
+    )
+
+
+def rollback_default() -> Promotion | None:
+    """The promotion that a rollback without a target restores; None = the base."""
+    walk = _walk()
+    return walk[-2] if len(walk) > 1 else None
+
+
+def _pass_gate(evidence: ShadowEvaluation, *, acknowledge: bool, override: bool) -> dict[str, bool]:
+    if evidence.verdict == Verdict.WORSE and not override:
+        raise PromotionRefused(
+            "The shadow evaluation says worse. To promote it all the same, override the gate; "
+            "the ledger keeps your reason."
+        )
+    if evidence.verdict == Verdict.INCONCLUSIVE and not (acknowledge or override):
+        more = f"; about {evidence.needed_pairs} more reviewed pairs would decide"
+        raise PromotionRefused(
+            f"The shadow evaluation is inconclusive on {evidence.rows} pairs"
+            f"{more if evidence.needed_pairs else ''}. Acknowledge that to promote it all the same."
+        )
+    return {
+        "acknowledged": evidence.verdict == Verdict.INCONCLUSIVE,
+        "overridden": evidence.verdict == Verdict.WORSE,
+    }
+
+
+def _switch(
+    row: Serving,
+    *,
+    action: str,
+    version: AdapterVersion | None,
+    calibration: CalibrationEvaluation | None,
+    reason: str,
+    **ledger: Any,
+) -> Promotion:
+    """Point the locked row at `version` and write the ledger."""
+    if row.version == version and row.calibration == calibration:
+        raise PromotionRefused(f"{_named(version).capitalize()} already serves.")
+    entry = Promotion(
+        action=action,
+        version=version,
+        calibration=calibration,
+        previous_version=row.version,
+        previous_calibration=row.calibration,
+        revision=row.revision + 1,
+        reason=reason.strip(),
+        **ledger,
+    )
+    entry.save()
+    row.version, row.calibration = version, calibration
+    row.revision, row.changed_at = entry.revision, entry.at
+    row.save()
+    return entry
+
+
+def _locked(expected_revision: int) -> Serving:
+    row = Serving.objects.select_for_update().get(pk=1)
+    if row.revision != expected_revision:
+        raise PromotionRefused(_who_was_faster(row, expected_revision))
+    return row
+
+
+def _who_was_faster(row: Serving, expected_revision: int) -> str:
+    last = Promotion.objects.select_related("by", "version").filter(revision=row.revision).first()
+    if last is None:
+        return f"Revision {expected_revision} is not what serves; that is revision {row.revision}."
+    did = "promoted" if last.action == Promotion.Action.PROMOTE else "rolled back to"
+    return (
+        f"What serves has changed since you looked: {last.by} {did} {_named(last.version)} at "
+        f"{last.at:%Y-%m-%d %H:%M:%S} UTC (revision {row.revision}; you saw {expected_revision}). "
+        "Look again, then decide."
+    )
+
+
+def _need_reason(reason: str) -> None:
+    if not reason.strip():
+        raise PromotionRefused("Give a reason; the ledger keeps it.")
+
+
+def _need_four_eyes(version: AdapterVersion, by: User) -> None:
+    if settings.LYRA_FOUR_EYES and by.pk == version.created_by_id:
+        raise PromotionRefused(
+            f"You asked for the training of {version.name}; somebody else has to promote it "
+            "(LYRA_FOUR_EYES is set)."
+        )
+
+
+def _need_usable(version: AdapterVersion) -> None:
+    """The files are whole and the configured base is the one they were made for."""
+    configured = training.base_fingerprint()
+    if version.base_name != training.base_label():
+        raise PromotionRefused(
+            f"{version.name} was trained on the base {version.base_name}; this server is set to "
+            f"{training.base_label()}."
+        )
+    if configured and version.base_fingerprint != configured:
+        raise PromotionRefused(
+            f"{version.name} was trained on another copy of {version.base_name} (fingerprint "
+            f"{version.base_fingerprint[:12]}, now {configured[:12]}). Train again."
+        )
+    try:
+        storage.verify(version.artifact_digest)
+        storage.fetch(version.artifact_digest)
+    except (storage.ArtifactMissing, storage.ArtifactCorrupt) as error:
+        raise PromotionRefused(f"{version.name} cannot serve. {error}") from error
+
+
+def _need_difference(version: AdapterVersion, row: Serving) -> None:
+    if row.version is None:
+        return
+    if row.version == version:
+        raise PromotionRefused(f"{version.name} already serves.")
+    if row.version.artifact_digest == version.artifact_digest:
+        raise PromotionRefused(
+            f"{version.name} is identical to {row.version.name}, which serves: same artifact "
+            f"{version.artifact_digest[:12]}."
+        )
+
+
+def _rollback_target(
+    to: AdapterVersion | str | None, expected_revision: int | None
+) -> tuple[int, Promotion | None]:
+    """The revision the choice was made on, and the promotion to restore (None = the base)."""
+    row = serving()
+    revision = row.revision if expected_revision is None else expected_revision
+    if row.revision != revision:
+        raise PromotionRefused(_who_was_faster(row, revision))
+    if isinstance(to, AdapterVersion):
+        return revision, _last_promotion_of(to)
+    if to not in {None, BASE}:
+        raise PromotionRefused(f"Roll back to a version or to “{BASE}”, not to “{to}”.")
+    if row.version is None:
+        raise PromotionRefused("The base already serves; there is nothing to roll back to.")
+    return revision, None if to == BASE else rollback_default()
+
+
+def _last_promotion_of(version: AdapterVersion) -> Promotion:
+    promotions = version.promotions.filter(action=Promotion.Action.PROMOTE)
+    found = promotions.select_related("version", "calibration").first()
+    if found is None:
+        raise PromotionRefused(f"{version.name} has never served; promote it instead.")
+    return found
+
+
+def _walk() -> list[Promotion]:
+    """Promotions one can walk back through, oldest first; the last one serves.
+
+    P1 P2 P3 R→2 leaves P1 P2: a rollback restores the walk of the promotion it went back to.
+    """
+    walks: dict[int | None, list[Promotion]] = {None: []}
+    walk: list[Promotion] = []
+    for entry in Promotion.objects.select_related("version", "calibration").order_by("id"):
+        if entry.action == Promotion.Action.PROMOTE:
+            walk = [*walk, entry]
+            walks[entry.pk] = walk
+        else:
+            walk = walks[entry.restores_id]
+    return walk
+
+
+def _named(version: AdapterVersion | None) -> str:
+    return version.name if version else "the base"
+
+
+def told(entry: Promotion) -> dict[str, Any]:
+    """A line of the ledger for programs."""
+    return {
+        "action": entry.action,
+        "version": entry.version.name if entry.version else BASE,
+        "previous": entry.previous_version.name if entry.previous_version else BASE,
+        "revision": entry.revision,
+    }

@@ -1,0 +1,198 @@
+"""Runs one training in a child process and answers for it: cancel, stop, deadline, sudden death.
+
+A child of its own, because django-q2's workers fork (CUDA dies in a fork), because memory goes back
+to the system when it ends, and because a process can be killed where a thread cannot.
+"""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from django.conf import settings
+from django.db import DatabaseError, InterfaceError, connection
+
+from adapters_app import training
+from adapters_app.training import CancelRequested, Lease, LeaseLost
+
+POLL_S = 1.0
+# From the request to the end a cancelled child gets this long, then SIGKILL: under 10 s in all.
+CANCEL_GRACE_S = 6.0
+STOP_GRACE_S = 20.0
+RENEWALS_PER_LEASE = 4
+OUTPUT_TAIL = 2000  # characters of the child's output worth showing
+
+log = logging.getLogger(__name__)
+
+
+class _Ending:
+    """Why the child has to end, and until when it may do so by itself."""
+
+    def __init__(self, why: str, grace_s: float) -> None:
+        self.why = why
+        self.kill_at = time.monotonic() + grace_s
+
+
+def train(
+    run_id: int,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_poll: Callable[[], None] = lambda: None,
+) -> bool:
+    """Claim the run and see it through in a child process; False where it could not be claimed.
+
+    Returns when the run is over, or back in the queue because this process was told to stop
+    (SIGTERM, SIGINT or `should_stop`).
+    """
+    lease = training.claim(run_id, worker=_whoami(), device=device())
+    if lease is None:
+        return False
+    with _stop_signals() as stopped, _output(run_id).open("ab") as output:
+        child = _start(lease, output)
+        try:
+            ending = _watch(child, lease, lambda: stopped() or should_stop(), on_poll)
+        finally:
+            _kill(child)
+        _settle(lease, child.returncode, ending)
+    return True
+
+
+def device() -> str:
+    """What two trainings must not share: a host's device, as the settings name it."""
+    return f"{socket.gethostname()}:{settings.LYRA_DEVICE}"
+
+
+def _whoami() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _output(run_id: int) -> Path:
+    """Where the child's output goes."""
+    logs = Path(settings.LYRA_HOME) / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    return logs / f"run-{run_id}.log"
+
+
+def _start(lease: Lease, output: object) -> subprocess.Popen[bytes]:
+    arguments = [str(lease.run_id), "--token", str(lease.token), "--parent", str(os.getpid())]
+    return subprocess.Popen(
+        [sys.executable, str(settings.BASE_DIR / "manage.py"), "run_training", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=output,  # type: ignore[call-overload]
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def _watch(
+    child: subprocess.Popen[bytes],
+    lease: Lease,
+    should_stop: Callable[[], bool],
+    on_poll: Callable[[], None],
+) -> str:
+    """Wait for the child, ending it where that is called for; returns why, empty if it was not."""
+    started = renewed = time.monotonic()
+    ending: _Ending | None = None
+    while True:
+        try:
+            child.wait(timeout=POLL_S)
+            return ending.why if ending else ""
+        except subprocess.TimeoutExpired:
+            now = time.monotonic()
+        if ending is not None:
+            if now >= ending.kill_at:
+                return ending.why
+            continue
+        try:
+            training.watch(lease)
+            if now - renewed > settings.LYRA_LEASE_S / RENEWALS_PER_LEASE:
+                training.renew(lease)
+                renewed = now
+            on_poll()
+        except LeaseLost:
+            return "lost"
+        except CancelRequested:
+            ending = _end(child, "cancel", CANCEL_GRACE_S)
+        except (DatabaseError, InterfaceError):
+            connection.close()  # opened again by the next query
+            if now - renewed > settings.LYRA_LEASE_S:
+                return "lost"
+        if ending is None and should_stop():
+            ending = _end(child, "stop", STOP_GRACE_S)
+        elif ending is None and now - started > settings.LYRA_TRAINING_TIMEOUT_S:
+            ending = _end(child, "deadline", 0)
+
+
+def _end(child: subprocess.Popen[bytes], why: str, grace_s: float) -> _Ending:
+    child.terminate()
+    return _Ending(why, grace_s)
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    """End the child and whatever it started; does nothing where it has ended."""
+    if child.poll() is None:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+def _settle(lease: Lease, status: int, ending: str) -> None:
+    """Close the run where the child could not do so itself."""
+    try:
+        training.watch(lease)
+    except LeaseLost:
+        return
+    except CancelRequested:
+        training.cancelled(lease)
+        return
+    if ending == "stop":
+        training.give_back(lease)
+    elif ending == "deadline":
+        training.fail(
+            lease,
+            f"The run took longer than {settings.LYRA_TRAINING_TIMEOUT_S} s "
+            "(LYRA_TRAINING_TIMEOUT_S). Lower epochs or max_length, or raise the limit.",
+        )
+    elif status < 0:
+        training.crashed(lease, _killed_by(-status))
+    else:
+        training.fail(lease, _unexpected(lease.run_id, status))
+
+
+def _killed_by(number: int) -> str:
+    name = signal.Signals(number).name
+    hint = (
+        " The system does that when memory runs out: lower batch_size or max_length, or give the "
+        "machine more memory."
+        if number == signal.SIGKILL
+        else " Request the training again; if it happens again, look at the worker's log."
+    )
+    return f"The trainer was ended by {name}, twice.{hint}"
+
+
+def _unexpected(run_id: int, status: int) -> str:
+    path = _output(run_id)
+    lines = path.read_text(errors="replace")[-OUTPUT_TAIL:].strip().splitlines()
+    last = lines[-1] if lines else "it printed nothing"
+    return (
+        f"The trainer stopped with an error nobody foresaw (exit status {status}): {last} "
+        f"Its whole output is in {path.name} among the server's logs."
+    )
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """While it lasts, SIGTERM and SIGINT do not end this process but are remembered."""
+    received: list[int] = []
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, lambda got, _: received.append(got)) for number in numbers]
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

@@ -1,0 +1,85 @@
+"""What the queue calls. Arguments are ids, results small strings; the truth is in TrainingRun."""
+
+import os
+from typing import Any
+
+from django.apps import apps as registered_apps
+from django.conf import settings
+from django.contrib.auth.models import User
+from django_q.conf import Conf
+from django_q.models import Schedule
+from django_q.status import Stat
+
+from adapters_app import supervise, training, triggers
+from adapters_app.models import Serving, TrainingRun
+from corrections.acting import system_user
+
+# name → (function, minutes between two calls)
+SCHEDULES = {
+    "settle runs whose worker disappeared": ("adapters_app.tasks.reconcile", 1),
+    "start a training when the conditions hold": ("adapters_app.tasks.consider_training", 60),
+}
+
+
+def run(run_id: int) -> str:
+    """Train in a child process. A second delivery of a run finds it claimed and does nothing."""
+    if not supervise.train(run_id, should_stop=_cluster_stops):
+        return "not claimed"
+    return TrainingRun.objects.values_list("status", flat=True).get(pk=run_id)
+
+
+def reconcile() -> str:
+    """Every minute: settle expired leases, ring for forgotten runs, probe the queues."""
+    settled = training.requeue_expired()
+    rung = training.ring_forgotten()
+    for cluster in (Conf.PREFIX, settings.TRAINING_CLUSTER):
+        training.probe(cluster)
+    return f"settled {settled}, rung {rung}"
+
+
+def heartbeat_probe(cluster: str) -> None:
+    """Arrived at a worker: this cluster is alive."""
+    training.saw_probe(cluster)
+
+
+def consider_training() -> str:
+    """Every hour: request a training where the policy allows it and the conditions hold."""
+    if not settings.LYRA_AUTO_TRAIN or not triggers.should_train():
+        return "no"
+    by: User = system_user()
+    try:
+        started = training.request(by=by, reason="The training conditions hold.")
+    except training.TrainingRefused as refusal:
+        return str(refusal)
+    return f"run {started.pk}"
+
+
+def make_schedules(*, apps: Any = registered_apps, **_: Any) -> None:
+    """After migrate (which tells the apps as migrated) or flush: Serving row and schedules exist."""
+    try:
+        apps.get_model("django_q", "Schedule")
+        apps.get_model("adapters_app", "Serving")
+    except LookupError:  # a partial migration; the next one completes it
+        return
+    Serving.objects.get_or_create(pk=1)
+    for name, (function, minutes) in SCHEDULES.items():
+        Schedule.objects.update_or_create(
+            name=name,
+            defaults={
+                "func": function,
+                "schedule_type": Schedule.MINUTES,
+                "minutes": minutes,
+                "repeats": -1,
+                "cluster": None,
+            },
+        )
+
+
+def _cluster_stops() -> bool:
+    """Whether the cluster this worker belongs to was told to stop.
+
+    django-q2 tells its workers only after their task; its own statistics tell us in time.
+    """
+    return any(
+        stat.status == Conf.STOPPING and os.getpid() in stat.workers for stat in Stat.get_all()
+    )
