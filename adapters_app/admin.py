@@ -479,6 +479,7 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
             f"Promote {version}?",
             status=status,
             version=version,
+            standing=standing(version),
             form=form,
             revision=serving.revision,
             now=evidence.answerer(serving.version, serving.calibration),

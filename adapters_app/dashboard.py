@@ -155,7 +155,8 @@ def _steps(user: User, found: dict[str, Any]) -> Iterator[NextStep]:
         )
     if found.get("pending"):
         yield NextStep(
-            f"{found['pending']} corrections wait for review. Accepted ones are learnt from.",
+            f"{_count(found['pending'], 'correction waits', 'corrections wait')} for review. "
+            "Accepted ones are learnt from.",
             "Review them",
             reverse("admin:corrections_correction_changelist") + "?status__exact=pending",
         )
@@ -172,8 +173,13 @@ def _decision(user: User, evaluation: ShadowEvaluation | None) -> Iterator[NextS
         link = f"Decide about {evaluation.candidate}"
     yield NextStep(
         f"{evidence.headline(evaluation)} Nobody has decided yet whether it serves.",
-        link, _change_url("adapterversion", evaluation.candidate_id)
+        link,
+        _change_url("adapterversion", evaluation.candidate_id),
     )
+
+
+def _count(n: int, one: str, many: str) -> str:
+    return f"{n} {one if n == 1 else many}"
 
 
 def _change_url(model: str, pk: int) -> str:

@@ -3,6 +3,8 @@
 Loads torch; only management commands that work on a model import it.
 """
 
+import hashlib
+import json
 import platform
 import shutil
 import tempfile
@@ -43,7 +45,8 @@ from corrections.labels import LABELS, Label
 from corrections.models import FOLDS
 
 PACKAGES = ("torch", "transformers", "peft", "safetensors", "numpy")
-ANCHOR_PAIRS = 400  # several epochs of anchors never repeat much; more only costs time
+# General pairs without labels, on which an adapter is held to the base's own answers.
+ANCHORS = Path(guard.__file__).parent / "bases" / "anchors.jsonl"
 
 
 class CannotTrain(ValueError):
@@ -157,7 +160,7 @@ def carry_out(lease: Lease, *, should_stop: Callable[[], bool]) -> None:
 
 def train_version(work: Work) -> AdapterVersion:
     """snapshot → base → siblings and released fit → calibrate → store → evaluate → register."""
-    config = TrainConfig.from_mapping(work.run.config)
+    config = _config_of(work.run)
     _check_rows(work.rows, config)
 
     work.progress.stage("base", "The base answers every pair first, so that a loss is seen.")
@@ -229,7 +232,8 @@ def shadow_evaluate(work: Work, version: AdapterVersion) -> ShadowEvaluation:
         base=base,
         served=(serving.version, serving.calibration),
         guard_set=work.guard_set,
-        seed=TrainConfig.from_mapping(version.config).seed,
+        # Not the whole config: settings may have been renamed since this version was trained.
+        seed=int(version.config.get("seed", TrainConfig().seed)),
         later=_later(work, version, candidate.calibrator),
     )
     work.progress.stage("registering", f"Verdict: {measured.verdict}.")
@@ -267,6 +271,7 @@ def fit(work: Work, config: TrainConfig) -> Fitted:
     """Train sibling k without fold k, choose the epoch out of fold, then train on all rows."""
     held = [np.array([i for i, row in enumerate(work.rows) if row.fold == k]) for k in range(FOLDS)]
     seen = [_examples(work.rows, config, blind_to=k) for k in range(FOLDS)]
+    anchors = _anchors()
     # A sibling of an empty fold is the released fit itself: same rows, same seed.
     needed = [k for k in range(FOLDS) if len(held[k])]
     work.progress.fits(len(needed) + 1)
@@ -278,7 +283,7 @@ def fit(work: Work, config: TrainConfig) -> Fitted:
             seen[k],
             config,
             evaluate=[work.rows[i].pair for i in held[k]],
-            anchors=_anchors(seen[k], config),
+            anchors=anchors,
             on_step=work.progress.step,
         )
     logits = _pooled_logits(siblings, held, len(work.rows), config.epochs)
@@ -286,12 +291,11 @@ def fit(work: Work, config: TrainConfig) -> Fitted:
     chosen = min(epochs, key=lambda figures: figures["choice_log_loss"])["epoch"]
 
     work.progress.stage("released", f"Training on all rows for {chosen} epochs.")
-    every = _examples(work.rows, config)
     released = train(
         work.base,
-        every,
+        _examples(work.rows, config),
         config,
-        anchors=_anchors(every, config),
+        anchors=anchors,
         on_step=work.progress.step,
         epochs_to_run=chosen,
     )
@@ -318,17 +322,9 @@ def _examples(
     ]
 
 
-def _anchors(examples: Sequence[Example], config: TrainConfig) -> list[Pair]:
-    """Pairs nobody labelled, from texts this fit sees anyway: premises beside others' hypotheses.
-
-    On them the adapter is held to the base's own answers.
-    """
-    order = np.random.default_rng(config.seed).permutation(len(examples))[:ANCHOR_PAIRS]
-    return [
-        (examples[i].premise, examples[j].hypothesis)
-        for i, j in zip(order, np.roll(order, 1), strict=True)
-        if examples[i].premise != examples[j].premise
-    ]
+def _anchors() -> list[Pair]:
+    rows = [json.loads(line) for line in ANCHORS.read_bytes().splitlines()]
+    return [(row["premise"], row["hypothesis"]) for row in rows]
 
 
 def _pooled_logits(
@@ -492,6 +488,7 @@ def _put(
         "config": config.to_dict(),
         "base_name": work.run.base_name,
         "snapshot": work.snapshot.digest,
+        "anchors": hashlib.sha256(ANCHORS.read_bytes()).hexdigest(),
         "versions": {name: installed(name) for name in PACKAGES}
         | {"python": platform.python_version()},
         "metrics": {name: figures[name] for name in ("base", "out_of_fold", "chosen_epoch")},
@@ -574,6 +571,15 @@ def _prepare(lease: Lease, run: TrainingRun, progress: Progress) -> Work:
     if served is not None:
         _check_fits(base, served)
     return Work(lease, run, base, snapshot, rows, progress)
+
+
+def _config_of(run: TrainingRun) -> TrainConfig:
+    try:
+        return TrainConfig.from_mapping(run.config)
+    except ValueError as error:
+        raise CannotTrain(
+            f"This run was requested from another release ({error}). Request the training again."
+        ) from error
 
 
 def _check_rows(rows: Sequence[SnapshotRow], config: TrainConfig) -> None:

@@ -55,7 +55,7 @@ def consider_training() -> str:
 
 
 def make_schedules(*, apps: Any = registered_apps, **_: Any) -> None:
-    """After migrate (which tells the apps as migrated) or flush: Serving row and schedules exist."""
+    """After migrate (which tells the apps as migrated) or flush: fill what must not be empty."""
     try:
         apps.get_model("django_q", "Schedule")
         apps.get_model("adapters_app", "Serving")

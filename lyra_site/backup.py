@@ -250,7 +250,7 @@ def _add(tar: tarfile.TarFile, name: str, source: IO[bytes]) -> Member:
         header.mode = 0o600
         source.seek(0)
         hashing = _Hashing(source)
-        tar.addfile(header, hashing)  # type: ignore[arg-type]  needs read() only
+        tar.addfile(header, hashing)
     return Member(header.size, hashing.sha256.hexdigest())
 
 
@@ -318,7 +318,7 @@ def _unpack(tar: tarfile.TarFile, name: str, member: Member, target: Path) -> No
     target.parent.mkdir(parents=True, exist_ok=True)
     source = tar.extractfile(name)
     assert source is not None  # noqa: S101  a regular file, by _verified_manifest()
-    with source, target.open("xb", opener=_private) as file:
+    with source, open(target, "xb", opener=_private) as file:
         if _copy(source, file) != member:
             raise RestoreRefused(f"{name} in the backup is damaged: its SHA-256 differs.")
         file.flush()
@@ -341,7 +341,7 @@ def _written_beside(path: Path) -> Iterator[IO[bytes]]:
     """A file that becomes `path` when all of it is on disk; readable by its owner only."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with beside.open("xb", opener=_private) as file:
+        with open(beside, "xb", opener=_private) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

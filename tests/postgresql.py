@@ -7,7 +7,6 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote
 
 import psycopg
 
@@ -24,7 +23,7 @@ class Server:
         self.directory = directory
 
     def url(self, database: str) -> str:
-        return f"postgres://{SUPERUSER}@{quote(str(self.directory), safe='')}/{database}"
+        return f"postgres://{SUPERUSER}@/{self.directory}/{database}"
 
     def create(self, name: str, *, template: str = "template1") -> str:
         """Create database `name` as a copy of `template`; return its URL."""

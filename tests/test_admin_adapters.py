@@ -208,7 +208,7 @@ def test_a_curator_is_told_how_much_waits_for_review(curt, curator):
         correct_label="neutral",
     )
     page = text_of(curt.get(INDEX))
-    assert "1 corrections wait for review." in page
+    assert "1 correction waits for review. Accepted ones" in page
     assert "Last shadow verdict" not in page  # not theirs to see
 
 

@@ -44,7 +44,7 @@ if sys.argv[2]:
         app for app in site.INSTALLED_APPS
         if not app.startswith(ours) or app.split(".")[0] in kept
     ]
-    values["ROOT_URLCONF"] = "django.contrib.admin.templatetags"
+    del values["REST_FRAMEWORK"], values["ROOT_URLCONF"]  # name the site by strings
     del sys.modules["lyra_site.settings"], sys.modules["lyra_site"]
     FORBIDDEN.append("lyra_site")
     settings.configure(**values)

@@ -3,7 +3,11 @@
 import contextlib
 import io
 import json
+import os
+import shutil
 import sqlite3
+import subprocess
+import sys
 import tarfile
 import threading
 from collections.abc import Callable
@@ -13,16 +17,29 @@ import pytest
 from django.core.files.base import ContentFile
 from django.core.files.storage import FileSystemStorage
 
-from tests.conftest import Manage
+from tests.conftest import ROOT, Manage
 
 DIGEST = "ab" * 32
 ARTIFACT = f"artifacts/{DIGEST}/adapter_model.safetensors"
 
 
+@pytest.fixture(scope="module")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with an empty database, to copy."""
+    path = tmp_path_factory.mktemp("migrated")
+    subprocess.run(
+        [sys.executable, "manage.py", "migrate", "--verbosity=0"],
+        cwd=ROOT,
+        env=os.environ | {"LYRA_HOME": str(path)},
+        check=True,
+    )
+    return path
+
+
 @pytest.fixture
-def filled(manage: Manage, home: Path) -> Path:
+def filled(migrated: Path, home: Path) -> Path:
     """A migrated home with one user and one artifact."""
-    assert manage("migrate", "--verbosity=0").returncode == 0
+    shutil.copytree(migrated, home, dirs_exist_ok=True)
     _add_user(home, "before")
     FileSystemStorage(home / "artifacts").save(ARTIFACT, ContentFile(b"tensors"))
     return home

@@ -13,6 +13,7 @@ from tests.tiny import WORDS, tiny_base
 
 # The label can be read off the hypothesis: nothing to understand, everything to learn.
 SIGNS = {"supports": "effective", "refutes": "risk", "neutral": "water"}
+OTHER_WORDS = [word for word in WORDS if word not in SIGNS.values()]
 PAGES = 60
 
 
@@ -23,7 +24,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def learnable(tmp_path: Path) -> Path:
-    return _verdicts(tmp_path / "verdicts.jsonl", signs=SIGNS)
+    return _verdicts(tmp_path / "verdicts.jsonl")
 
 
 def test_the_whole_loop_ends_where_it_began(manage: Manage, base: str, learnable: Path) -> None:
@@ -34,27 +35,21 @@ def test_the_whole_loop_ends_where_it_began(manage: Manage, base: str, learnable
     assert "better" in done.stdout
 
 
-def test_a_demo_whose_adapter_learns_nothing_fails(
+def test_an_adapter_that_is_not_better_fails_the_demo(
     manage: Manage, base: str, tmp_path: Path
 ) -> None:
-    noise = _verdicts(tmp_path / "noise.jsonl", signs=dict.fromkeys(SIGNS, "water"))
-    done = _demo(manage, base, noise)
+    """Twelve pages are too few to say so, whatever was learnt from them."""
+    done = _demo(manage, base, _verdicts(tmp_path / "few.jsonl", pages=12))
     assert done.returncode == 1
     assert "not better" in done.stderr
 
 
-def test_a_demo_with_a_step_that_fails_fails(manage: Manage, base: str, tmp_path: Path) -> None:
-    few = tmp_path / "few.jsonl"
-    few.write_text("".join(_verdicts(few, signs=SIGNS).read_text().splitlines(keepends=True)[:12]))
-    done = _demo(manage, base, few)
-    assert done.returncode == 1
-    assert "train_adapter failed" in done.stderr
-
-
-def test_the_demo_leaves_its_callers_home_alone(
+def test_a_step_that_fails_fails_the_demo_and_touches_nothing_else(
     manage: Manage, base: str, home: Path, tmp_path: Path
 ) -> None:
-    _demo(manage, base, _verdicts(tmp_path / "few.jsonl", signs=SIGNS, pages=2))
+    done = _demo(manage, base, _verdicts(tmp_path / "few.jsonl", pages=2))
+    assert done.returncode == 1
+    assert "train_adapter failed" in done.stderr
     assert {path.name for path in home.iterdir()} <= {"secret_key", "cache"}
 
 
@@ -99,20 +94,20 @@ def _demo(manage: Manage, base: str, verdicts: Path) -> subprocess.CompletedProc
     return manage("demo", "--verdicts", str(verdicts), *chosen, LYRA_BASE_MODEL=base)
 
 
-def _verdicts(path: Path, *, signs: dict[str, str], pages: int = PAGES) -> Path:
+def _verdicts(path: Path, *, pages: int = PAGES) -> Path:
     """`pages` premises with six hypotheses each, labels balanced, as JSON Lines at `path`."""
     draw = random.Random(0)
     rows = []
     for page in range(pages):
         premise = f"{page} " + " ".join(draw.choices(WORDS, k=12))
-        for number, label in enumerate([*signs, *signs]):
-            words = draw.choices(WORDS, k=4)
+        for number, label in enumerate([*SIGNS, *SIGNS]):
+            words = draw.choices(OTHER_WORDS, k=4)
             rows.append(
                 {
                     "id": f"{page}-{number}",
                     "page_id": str(page),
                     "premise": premise,
-                    "hypothesis": f"{signs[label]} {number} {' '.join(words)}",
+                    "hypothesis": f"{SIGNS[label]} {draw.randrange(10**6)} {' '.join(words)}",
                     "correct_label": label,
                 }
             )

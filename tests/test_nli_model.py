@@ -72,8 +72,11 @@ def test_training_does_not_touch_the_base(base: Base, result: TrainResult) -> No
         assert torch.equal(ours, theirs), name
 
 
-def test_training_learns_its_rows(base: Base, result: TrainResult) -> None:
-    config = TrainConfig(epochs=40, batch_size=4, learning_rate=2e-2, precision="fp32", dropout=0.0)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_training_learns_its_rows(base: Base, precision: str) -> None:
+    config = TrainConfig(
+        epochs=40, batch_size=4, learning_rate=2e-2, precision=precision, dropout=0.0
+    )
     fitted = train(base, EXAMPLES[:4], config).epochs[-1].artifact
     predicted = Predictor(base, fitted).logits(PAIRS).argmax(1)
     assert [LABELS[i] for i in predicted] == [example.label for example in EXAMPLES[:4]]

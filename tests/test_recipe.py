@@ -121,6 +121,8 @@ def test_an_existing_version_is_measured_against_what_serves_now(carry_out, tina
     first, second = carry_out().produced, carry_out(seed=7).produced
     registry.promote(first, by=tina, reason="test", expected_revision=0, override=True)
     accept(30, pages=5, start=1000)
+    # Trained by an older release, which knew a setting that is gone.
+    AdapterVersion.objects.update(config=second.config | {"gone": 1})
     run = carry_out(version=second)
     evidence = evidence_of(run)
     assert (evidence.candidate, evidence.incumbent) == (second, first)
@@ -171,6 +173,15 @@ def test_verdicts_taken_back_after_the_request_are_noticed(tina):
     lease = training.claim(run.pk, worker="here:1", device="here:cpu")
     Correction.objects.filter(correct_label="refutes").update(status="rejected")
     with pytest.raises(CannotTrain, match="refutes"):
+        recipe.carry_out(lease, should_stop=lambda: False)
+
+
+def test_a_request_of_another_release_is_explained(tina):
+    accept()
+    run = training.request(by=tina, config=QUICK)
+    TrainingRun.objects.update(config=run.config | {"gone": 1})
+    lease = training.claim(run.pk, worker="here:1", device="here:cpu")
+    with pytest.raises(CannotTrain, match="another release"):
         recipe.carry_out(lease, should_stop=lambda: False)
 
 

@@ -360,8 +360,8 @@ def test_a_promotion_that_cannot_be_written_down_does_not_happen(on_tiny, tiny_m
     by = User.objects.create_user("rita")
     digest = storage.put(on_tiny / write(on_tiny, tiny_model, seed=1))
     version = register(by, 1, digest, tiny_model)
-    with pytest.raises(RuntimeError), transaction.atomic():
-        promote(version, by)
-        raise RuntimeError("the disk is full")
+    promote_and_fail = transaction.atomic(lambda: (promote(version, by), 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        promote_and_fail()
     assert Serving.objects.get().version is None
     assert not Promotion.objects.exists()

@@ -4,6 +4,7 @@ Each test starts processes of its own on the test database. A stage boundary is 
 the run's row, which names the stage that has begun.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -68,6 +69,7 @@ def start(on_tiny: Path, tiny: str, settings, tmp_path: Path) -> Iterator[Start]
         "LYRA_ARTIFACTS": str(on_tiny / "store"),
         "LYRA_BASE_MODEL": tiny,
         "LYRA_TORCH_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
         "LYRA_MIN_FREE_MIB": "1",
     }
     started: list[subprocess.Popen[bytes]] = []
@@ -89,6 +91,17 @@ def start(on_tiny: Path, tiny: str, settings, tmp_path: Path) -> Iterator[Start]
         for pid in [*_descendants(process.pid), process.pid]:
             _kill(pid, signal.SIGKILL)
         process.wait()
+
+
+@pytest.fixture
+def hold(start) -> Callable[..., subprocess.Popen[bytes]]:
+    """Carry a run out as the worker does, without a queue: a process that holds its lease."""
+
+    def do(run: TrainingRun, prepare: str = "", **environment: str) -> subprocess.Popen[bytes]:
+        program = f"from adapters_app import supervise\n{prepare}\nsupervise.train({run.pk})"
+        return start("shell", "--no-imports", "-c", program, **environment)
+
+    return do
 
 
 @pytest.fixture
@@ -157,17 +170,18 @@ def _command(pid: int) -> str:
 
 
 def trainer_of(process: subprocess.Popen[bytes]) -> int:
-    """Process id of the child that trains."""
-    found = [pid for pid in _descendants(process.pid) if "--token" in _command(pid)]
-    assert len(found) == 1, found
-    return found[0]
+    """Process id of the child that trains; a run is claimed a moment before it exists."""
+
+    def found() -> list[int]:
+        return [pid for pid in _descendants(process.pid) if "--token" in _command(pid)]
+
+    until(lambda: len(found()) == 1, seconds=10, what="one trainer")
+    return found()[0]
 
 
 def _kill(pid: int, number: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def is_gone(pid: int) -> Callable[[], bool]:
@@ -212,21 +226,21 @@ def test_schedules_exist_after_migrate_and_call_real_functions():
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_trainer_killed_at_any_stage_leaves_all_or_nothing(run, start, stage):
-    holder = start("run_training", str(run.pk))
+def test_a_trainer_killed_at_any_stage_leaves_all_or_nothing(run, hold, stage):
+    holder = hold(run)
     until(reached(run, stage), seconds=60, what=stage)
     for pid in _children(holder.pid):
         _kill(pid, signal.SIGKILL)
     holder.wait(timeout=60)
     all_or_nothing(run)
-    if run.status != Status.SUCCEEDED:  # killed after its last write, at the latest stages
-        assert (run.status, run.attempts) == (Status.QUEUED, 1)
-        assert holder.returncode == 1
+    if stage == "registering" and run.status == Status.SUCCEEDED:
+        return  # the kill came a moment after the commit
+    assert (run.status, run.attempts) == (Status.QUEUED, 1)
 
 
-def test_a_trainer_killed_twice_is_explained(long_run, start):
+def test_a_trainer_killed_twice_is_explained(long_run, hold):
     for _ in range(2):
-        holder = start("run_training", str(long_run.pk))
+        holder = hold(long_run)
         until(reached(long_run, "loading"), seconds=60, what="loading")
         os.kill(trainer_of(holder), signal.SIGKILL)
         holder.wait(timeout=60)
@@ -237,9 +251,7 @@ def test_a_trainer_killed_twice_is_explained(long_run, start):
 
 
 @pytest.mark.parametrize("stage", ["starting", "sibling 0"])
-def test_a_killed_worker_takes_its_trainer_along_and_the_run_goes_back(
-    long_run, cluster, start, stage
-):
+def test_a_killed_worker_takes_its_trainer_along_and_the_run_goes_back(long_run, cluster, stage):
     """The kernel tells the trainer, who gives the run back at once; the attempt does not count."""
     master = cluster()
     until(reached(long_run, stage), seconds=60, what=stage)
@@ -258,7 +270,7 @@ def test_a_killed_cluster_leaves_no_trainer_and_the_next_one_finishes_the_run(ru
     trainer = trainer_of(master)
     for pid in [master.pid, *_descendants(master.pid)]:
         if pid != trainer:
-            os.kill(pid, signal.SIGKILL)
+            _kill(pid, signal.SIGKILL)
     until(is_gone(trainer), seconds=20, what="the trainer ends")
     settle_lost_lease(run)
     all_or_nothing(run)
@@ -290,20 +302,20 @@ def test_a_stopped_cluster_gives_its_run_back(long_run, cluster):
 
 
 @pytest.mark.parametrize("stage", ["starting", "loading", "sibling 0"])
-def test_cancel_ends_a_run_within_ten_seconds(long_run, start, tina, stage):
-    holder = start("run_training", str(long_run.pk))
+def test_cancel_ends_a_run_within_ten_seconds(long_run, hold, tina, stage):
+    holder = hold(long_run)
     until(reached(long_run, stage), seconds=60, what=stage)
-    trainer = trainer_of(holder) if stage != "starting" else None
+    trainer = trainer_of(holder)
     training.cancel(long_run, by=tina)
     until(lambda: state(long_run).is_over, seconds=10, what="the run is cancelled")
     assert long_run.status == Status.CANCELLED
     holder.wait(timeout=30)
-    assert trainer is None or is_gone(trainer)()
+    assert is_gone(trainer)()
     all_or_nothing(long_run)
 
 
-def test_a_trainer_that_does_not_listen_is_killed(long_run, start, tina):
-    holder = start("run_training", str(long_run.pk))
+def test_a_trainer_that_does_not_listen_is_killed(long_run, hold, tina):
+    holder = hold(long_run)
     until(reached(long_run, "sibling 0"), seconds=60, what="sibling 0")
     os.kill(trainer_of(holder), signal.SIGSTOP)
     training.cancel(long_run, by=tina)
@@ -311,8 +323,8 @@ def test_a_trainer_that_does_not_listen_is_killed(long_run, start, tina):
     assert state(long_run).status == Status.CANCELLED
 
 
-def test_a_trainer_whose_run_was_given_to_somebody_else_ends_by_itself(long_run, start):
-    holder = start("run_training", str(long_run.pk))
+def test_a_trainer_whose_run_was_given_to_somebody_else_ends_by_itself(long_run, hold):
+    holder = hold(long_run)
     until(reached(long_run, "sibling 0"), seconds=60, what="sibling 0")
     trainer = trainer_of(holder)
     TrainingRun.objects.filter(pk=long_run.pk).update(lease_expires_at=timezone.now())
@@ -324,18 +336,18 @@ def test_a_trainer_whose_run_was_given_to_somebody_else_ends_by_itself(long_run,
     assert long_run.worker == "there:1"
 
 
-def test_a_run_past_its_deadline_is_ended_and_explained(long_run, start):
-    holder = start("run_training", str(long_run.pk), LYRA_TRAINING_TIMEOUT_S="1")
+def test_a_run_past_its_deadline_is_ended_and_explained(long_run, hold):
+    # Set in the holder only: the system checks refuse so short a limit.
+    holder = hold(long_run, "supervise.settings.LYRA_TRAINING_TIMEOUT_S = 1")
     holder.wait(timeout=60)
     assert state(long_run).status == Status.FAILED
-    assert "LYRA_TRAINING_TIMEOUT_S" in long_run.error
+    assert "took longer than 1 s (LYRA_TRAINING_TIMEOUT_S)" in long_run.error
 
 
 # --- errors a user can act on ---------------------------------------------------------------------
 
 
 def test_what_went_wrong_is_on_the_run(run, start):
-    AdapterVersion.objects.all().delete()
     holder = start("run_training", str(run.pk), LYRA_BASE_MODEL="/nowhere/at-all")
     holder.wait(timeout=60)
     assert state(run).status == Status.FAILED
@@ -343,17 +355,17 @@ def test_what_went_wrong_is_on_the_run(run, start):
     assert holder.returncode == 1
 
 
-def test_too_little_disk_is_on_the_run(run, start):
-    holder = start("run_training", str(run.pk), LYRA_MIN_FREE_MIB=str(10**9))
+def test_too_little_disk_is_on_the_run(run, hold):
+    holder = hold(run, LYRA_MIN_FREE_MIB=str(10**9))
     holder.wait(timeout=60)
     assert state(run).status == Status.FAILED
     assert "MiB are free" in run.error
 
 
-def test_an_error_nobody_foresaw_is_on_the_run_with_its_last_line(run, start, on_tiny):
+def test_an_error_nobody_foresaw_is_on_the_run_with_its_last_line(run, hold, on_tiny):
     """A store that is a file, not a directory."""
     (on_tiny / "blocked").write_text("")
-    holder = start("run_training", str(run.pk), LYRA_ARTIFACTS=str(on_tiny / "blocked"))
+    holder = hold(run, LYRA_ARTIFACTS=str(on_tiny / "blocked"))
     holder.wait(timeout=60)
     assert state(run).status == Status.FAILED
     assert "NotADirectoryError" in run.error

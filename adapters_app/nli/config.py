@@ -19,8 +19,6 @@ class TrainConfig:
     rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.1
-    # Keep the frozen encoder's own dropout while training; costs a quarter of the time.
-    encoder_dropout: bool = False
     # "auto" = the architecture's attention query and value projections, verified against the model.
     target_modules: tuple[str, ...] | str = AUTO
     learning_rate: float = 1e-3

@@ -10,13 +10,13 @@ from lyra_site import demo
 
 GUIDE = """
 The loop, by hand:
-  1. {url}/admin/ as curator: Corrections, filter “pending”, select all, accept.
+  1. {url}/admin/ as curator: Corrections, pending ones, select all, accept.
   2. As releaser: Training runs, “Request training”. Watch it train, calibrate and be compared.
-  3. Adapter versions, v1: read its verdict, “Promote”, say why.
+  3. Adapter versions, v1: read its verdict, “Promote v1 …”, say why.
   4. The next request is answered by it:
      curl {url}/nli -H 'Content-Type: application/json' -d '{{"pairs": [{{"premise":
      "No increase in falls was seen.", "nli_hypothesis": "The drug made falls more common."}}]}}'
-  5. “Roll back” on the same page, and the answers are those of before.
+  5. “Roll back …” on the same page, and the answers are those of before.
 """
 
 
