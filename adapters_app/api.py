@@ -4,9 +4,11 @@ Thin: each change is one function of `training` or `registry`; a refusal of thei
 reason in `detail`.
 """
 
+import logging
 import tempfile
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,8 @@ from adapters_app.serializers import (
 )
 from corrections.api import Conflict
 from corrections.models import Correction
+
+logger = logging.getLogger(__name__)
 
 VERSION_PATTERN = "v?[0-9]{1,9}"
 ID_PATTERN = "[0-9]{1,18}"
@@ -202,10 +206,9 @@ class AdapterViewSet(ReadOnly):
     @extend_schema(summary="The model card, Markdown.", responses={(200, "text/markdown"): str})
     @action(detail=True, content_negotiation_class=AnyAccept)
     def card(self, request: Request, version: str) -> HttpResponse:
-        directory = _artifact(self.get_object())
-        return HttpResponse(
-            (directory / "README.md").read_bytes(), content_type="text/markdown; charset=utf-8"
-        )
+        with _artifact(self.get_object()) as directory:
+            text = (directory / "README.md").read_bytes()
+        return HttpResponse(text, content_type="text/markdown; charset=utf-8")
 
     @extend_schema(
         summary="The adapter as a ZIP: tensors, configuration, manifest, card; no training text.",
@@ -218,9 +221,9 @@ class AdapterViewSet(ReadOnly):
     )
     def download(self, request: Request, version: str) -> FileResponse:
         found = self.get_object()
-        return FileResponse(
-            _zipped(_artifact(found)), as_attachment=True, filename=f"{found.name}.zip"
-        )
+        with _artifact(found) as directory:
+            archive = _zipped(directory)
+        return FileResponse(archive, as_attachment=True, filename=f"{found.name}.zip")
 
 
 @extend_schema_view(
@@ -331,12 +334,18 @@ def _of_version(queryset: QuerySet[Any], asked: dict[str, Any], field: str) -> Q
     return queryset.filter(**{f"{field}__number": int(name.removeprefix("v"))})
 
 
-def _artifact(version: AdapterVersion) -> Path:
-    """A verified local copy of the released adapter."""
+@contextmanager
+def _artifact(version: AdapterVersion) -> Iterator[Path]:
+    """A verified local copy of the released adapter; what keeps it from being read is a 503."""
     try:
-        return storage.fetch(version.artifact_digest)
+        yield storage.fetch(version.artifact_digest)
     except (storage.ArtifactMissing, storage.ArtifactCorrupt) as error:
         raise ArtifactUnavailable(f"{version.name}: {error}") from error
+    except OSError as error:
+        logger.error("%s cannot be read: %s", version.name, error)  # paths are for the log
+        raise ArtifactUnavailable(
+            f"{version.name}: its files cannot be read: {error.strerror or error}"
+        ) from error
 
 
 def _zipped(directory: Path) -> Any:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
@@ -10,9 +10,8 @@ from django.contrib.auth.models import User
 from django.db.models import Count, Sum
 from django.urls import reverse
 from django.utils import timezone
-from django_q.conf import Conf
 
-from adapters_app import evidence, registry, training, triggers
+from adapters_app import evidence, liveness, registry, triggers
 from adapters_app.models import (
     PredictionTally,
     Promotion,
@@ -23,8 +22,6 @@ from adapters_app.progress import progress
 from corrections.models import Correction
 
 RATE_DAYS = 30
-# The workers' probes come every minute; after this long without one they are not there.
-SILENT = timedelta(minutes=4)
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ def context(user: User) -> dict[str, Any]:
             "run": run,
             "progress": progress(run) if run else None,
             "last_run": TrainingRun.objects.select_related("produced").first(),
-            "silent": silent_workers(),
+            "silent": liveness.silent_workers(),
         }
     if sees_releases:
         found |= last_verdict()
@@ -109,17 +106,6 @@ def queue_counts() -> dict[str, int]:
     return {label: counted.get(value, 0) for value, label in Correction.Status.choices}
 
 
-def silent_workers(now: datetime | None = None) -> list[str]:
-    """Queues whose worker has not answered its probe for a while."""
-    now = now or timezone.now()
-    clusters = (Conf.PREFIX, settings.TRAINING_CLUSTER)
-    return [name for name in clusters if _silent(training.last_probe(name), now)]
-
-
-def _silent(probed: datetime | None, now: datetime) -> bool:
-    return probed is None or now - probed > SILENT
-
-
 def next_step(user: User, found: dict[str, Any]) -> NextStep:
     """The one thing that moves the loop on, for someone who may do it, else what is awaited."""
     for step in _steps(user, found):
@@ -134,7 +120,7 @@ def _steps(user: User, found: dict[str, Any]) -> Iterator[NextStep]:
     if run and queued and settings.TRAINING_CLUSTER in found["silent"]:
         yield NextStep(
             f"Run {run.pk} waits, and no training worker has answered for "
-            f"{SILENT.seconds // 60} minutes. Start one, or look at its log.",
+            f"{liveness.SILENT_AFTER.seconds // 60} minutes. Start one, or look at its log.",
             "Look at the queue",
             reverse("admin:adapters_app_trainingrun_queue"),
         )

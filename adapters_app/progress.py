@@ -6,7 +6,6 @@ from django.utils import timezone
 
 from adapters_app.models import TrainingRun
 from adapters_app.templatetags.figures import duration
-from corrections.models import FOLDS
 
 # What the recipe calls its stages, for people.
 STAGES = {
@@ -14,13 +13,12 @@ STAGES = {
     "snapshot": "Freezing the accepted verdicts",
     "loading": "Loading the base model",
     "base": "The base answers every pair first",
-    "released": "Training the adapter to release",
+    "fitting": "Training five siblings, each blind to a fold, and the adapter to release",
     "calibration": "Calibrating",
     "storing": "Storing the adapters",
     "shadow": "Comparing with what serves",
     "registering": "Registering",
 }
-SIBLING = "sibling "  # + its fold, 0 to 4
 
 
 def progress(run: TrainingRun) -> dict[str, Any]:
@@ -42,9 +40,6 @@ def stage(run: TrainingRun) -> str:
         return "Waiting for the training worker"
     if run.cancel_requested_at and not run.is_over:
         return "Stopping"
-    if run.stage.startswith(SIBLING):
-        fold = int(run.stage.removeprefix(SIBLING))
-        return f"Training sibling {fold + 1} of {FOLDS}, blind to fold {fold}"
     return STAGES.get(run.stage, run.stage) or run.get_status_display().capitalize()
 
 

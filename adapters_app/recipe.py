@@ -3,8 +3,6 @@
 Loads torch; only management commands that work on a model import it.
 """
 
-import hashlib
-import json
 import platform
 import shutil
 import tempfile
@@ -23,6 +21,7 @@ from django.contrib.auth.models import User
 
 from adapters_app import evaluation, registry, snapshots, storage, training
 from adapters_app.evaluation import Contestant
+from adapters_app.fitting import FitStep, Fitted, fit
 from adapters_app.models import (
     AdapterVersion,
     CalibrationEvaluation,
@@ -30,23 +29,18 @@ from adapters_app.models import (
     Snapshot,
     TrainingRun,
 )
-from adapters_app.nli import artifact, guard, metrics
+from adapters_app.nli import anchors, artifact, guard
 from adapters_app.nli.artifact import Artifact
 from adapters_app.nli.base_model import Base, load_base
 from adapters_app.nli.calibration import Calibrator, Identity
 from adapters_app.nli.config import TrainConfig
-from adapters_app.nli.data import Example, Pair
 from adapters_app.nli.guard import GuardSet
 from adapters_app.nli.predict import Predictor
-from adapters_app.nli.train import EpochResult, Step, TrainResult, train
 from adapters_app.snapshots import SnapshotRow
 from adapters_app.training import Lease
-from corrections.labels import LABELS, Label
-from corrections.models import FOLDS
+from corrections.labels import LABELS
 
 PACKAGES = ("torch", "transformers", "peft", "safetensors", "numpy")
-# General pairs without labels, on which an adapter is held to the base's own answers.
-ANCHORS = Path(guard.__file__).parent / "bases" / "anchors.jsonl"
 
 
 class CannotTrain(ValueError):
@@ -63,9 +57,7 @@ class Progress:
     def __init__(self, lease: Lease, should_stop: Callable[[], bool]) -> None:
         self._lease = lease
         self._should_stop = should_stop
-        self._fit_started = time.monotonic()
-        self._steps_before = 0
-        self._fits_left = 0
+        self._fits_started = 0.0
 
     def stage(self, name: str, log: str) -> None:
         """Enter a stage.
@@ -81,42 +73,23 @@ class Progress:
         self._look()
         training.heartbeat(self._lease)
 
-    def fits(self, count: int) -> None:
-        """`count` trainings follow; steps and remaining time are those of all of them."""
-        self._fits_left = count
-        self._fit_started = time.monotonic()
-
-    def step(self, at: Step) -> None:
-        """One optimiser step of the current training is done."""
+    def step(self, at: FitStep) -> None:
+        """The fits together are at this optimiser step."""
         self._look()
-        done = self._steps_before + at.step
-        total = self._steps_before + at.total * max(1, self._fits_left)
-        elapsed = time.monotonic() - self._fit_started
+        now = time.monotonic()
+        self._fits_started = self._fits_started or now
+        elapsed = now - self._fits_started
         training.heartbeat(
             self._lease,
-            step=done,
-            total_steps=total,
-            eta_seconds=round(elapsed / done * (total - done), 1),
+            step=at.done,
+            total_steps=at.total,
+            eta_seconds=round(elapsed / at.done * (at.total - at.done), 1),
             loss=at.loss,
         )
-        if at.step == at.total:
-            self._steps_before, self._fits_left = done, self._fits_left - 1
 
     def _look(self) -> None:
         if self._should_stop():
             raise Stopped
-
-
-@dataclass(frozen=True, eq=False)
-class Fitted:
-    """The six trainings of one run: five siblings and the released fit, after the chosen epoch."""
-
-    siblings: list[Artifact]
-    released: Artifact
-    logits: np.ndarray  # (rows, 3), each row by the sibling that never saw its fold
-    chosen_epoch: int
-    epochs: list[dict[str, Any]]
-    trainable_parameters: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +140,10 @@ def train_version(work: Work) -> AdapterVersion:
     base = _base_contestant(work)
     base_figures = evaluation.figures_on(base.probabilities(), work.rows)
 
-    fitted = fit(work, config)
+    work.progress.stage("fitting", "Training five siblings, each blind to a fold, and the adapter.")
+    fitted = fit(
+        work.base, work.rows, config, on_step=work.progress.step, on_wait=work.progress.tick
+    )
 
     work.progress.stage("calibration", "Fitting the calibrator on out-of-fold answers.")
     calibrator, calibration = evaluation.calibrate(fitted.logits, evaluation.judged(work.rows))
@@ -262,106 +238,6 @@ def calibrate_again(
     logits = _sibling_logits(base, version.sibling_digests, rows, on_batch)
     _, fitted = evaluation.calibrate(logits, known)
     return registry.record_calibration(version, fitted, by=by)
-
-
-# --- fitting --------------------------------------------------------------------------------------
-
-
-def fit(work: Work, config: TrainConfig) -> Fitted:
-    """Train sibling k without fold k, choose the epoch out of fold, then train on all rows."""
-    held = [np.array([i for i, row in enumerate(work.rows) if row.fold == k]) for k in range(FOLDS)]
-    seen = [_examples(work.rows, config, blind_to=k) for k in range(FOLDS)]
-    anchors = _anchors()
-    # A sibling of an empty fold is the released fit itself: same rows, same seed.
-    needed = [k for k in range(FOLDS) if len(held[k])]
-    work.progress.fits(len(needed) + 1)
-    siblings: dict[int, TrainResult] = {}
-    for k in needed:
-        work.progress.stage(f"sibling {k}", f"Training sibling {k}, blind to fold {k}.")
-        siblings[k] = train(
-            work.base,
-            seen[k],
-            config,
-            evaluate=[work.rows[i].pair for i in held[k]],
-            anchors=anchors,
-            on_step=work.progress.step,
-        )
-    logits = _pooled_logits(siblings, held, len(work.rows), config.epochs)
-    epochs = _epoch_figures(siblings, logits, work.rows)
-    chosen = min(epochs, key=lambda figures: figures["choice_log_loss"])["epoch"]
-
-    work.progress.stage("released", f"Training on all rows for {chosen} epochs.")
-    released = train(
-        work.base,
-        _examples(work.rows, config),
-        config,
-        anchors=anchors,
-        on_step=work.progress.step,
-        epochs_to_run=chosen,
-    )
-    last = released.epochs[-1].artifact
-    return Fitted(
-        siblings=[
-            siblings[k].epochs[chosen - 1].artifact if k in siblings else last for k in range(FOLDS)
-        ],
-        released=last,
-        logits=logits[chosen - 1],
-        chosen_epoch=chosen,
-        epochs=epochs,
-        trainable_parameters=released.trainable_parameters,
-    )
-
-
-def _examples(
-    rows: Sequence[SnapshotRow], config: TrainConfig, *, blind_to: int | None = None
-) -> list[Example]:
-    return [
-        Example(row.premise, row.hypothesis, Label(row.label))
-        for row in rows
-        if row.fold != blind_to and row.trains(config)
-    ]
-
-
-def _anchors() -> list[Pair]:
-    rows = [json.loads(line) for line in ANCHORS.read_bytes().splitlines()]
-    return [(row["premise"], row["hypothesis"]) for row in rows]
-
-
-def _pooled_logits(
-    siblings: dict[int, TrainResult], held: Sequence[np.ndarray], rows: int, epochs: int
-) -> np.ndarray:
-    """(epochs, rows, 3): each row answered by the sibling blind to its fold, after each epoch."""
-    pooled = np.zeros((epochs, rows, len(LABELS)), dtype=np.float32)
-    for k, result in siblings.items():
-        for e, epoch in enumerate(result.epochs):
-            pooled[e, held[k]] = epoch.eval_logits
-    return pooled
-
-
-def _epoch_figures(
-    siblings: dict[int, TrainResult], logits: np.ndarray, rows: Sequence[SnapshotRow]
-) -> list[dict[str, Any]]:
-    """Per epoch: mean training loss, out-of-fold figures, and the loss the epoch is chosen by."""
-    known = evaluation.judged(rows)
-    enough = len(known.rows) >= evaluation.CALIBRATION_ROWS
-    # Too few rows of known probability to choose by: then by all rows alike.
-    on = known.index if enough else np.arange(len(rows))
-    labels = evaluation.label_columns(rows)[on]
-    weights = known.weights if enough else None
-    figures = []
-    for e, answers in enumerate(logits):
-        probabilities = Identity().predict_proba(answers)
-        results: list[EpochResult] = [result.epochs[e] for result in siblings.values()]
-        figures.append(
-            {
-                "epoch": e + 1,
-                "train_loss": float(np.mean([result.train_loss for result in results])),
-                "choice_log_loss": metrics.log_loss(probabilities[on], labels, weights),
-                "choice_rows": len(on),
-                "out_of_fold": evaluation.figures_on(probabilities, rows),
-            }
-        )
-    return figures
 
 
 def _metrics(
@@ -488,7 +364,7 @@ def _put(
         "config": config.to_dict(),
         "base_name": work.run.base_name,
         "snapshot": work.snapshot.digest,
-        "anchors": hashlib.sha256(ANCHORS.read_bytes()).hexdigest(),
+        "anchors": anchors.digest(),
         "versions": {name: installed(name) for name in PACKAGES}
         | {"python": platform.python_version()},
         "metrics": {name: figures[name] for name in ("base", "out_of_fold", "chosen_epoch")},

@@ -3,14 +3,15 @@
 Every change goes through `intake`; rows are never deleted, a wrong one is rejected.
 """
 
+import re
 from http import HTTPStatus
 from typing import Any
 
 from django.contrib import admin, messages
 from django.contrib.auth.models import User
-from django.core.exceptions import PermissionDenied, ValidationError
+from django.core.exceptions import PermissionDenied
 from django.db.models import Count, Model, QuerySet
-from django.forms import ModelForm
+from django.forms import Form, ModelForm
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
 from django.shortcuts import get_object_or_404
 from django.urls import URLPattern, path, reverse
@@ -19,12 +20,13 @@ from django.utils.safestring import SafeString
 from django.views.decorators.http import require_POST
 
 from corrections import intake
-from corrections.forms import NEW_FIELDS, EditCorrectionForm, NewCorrectionForm
+from corrections.forms import NEW_FIELDS, EditCorrectionForm, NewCorrectionForm, ReviewForm
 from corrections.labels import LABELS
 from corrections.models import Correction, CorrectionEvent, SourceGroup
 
 Status = Correction.Status
 SHOWN_CHARACTERS = 600  # of each text in the list
+NUMBER = re.compile("[0-9]{1,18}")  # an id or a revision, as a request may name it
 
 
 class QuarantineFilter(admin.SimpleListFilter):
@@ -141,7 +143,8 @@ class CorrectionAdmin(admin.ModelAdmin):
     def state(self, row: Correction) -> SafeString:
         return format_html(
             '<span class="status {0}" data-pk="{1}" data-revision="{2}">{0}</span>'
-            '<input type="hidden" name="revision_{1}" value="{2}">{3}',
+            '<input type="hidden" name="revision_{1}" value="{2}">'
+            '<input type="hidden" name="status_{1}" value="{0}">{3}',
             row.status,
             row.pk,
             row.revision,
@@ -191,7 +194,7 @@ class CorrectionAdmin(admin.ModelAdmin):
                 rows.values_list("pk", flat=True),
                 by=_user(request),
                 status=status,
-                revisions=_seen_revisions(request),
+                seen=_seen(request),
             )
         except intake.ReviewRefused as error:
             messages.error(request, f"Nothing was changed. {error}")
@@ -212,30 +215,18 @@ class CorrectionAdmin(admin.ModelAdmin):
         if not self.has_review_permission(request):
             raise PermissionDenied
         row = get_object_or_404(Correction, pk=pk)
-        status, seen = request.POST.get("status", ""), request.POST.get("revision", "")
+        form = ReviewForm(request.POST)
+        if not form.is_valid():
+            return _refuse_review(request, row, _said(form), HTTPStatus.BAD_REQUEST)
+        status, note = form.cleaned_data["status"], form.cleaned_data["note"]
         try:
-            intake.review(
-                [pk],
-                by=_user(request),
-                status=status,
-                note=request.POST.get("note", "")[:2000],
-                revisions={pk: int(seen)} if seen.isdecimal() else {},
-            )
-        except (intake.ReviewRefused, ValidationError) as error:
-            return self._refuse_review(request, row, error)
+            intake.review([pk], by=_user(request), status=status, note=note, seen={pk: form.seen()})
+        except intake.ReviewRefused as error:
+            return _refuse_review(request, row, str(error), HTTPStatus.CONFLICT)
         if _wants_json(request):
             return JsonResponse({"status": status, "counts": _counts()})
         messages.success(request, f"Row {pk} is {status}.")
         return HttpResponseRedirect(_next_url(row))
-
-    def _refuse_review(
-        self, request: HttpRequest, row: Correction, error: Exception
-    ) -> HttpResponse:
-        reason = " ".join(error.messages) if isinstance(error, ValidationError) else str(error)
-        if _wants_json(request):
-            return JsonResponse({"detail": reason}, status=HTTPStatus.CONFLICT)
-        messages.error(request, reason)
-        return HttpResponseRedirect(_change_url(row.pk))
 
     def get_form(
         self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any
@@ -275,11 +266,10 @@ class CorrectionAdmin(admin.ModelAdmin):
             messages.error(request, str(error))
             return HttpResponseRedirect(request.path)
 
-    def save_model(self, request: HttpRequest, obj: Any, form: ModelForm, change: bool) -> None:
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
         values = form.cleaned_data
         if change:
-            changes = {name: values[name] for name in form.changed_data if name in intake.EDITABLE}
-            intake.edit_correction(obj, by=_user(request), note=values["note"], **changes)
+            intake.edit_correction(obj, by=_user(request), note=values["note"], **form.changes())
             return
         recorded, _ = intake.record_correction(
             by=_user(request), **{name: values[name] for name in NEW_FIELDS}
@@ -340,10 +330,29 @@ def _accepted_by_label() -> dict[str, int]:
     return {label.value: found.get(label.value, 0) for label in LABELS}
 
 
-def _seen_revisions(request: HttpRequest) -> dict[int, int]:
-    """The revisions the list showed, from its hidden fields."""
-    shown = ((name.removeprefix("revision_"), str(seen)) for name, seen in request.POST.items())
-    return {int(pk): int(seen) for pk, seen in shown if pk.isdecimal() and seen.isdecimal()}
+def _seen(request: HttpRequest) -> dict[int, intake.Seen]:
+    """What the list showed of each row, from its hidden fields."""
+    shown = {}
+    for name, revision in request.POST.items():
+        pk = name.removeprefix("revision_")
+        if pk != name and NUMBER.fullmatch(pk) and NUMBER.fullmatch(str(revision)):
+            status = request.POST.get(f"status_{pk}")
+            shown[int(pk)] = intake.Seen(int(str(revision)), status)
+    return shown
+
+
+def _said(form: Form) -> str:
+    """What is wrong with a form, each problem with the field it is about."""
+    return " ".join(f"{name}: {' '.join(said)}" for name, said in form.errors.items())
+
+
+def _refuse_review(
+    request: HttpRequest, row: Correction, reason: str, status: HTTPStatus
+) -> HttpResponse:
+    if _wants_json(request):
+        return JsonResponse({"detail": reason}, status=status)
+    messages.error(request, reason)
+    return HttpResponseRedirect(_change_url(row.pk))
 
 
 def _wants_json(request: HttpRequest) -> bool:
@@ -352,7 +361,7 @@ def _wants_json(request: HttpRequest) -> bool:
 
 def _row(object_id: str | None) -> Correction | None:
     """The row of an address, which may be anything."""
-    if object_id is None or not object_id.isdecimal() or len(object_id) > 18:
+    if object_id is None or not NUMBER.fullmatch(object_id):
         return None
     return Correction.objects.filter(pk=int(object_id)).first()
 

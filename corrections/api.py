@@ -18,6 +18,7 @@ from rest_framework.serializers import BaseSerializer
 from rest_framework.viewsets import GenericViewSet
 
 from corrections import intake
+from corrections.intake import Seen
 from corrections.models import Correction, CorrectionEvent
 from corrections.serializers import (
     CorrectionFilterSerializer,
@@ -78,6 +79,9 @@ class CorrectionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Generi
 
     @extend_schema(
         summary="Accept, reject or reopen.",
+        description="Send the revision and the status you saw, and a row that somebody else "
+        "changed or reviewed since is refused with 409; what you leave out is not compared. "
+        "A row that has the status already stays as it is.",
         request=ReviewSerializer,
         responses=CorrectionWithHistorySerializer,
     )
@@ -90,14 +94,14 @@ class CorrectionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Generi
         sent = ReviewSerializer(data=request.data)
         sent.is_valid(raise_exception=True)
         correction = self.get_object()
-        seen = sent.validated_data.get("revision", correction.revision)
+        values = sent.validated_data
         try:
             intake.review(
                 [correction.pk],
                 by=_user(request),
-                status=sent.validated_data["status"],
-                note=sent.validated_data["note"],
-                revisions={correction.pk: seen},
+                status=values["status"],
+                note=values["note"],
+                seen={correction.pk: Seen(values.get("revision"), values.get("seen_status"))},
             )
         except intake.ReviewRefused as error:
             raise Conflict(str(error)) from error

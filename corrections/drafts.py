@@ -4,10 +4,11 @@ Nothing here touches the database: `intake` records what passes; doors and `impo
 """
 
 import hashlib
+import json
 import math
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,6 +30,8 @@ SHORT_TEXTS = {
     "reviewer": 150,
 }
 MAX_VERSION = 2**31 - 1
+# Columns a source may not have: where it names none, what is on record stays.
+OPTIONAL = ("reason", "domain", "page_id", "annotator")
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ class Draft:
     annotator: str
     corrected_at: datetime | None  # None = not said: the time of recording
     restored: Restored = field(default_factory=Restored)
+    named: frozenset[str] = frozenset(OPTIONAL)  # those of OPTIONAL that the source carries
+    source_digest: str = ""  # of what the source said, before anything was filled in
     predicted_now: bool = False  # the prediction was made for this import, not stated by its source
 
     def is_about(self, row: Correction) -> bool:
@@ -98,11 +103,8 @@ class Draft:
             "correct_label": self.correct_label.value,
             "sampling": self.sampling,
             "sampling_probability": self.sampling_probability,
-            "reason": self.reason,
-            "domain": self.domain,
-            "page_id": self.page_id,
-            "annotator": self.annotator,
         }
+        values |= {name: getattr(self, name) for name in OPTIONAL if name in self.named}
         if self.prediction:
             values |= {
                 "predicted_label": self.prediction.label.value,
@@ -137,10 +139,29 @@ def check(fields: Mapping[str, Any], *, sampling: str = Correction.Sampling.USER
         corrected_at=reader.time("corrected_at"),
         external_id=reader.text("external_id") or f"own:{uuid.uuid4()}",
         restored=reader.restored(),
+        named=frozenset(name for name in OPTIONAL if fields.get(name) is not None),
     )
     if reader.problems:
         raise ValidationError(reader.problems)
-    return draft
+    return replace(draft, source_digest=_digest(draft.content()))
+
+
+def check_edit(changes: Mapping[str, Any]) -> dict[str, str]:
+    """The values of a change to single fields, under the rules of `check`; raises as it does."""
+    reader = _Reader(changes)
+    values = {
+        name: reader.label(name) or "" if name == "correct_label" else reader.text(name)
+        for name in changes
+    }
+    if reader.problems:
+        raise ValidationError(reader.problems)
+    return {name: str(value) for name, value in values.items()}
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of named values, 64 hex digits; times as ISO-8601."""
+    said = json.dumps(content, sort_keys=True, default=datetime.isoformat)
+    return hashlib.sha256(said.encode()).hexdigest()
 
 
 def content_id(fields: Mapping[str, Any]) -> str:

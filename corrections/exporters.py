@@ -81,7 +81,7 @@ def as_dict(row: Correction) -> dict[str, Any]:
         "group": row.group.key,
         "fold": row.group.fold,
         "corrected_at": row.corrected_at.isoformat(),
-        "reviewer": row.reviewer.get_username() if row.reviewer else "",
+        "reviewer": row.reviewed_by,
         "reviewed_at": row.reviewed_at.isoformat() if row.reviewed_at else None,
     }
     return {name: special[name] if name in special else getattr(row, name) for name in COLUMNS}

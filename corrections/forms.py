@@ -1,12 +1,13 @@
-"""The two forms of the correction pages: a new verdict, and what a curator may change of one."""
+"""The forms of the correction pages: a new verdict, an edit of one, a review of one."""
 
+from collections.abc import Callable
 from typing import Any
 
 from django import forms
 from django.core.exceptions import ValidationError
 
-from corrections.drafts import check
-from corrections.intake import EDITABLE
+from corrections.drafts import MAX_VERSION, check, check_edit
+from corrections.intake import EDITABLE, Seen
 from corrections.models import Correction
 
 NEW_FIELDS = (
@@ -20,7 +21,7 @@ NEW_FIELDS = (
     "page_id",
     "annotator",
 )
-
+MAX_NOTE = 2_000  # characters
 
 SMALL_TEXT = {"reason": forms.Textarea(attrs={"rows": 2, "class": "vLargeTextField"})}
 
@@ -36,7 +37,7 @@ class NewCorrectionForm(forms.ModelForm):
     def clean(self) -> dict[str, Any]:
         cleaned = super().clean() or {}
         if not self.errors:
-            _add_problems(self, cleaned)
+            _add_problems(self, check, cleaned)
         return cleaned
 
 
@@ -46,7 +47,7 @@ class EditCorrectionForm(forms.ModelForm):
     seen_revision = forms.IntegerField(widget=forms.HiddenInput)
     note = forms.CharField(
         required=False,
-        max_length=2000,
+        max_length=MAX_NOTE,
         widget=forms.TextInput(attrs={"class": "vTextField"}),
         help_text="Why; it is kept in the history.",
     )
@@ -64,12 +65,40 @@ class EditCorrectionForm(forms.ModelForm):
         cleaned = super().clean() or {}
         if cleaned.get("seen_revision") not in (None, self.instance.revision):
             raise ValidationError("Somebody else changed this row meanwhile: look at it again.")
+        _add_problems(self, check_edit, self.changes())
         return cleaned
 
+    def changes(self) -> dict[str, Any]:
+        """The new values of the fields that were changed."""
+        changed = (name for name in self.changed_data if name in EDITABLE)
+        return {name: self.cleaned_data[name] for name in changed if name in self.cleaned_data}
 
-def _add_problems(form: forms.ModelForm, values: dict[str, Any]) -> None:
+
+class ReviewForm(forms.Form):
+    """A review, and what the reviewer saw of the row; what a page leaves out is not compared."""
+
+    status = forms.ChoiceField(
+        choices=Correction.Status.choices,
+        error_messages={
+            "required": "status is missing.",
+            "invalid_choice": f"status must be one of {', '.join(Correction.Status.values)}.",
+        },
+    )
+    note = forms.CharField(required=False, max_length=MAX_NOTE)
+    revision = forms.IntegerField(required=False, min_value=1, max_value=MAX_VERSION)
+    seen_status = forms.ChoiceField(
+        required=False, choices=[("", "not said"), *Correction.Status.choices]
+    )
+
+    def seen(self) -> Seen:
+        return Seen(self.cleaned_data["revision"], self.cleaned_data["seen_status"] or None)
+
+
+def _add_problems(
+    form: forms.ModelForm, rule: Callable[[dict[str, Any]], object], values: dict[str, Any]
+) -> None:
     try:
-        check(values)
+        rule(values)
     except ValidationError as error:
         for name, problems in error.message_dict.items():
             form.add_error(name if name in form.fields else None, problems)

@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
-from corrections.drafts import ParsedRow, utc
+from corrections.drafts import OPTIONAL, ParsedRow, utc
 
 SQLITE_MAGIC = b"SQLite format 3\x00"
 SQLITE_SUFFIXES = {".db", ".sqlite", ".sqlite3"}
@@ -198,7 +198,8 @@ def _csv_row(number: int, header: list[str], cells: list[str]) -> ParsedRow:
         problem = f"The line has {len(cells)} cells, the header {len(header)}."
         return ParsedRow(number, problem=problem)
     row = {name: cell for name, cell in zip(header, cells, strict=True) if cell}
-    fields = _known_fields(row)
+    # Such a column speaks of every row: an empty cell says “nothing”, a missing column is silent.
+    fields = {name: "" for name in OPTIONAL if name in header} | _known_fields(row)
     for name in NUMBERS & fields.keys():
         fields[name] = _number(fields[name])
     return ParsedRow(number, fields)
@@ -264,8 +265,10 @@ def _lyra_corrections(
     have = columns["nli_corrections"]
     wanted = ("premise", "hypothesis", "predicted_label", "predicted_confidence", "correct_label")
     chosen = [f"c.{_column(path, have, NAMES[name][::-1])} AS {name}" for name in wanted]
-    for optional in ("id", "edge_id", "reason", "corrected_at"):
+    for optional in ("id", "edge_id", "corrected_at"):
         chosen.append(f"c.{optional}" if optional in have else f"NULL AS {optional}")
+    # No reason for the last label is not the reason for the one before.
+    chosen.append("coalesce(c.reason, '') AS reason" if "reason" in have else "NULL AS reason")
     joined = "edge_id" in have and _has_pages(columns)
     chosen.append("f.page_id" if joined else "NULL AS page_id")
     # Other sources than fragments exist, and edges may be gone: hence the outer joins.

@@ -20,7 +20,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from corrections import folds
-from corrections.drafts import Draft, ParsedRow, Prediction, check, content_id
+from corrections.drafts import Draft, ParsedRow, Prediction, check, check_edit, content_id
 from corrections.labels import Label
 from corrections.models import Correction, CorrectionEvent
 
@@ -38,6 +38,14 @@ PREDICT_CHUNK = 256
 
 class ReviewRefused(Exception):
     """A row is not what the reviewer saw, or may not be used; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a reviewer saw of a row; None = not said, so not compared."""
+
+    revision: int | None = None
+    status: str | None = None
 
 
 class _RowsChangedError(Exception):
@@ -59,17 +67,18 @@ def record_correction(
     predicted_digest: str = "",
     sampling: str = Correction.Sampling.USER,
     sampling_probability: float | None = None,
-    reason: str = "",
-    domain: str = "",
-    page_id: str = "",
+    reason: str | None = None,
+    domain: str | None = None,
+    page_id: str | None = None,
     external_id: str | None = None,
     annotator: str = "",
     corrected_at: datetime | None = None,
 ) -> tuple[Correction, bool]:
     """Record a verdict; (correction, whether it is new).
 
-    A known `external_id` with the same content changes nothing; with new content it is a revision,
-    which goes back to pending. Raises ValidationError with a message per field.
+    A known `external_id` with the content it had last time changes nothing, edits made here since
+    included; with new content it is a revision, which goes back to pending and keeps the optional
+    fields that are None. Raises ValidationError with a message per field.
     """
     fields = {
         "premise": premise,
@@ -104,13 +113,13 @@ def edit_correction(correction: Correction, *, by: User, note: str = "", **chang
     fixed = {name: f"{name} cannot be edited." for name in changes if name not in EDITABLE}
     if fixed:
         raise ValidationError(fixed)
-    values = check(_fields_of(correction) | changes).content()
+    values = check_edit(changes)
     with transaction.atomic():
         locked = folds.lock_folds()
         row = Correction.objects.select_related("group").get(pk=correction.pk)
         if row.revision != correction.revision:
             raise ReviewRefused(f"Row {row.pk} has changed since you saw it: look at it again.")
-        differences = _differences(row, {name: values[name] for name in changes})
+        differences = _differences(row, values)
         if differences:
             _apply_edit(row, differences, locked, by=by, note=note)
     correction.refresh_from_db()
@@ -123,22 +132,23 @@ def review(
     by: User,
     status: str,
     note: str = "",
-    revisions: Mapping[int, int] | None = None,
+    seen: Mapping[int, Seen] | None = None,
 ) -> int:
     """Accept, reject or reopen (`status` pending) in one transaction; how many rows changed.
 
-    `revisions` are those the reviewer saw, by id. Raises ReviewRefused if one has changed since, or
-    if a quarantined row would be accepted; then nothing changes.
+    `seen` is what the reviewer saw, by id. Raises ReviewRefused if a row has changed or was
+    reviewed since, or if a quarantined row would be accepted; then nothing changes.
     """
     reviewed_at = None if status == Status.PENDING else timezone.now()
     with transaction.atomic():
         folds.lock_folds()
         rows = _rows_to_review(correction_ids, status)
-        _refuse_review(rows, status, revisions or {})
+        _refuse_review(rows, status, seen or {})
         for chunk in folds.chunks(rows, folds.IN_CHUNK):
             Correction.objects.filter(pk__in=[row.pk for row in chunk]).update(
                 status=status,
                 reviewer=by if reviewed_at else None,
+                reviewer_name="",
                 reviewed_at=reviewed_at,
                 review_note=note,
                 updated_at=timezone.now(),
@@ -305,6 +315,7 @@ class _Plan:
     stored: Correction | None
     changes: dict[str, list[Any]]
     pair_digest: str
+    edited: bool = False  # its source says nothing new, but it was edited here
     placement: folds.Placement | None = None
     accepted: bool = False
     made: Correction | None = None  # the new row
@@ -344,6 +355,7 @@ def _write(
     progress: Progress | None = None,
 ) -> list[_Plan]:
     """Record drafts with distinct external ids, in one transaction."""
+    drafts = _on_their_pages(drafts)
     survey = _survey(drafts, progress or _no_progress)
     while True:
         plans = _plans(drafts)
@@ -379,11 +391,23 @@ def _survey(drafts: Sequence[Draft], progress: Progress) -> folds.Survey:
 
 def _preview(drafts: Sequence[Draft], progress: Progress) -> list[_Plan]:
     """The plans of a dry run: placed, not written."""
+    drafts = _on_their_pages(drafts)
     plans = _plans(drafts)
     moving = [number for number, plan in enumerate(plans) if plan.moves]
     for number, placement in _survey(drafts, progress).preview(moving).items():
         plans[number].placement = placement
     return plans
+
+
+def _on_their_pages(drafts: Sequence[Draft]) -> list[Draft]:
+    """A known row whose source names no page (any more) keeps the one that it has."""
+    stored = _stored(draft.external_id for draft in drafts if "page_id" not in draft.named)
+    return [
+        replace(draft, page_id=row.page_id, named=draft.named | {"page_id"})
+        if "page_id" not in draft.named and (row := stored.get(draft.external_id))
+        else draft
+        for draft in drafts
+    ]
 
 
 def _plans(drafts: Sequence[Draft]) -> list[_Plan]:
@@ -396,7 +420,10 @@ def _plan(draft: Draft, stored: Correction | None) -> _Plan:
         # Another import of the same rows predicted them first; floats differ with the batch.
         draft = replace(draft, prediction=_prediction_of(stored))
     changes = _differences(stored, draft.content()) if stored else {}
-    return _Plan(draft, stored, changes, folds.pair_digest(draft.premise, draft.hypothesis))
+    plan = _Plan(draft, stored, changes, folds.pair_digest(draft.premise, draft.hypothesis))
+    if stored and stored.source_digest == draft.source_digest:
+        plan.edited, plan.changes = bool(changes), {}
+    return plan
 
 
 def _stored(external_ids: Iterable[str]) -> dict[str, Correction]:
@@ -437,12 +464,18 @@ def _write_rows(
         if accept:
             _accept(plan, by, now)
     Correction.objects.bulk_create([plan.made for plan in plans if plan.made])
-    for plan in plans:
-        # One by one: a bulk update of long texts is a statement of megabytes, and slower.
-        if plan.stored and (plan.changes or plan.accepted):
-            plan.stored.save()
+    _save_stored(plans)
     CorrectionEvent.objects.bulk_create(event for plan in plans for event in _events(plan, by))
     folds.recount(locked, recounts)
+
+
+def _save_stored(plans: Iterable[_Plan]) -> None:
+    # One by one: a bulk update of long texts is a statement of megabytes, and slower.
+    for plan in plans:
+        row, digest = plan.stored, plan.draft.source_digest
+        if row and (plan.changes or plan.accepted or row.source_digest != digest):
+            row.source_digest = digest
+            row.save()
 
 
 def _events(plan: _Plan, by: User) -> Iterator[CorrectionEvent]:
@@ -462,6 +495,7 @@ def _new_row(plan: _Plan, now: datetime) -> Correction:
         **values,
         external_id=plan.draft.external_id,
         revision=plan.draft.restored.revision,
+        source_digest=plan.draft.source_digest,
         pair_digest=plan.pair_digest,
         verdict=_verdict(plan.draft),
         group_id=plan.placement.group.pk,
@@ -476,6 +510,7 @@ def _restore_review(row: Correction, draft: Draft, reviewers: Mapping[str, User]
         return
     row.status = restored.status
     row.reviewer = reviewers.get(restored.reviewer)
+    row.reviewer_name = "" if row.reviewer else restored.reviewer
     row.reviewed_at = restored.reviewed_at
     row.review_note = restored.review_note
 
@@ -505,10 +540,11 @@ def _revise(plan: _Plan) -> list[tuple[int, str, int]]:
 
 
 def _accept(plan: _Plan, by: User, now: datetime) -> None:
-    """Accept what is pending and usable; a person's rejection stands."""
+    """Accept what is pending and usable; a person's rejection stands, and an edit waits for one."""
     row = plan.row
-    if row.status == Status.PENDING and not row.quarantine:
+    if row.status == Status.PENDING and not row.quarantine and not plan.edited:
         row.status, row.reviewer, row.reviewed_at = Status.ACCEPTED, by, now
+        row.reviewer_name = ""
         plan.accepted = True
 
 
@@ -551,12 +587,24 @@ def _rows_to_review(correction_ids: Iterable[int], status: str) -> list[Correcti
     return rows
 
 
-def _refuse_review(rows: Iterable[Correction], status: str, revisions: Mapping[int, int]) -> None:
+def _refuse_review(rows: Iterable[Correction], status: str, seen: Mapping[int, Seen]) -> None:
     for row in rows:
-        if revisions.get(row.pk, row.revision) != row.revision:
+        saw = seen.get(row.pk, Seen())
+        if saw.revision not in (None, row.revision):
             raise ReviewRefused(f"Row {row.pk} has changed since you saw it: look at it again.")
+        if saw.status not in (None, row.status):
+            raise ReviewRefused(f"{_last_review(row)}; you saw it {saw.status}: look at it again.")
         if status == Status.ACCEPTED and row.quarantine:
             raise ReviewRefused(f"Row {row.pk} is quarantined. {row.quarantine}")
+
+
+def _last_review(row: Correction) -> str:
+    """Who put the row into its status, and when: “Row 5 was rejected by ana on 2026-01-05 …”."""
+    reviews = row.events.filter(action__in=_REVIEW_ACTIONS.values()).select_related("by")
+    last = reviews.last()
+    if last is None:
+        return f"Row {row.pk} is {row.status}"
+    return f"Row {row.pk} was {last.action} by {last.by} on {last.at:%Y-%m-%d at %H:%M} UTC"
 
 
 # --- Details --------------------------------------------------------------------------------------
@@ -601,6 +649,7 @@ def _verdict_on(predicted: str, correct: str) -> Correction.Verdict:
 def _back_to_pending(row: Correction) -> None:
     row.status = Status.PENDING
     row.reviewer = None
+    row.reviewer_name = ""
     row.reviewed_at = None
     row.review_note = ""
 
@@ -612,16 +661,6 @@ def _prediction_of(row: Correction) -> Prediction:
         row.predicted_version,
         row.predicted_digest,
     )
-
-
-def _fields_of(row: Correction) -> dict[str, Any]:
-    names = [
-        name
-        for name in Draft.__dataclass_fields__
-        if name not in {"prediction", "restored", "predicted_now"}
-    ]
-    predicted = [f"predicted_{part}" for part in ("label", "confidence", "version", "digest")]
-    return {name: getattr(row, name) for name in [*names, *predicted]}
 
 
 def _missing_prediction(fields: Mapping[str, Any]) -> dict[str, str]:

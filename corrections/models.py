@@ -168,8 +168,20 @@ class Correction(models.Model):
     reviewer = models.ForeignKey(
         settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.PROTECT, related_name="+"
     )
+    reviewer_name = models.CharField(
+        max_length=150,
+        blank=True,
+        editable=False,
+        help_text="The reviewer an import named, where they have no account here.",
+    )
     reviewed_at = models.DateTimeField(null=True, blank=True)
     review_note = models.TextField(blank=True)
+    source_digest = models.CharField(
+        max_length=64,
+        blank=True,
+        editable=False,
+        help_text="SHA-256 of what the source last said of this row; empty = not known.",
+    )
     created_at = models.DateTimeField(auto_now_add=True)
     updated_at = models.DateTimeField(auto_now=True)
 
@@ -219,6 +231,11 @@ class Correction(models.Model):
 
     def __str__(self) -> str:
         return f"#{self.pk} {self.verdict}: {self.hypothesis[:60]}"
+
+    @property
+    def reviewed_by(self) -> str:
+        """The reviewer's name, with or without an account here; empty where nobody reviewed."""
+        return self.reviewer.get_username() if self.reviewer else self.reviewer_name
 
 
 class CorrectionEvent(models.Model):

@@ -51,11 +51,14 @@ class EventSerializer(serializers.ModelSerializer[CorrectionEvent]):
 class CorrectionSerializer(serializers.ModelSerializer[Correction]):
     group = serializers.CharField(source="group.key", read_only=True)
     fold = serializers.IntegerField(source="group.fold", read_only=True)
-    reviewer = serializers.CharField(source="reviewer.username", read_only=True, default=None)
+    reviewer = serializers.SerializerMethodField(help_text="null where nobody reviewed.")
 
     class Meta:
         model = Correction
-        exclude = ("pair_digest",)
+        exclude = ("pair_digest", "reviewer_name", "source_digest")
+
+    def get_reviewer(self, row: Correction) -> str | None:
+        return row.reviewed_by or None
 
 
 class CorrectionWithHistorySerializer(CorrectionSerializer):
@@ -92,7 +95,12 @@ class ReviewSerializer(serializers.Serializer[Any]):
     status = serializers.ChoiceField(choices=Correction.Status.choices)
     note = serializers.CharField(max_length=MAX_NOTE, allow_blank=True, default="")
     revision = WholeNumberField(
-        required=False, min_value=1, help_text="The one you saw; refused if it has changed."
+        required=False, min_value=1, help_text="The one you saw; 409 if the content has changed."
+    )
+    seen_status = serializers.ChoiceField(
+        choices=Correction.Status.choices,
+        required=False,
+        help_text="The one you saw; 409 if somebody has reviewed the row otherwise since.",
     )
 
 

@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from adapters_app.nli.data import Pair
     from adapters_app.nli.predict import Predictor
 
-# What a forward pass is known to raise: torch (also out of memory), tokenizers, odd input.
-PASS_ERRORS = (RuntimeError, ValueError, TypeError, MemoryError)
+Forward = Callable[[Sequence[Any]], np.ndarray]  # n items → n rows
+# What a forward pass is known to raise: torch (also out of memory), tokenizers, odd input, kernels
+# that are loaded from disk at their first use.
+PASS_ERRORS = (RuntimeError, ValueError, TypeError, MemoryError, OSError)
 
 
 class Overloaded(RuntimeError):
-    """More pairs wait than the process will hold; come back later."""
+    """More waits than the process will hold; come back later."""
 
 
 class ForwardFailed(RuntimeError):
@@ -30,21 +32,21 @@ class ForwardFailed(RuntimeError):
 
 @dataclass(eq=False)
 class _Job:
-    predictor: "Predictor"
-    pairs: Sequence["Pair"]
-    logits: np.ndarray | None = None
+    forward: Forward
+    items: Sequence[Any]
+    rows: np.ndarray | None = None
     error: str = ""
 
     @property
     def done(self) -> bool:
-        return self.logits is not None or bool(self.error)
+        return self.rows is not None or bool(self.error)
 
 
 class Batcher:
-    """Merges concurrent requests for the same predictor.
+    """Merges concurrent requests for the same model.
 
     `max_pairs` bounds one pass (a larger request still goes, alone), `max_waiting` the queue;
-    `on_pass` is told the number of pairs of every pass.
+    `unit` is what refusals call them; `on_pass` is told the number of pairs of every pass.
     """
 
     def __init__(
@@ -52,33 +54,41 @@ class Batcher:
         *,
         max_pairs: int,
         max_waiting: int,
+        unit: str = "pairs",
         on_pass: Callable[[int], None] | None = None,
     ) -> None:
         self._max_pairs = max_pairs
         self._max_waiting = max_waiting
+        self._unit = unit
         self._on_pass = on_pass
         self._turn = threading.Condition()
         self._queue: deque[_Job] = deque()
         self._running = False
 
     def logits(self, predictor: "Predictor", pairs: Sequence["Pair"]) -> np.ndarray:
-        """Logits (n, 3) of `pairs`, columns in the order of LABELS.
+        """Logits (n, 3) of `pairs`, columns in the order of LABELS; raises as `run` does."""
+        return self.run(predictor.logits, pairs)
+
+    def run(self, forward: Forward, items: Sequence[Any]) -> np.ndarray:
+        """`forward(items)`, perhaps in one call with the items of others for an equal `forward`.
 
         Raises:
             Overloaded: too much is waiting already.
-            ForwardFailed: the model raised on these pairs.
+            ForwardFailed: the model raised on these items.
         """
-        job = _Job(predictor, pairs)
+        job = _Job(forward, items)
         with self._turn:
-            waiting = sum(len(other.pairs) for other in self._queue)
-            if self._queue and waiting + len(pairs) > self._max_waiting:
-                raise Overloaded(f"{waiting} pairs are waiting already; try again in a moment.")
+            waiting = sum(len(other.items) for other in self._queue)
+            if self._queue and waiting + len(items) > self._max_waiting:
+                raise Overloaded(
+                    f"{waiting} {self._unit} are waiting already; try again in a moment."
+                )
             self._queue.append(job)
         while not job.done:
             self._wait_or_run(job)
-        if job.logits is None:
+        if job.rows is None:
             raise ForwardFailed(job.error)
-        return job.logits
+        return job.rows
 
     def _wait_or_run(self, job: _Job) -> None:
         """Sleep until `job` is answered, or until it is this thread's turn to run a pass."""
@@ -91,7 +101,7 @@ class Batcher:
             batch = self._take()
         try:
             if self._on_pass is not None:
-                self._on_pass(sum(len(each.pairs) for each in batch))
+                self._on_pass(sum(len(each.items) for each in batch))
             _answer(batch)
         finally:
             with self._turn:
@@ -102,21 +112,21 @@ class Batcher:
                 self._turn.notify_all()
 
     def _take(self) -> list[_Job]:
-        """The oldest job and all that fit beside it and want the same predictor."""
+        """The oldest job and all that fit beside it and want the same model."""
         first = self._queue.popleft()
-        batch, room = [first], self._max_pairs - len(first.pairs)
-        for job in [job for job in self._queue if job.predictor is first.predictor]:
-            if len(job.pairs) <= room:
+        batch, room = [first], self._max_pairs - len(first.items)
+        for job in [job for job in self._queue if job.forward == first.forward]:
+            if len(job.items) <= room:
                 self._queue.remove(job)
                 batch.append(job)
-                room -= len(job.pairs)
+                room -= len(job.items)
         return batch
 
 
 def _answer(batch: list[_Job]) -> None:
     """One forward pass for the whole batch; if it fails, each job by itself."""
     try:
-        logits = batch[0].predictor.logits([pair for job in batch for pair in job.pairs])
+        rows = batch[0].forward([item for job in batch for item in job.items])
     except PASS_ERRORS as error:
         if len(batch) == 1:
             batch[0].error = f"The model failed on this request: {error}"
@@ -126,5 +136,5 @@ def _answer(batch: list[_Job]) -> None:
         return
     start = 0
     for job in batch:
-        job.logits = logits[start : start + len(job.pairs)]
-        start += len(job.pairs)
+        job.rows = rows[start : start + len(job.items)]
+        start += len(job.items)

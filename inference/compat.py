@@ -1,8 +1,9 @@
 """The upstream client's contract, and the first documents' adapter endpoints, to the letter.
 
-The client sends no auth header, follows no redirects and repeats every HTTP error. So a failure it
-cannot mend is 200 with `ok: false`, wrong input is 422 with `detail`, and only what passes by
-itself (an overloaded server, a database away) or what nobody may see (401, 403) is an error status.
+The client sends no auth header, follows no redirects, repeats every HTTP error status and never an
+answer of 200. So what repeating mends is 503 with Retry-After (an overload, a database away), what
+it does not mend is 200 with `ok: false` (a model that cannot be loaded or that fails, a refusal to
+promote), wrong input is 422 with `detail`, and whoever may not call gets 401 or 403.
 
 Who may call: a token whose user has the permission, or, with LYRA_COMPAT_OPEN=1, anyone on this
 host's loopback whose request no proxy has forwarded. The open door is for predictions and for
@@ -31,6 +32,7 @@ from adapters_app.api import AnyAccept, signed_in
 from adapters_app.models import AdapterVersion, Promotion
 from inference import engine, tallies
 from inference.batching import ForwardFailed, Overloaded
+from inference.views import overloaded
 
 PREDICT = "adapters_app.predict"
 PROMOTE = "adapters_app.promote_adapter"
@@ -43,8 +45,8 @@ FORWARDING_HEADERS = (
     "X-Forwarded-Server",
     "X-Real-IP",
 )
-# What goes wrong on the server side of a well-formed request.
-ENGINE_ERRORS = (engine.EngineUnavailable, ForwardFailed, Overloaded)
+# Faults of the server that the same request would meet again; Overloaded is none of them.
+LASTING_FAULTS = (engine.EngineUnavailable, ForwardFailed)
 _MISSING = object()
 
 
@@ -100,6 +102,8 @@ class CompatView(APIView):
         elif isinstance(exc, UnsupportedMediaType):
             message = "Input should be JSON, sent as application/json"
             exc = Unprocessable([_wrong("model_attributes_type", [], message)])
+        elif isinstance(exc, Overloaded):
+            exc = overloaded(exc)
         if isinstance(exc, Unprocessable):
             return Response({"detail": exc.detail}, status=status.HTTP_422_UNPROCESSABLE_ENTITY)
         return super().handle_exception(exc)
@@ -131,7 +135,7 @@ class WarmupView(CompatView):
     def post(self, request: Request) -> Response:
         try:
             engine.warm(embedding=True)
-        except ENGINE_ERRORS as error:
+        except LASTING_FAULTS as error:
             return Response({"ok": False, "message": str(error)})
         return Response({"ok": True, "message": "All models loaded"})
 
@@ -144,7 +148,7 @@ class CompatNliView(CompatView):
         ids, pairs = _read_pairs(request.data)
         try:
             answer = engine.answer(engine.ACTIVE, pairs)
-        except ENGINE_ERRORS as error:
+        except LASTING_FAULTS as error:
             return Response({"ok": False, "results": [], "error": str(error)})
         tallies.count(answer)
         results = [
@@ -165,7 +169,7 @@ class EmbedView(CompatView):
         texts, batch_size = _read_texts(request.data)
         try:
             vectors = engine.embed(texts, batch_size)
-        except ENGINE_ERRORS as error:
+        except LASTING_FAULTS as error:
             return Response({"ok": False, "embeddings": [], "error": str(error)})
         return Response({"ok": True, "embeddings": vectors.tolist(), "error": None})
 
@@ -212,7 +216,7 @@ class AdapterLoadView(ReleaseView):
         if refusal := self.refusal(request):
             return _load_refused(refusal)
         try:
-            version = registry.find_version(name) if name else _last_promoted()
+            version = _last_promoted() if name is None else registry.find_version(name)
             serving = registry.serving()
             if serving.version == version:
                 return _loaded(version, f"{version.name} serves already.")
@@ -333,13 +337,11 @@ def _read_texts(body: Any) -> tuple[list[str], int]:
     return texts, batch_size
 
 
-def _read_adapter_path(body: Any) -> str:
-    """The name in the body; empty where there is no body, no name or null."""
-    if not body:
-        return ""
+def _read_adapter_path(body: Any) -> str | None:
+    """The name in the body; None where it has none or null. No body at all is read as {}."""
     value = _read_object(body).get("adapter_path")
     if value is None:
-        return ""
+        return None
     if faults := _text_fault(value, ["adapter_path"]):
         raise Unprocessable(faults)
     return str(value)

@@ -9,24 +9,27 @@ import functools
 import logging
 import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from django.conf import settings
+from safetensors import SafetensorError
 
 from adapters_app import registry, storage
 from adapters_app.models import AdapterVersion, CalibrationEvaluation
 from corrections.labels import LABELS, Label
 from inference import monitoring
-from inference.batching import PASS_ERRORS, Batcher
+from inference.batching import PASS_ERRORS, Batcher, ForwardFailed
 
 if TYPE_CHECKING:
     from adapters_app.nli.base_model import Base
     from adapters_app.nli.calibration import Calibrator
     from adapters_app.nli.data import Pair
+    from adapters_app.nli.embedding import SentenceEncoder
     from adapters_app.nli.predict import Predictor
 
 logger = logging.getLogger(__name__)
@@ -34,6 +37,16 @@ logger = logging.getLogger(__name__)
 ACTIVE, BASE = "active", "base"
 # Forward passes hold a few requests; a queue this many requests deep is answered with 503.
 WAITING_REQUESTS = 16
+# Files that are not there, unreadable or damaged; a device that is not there or full. The errors
+# of our own loaders are ValueErrors.
+LOAD_ERRORS = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    MemoryError,
+    SafetensorError,
+    storage.ArtifactMissing,
+)
 
 
 class EngineUnavailable(RuntimeError):
@@ -164,10 +177,28 @@ def serving_predictor(adapter: str = ACTIVE) -> Answering:
 def embed(texts: Sequence[str], batch_size: int) -> np.ndarray:
     """Sentence embeddings of all-MiniLM-L6-v2, (n, 384) float32, L2-normalised.
 
+    Concurrent requests share passes as those of `answer` do, and as many may wait.
+
     Raises:
-        EngineUnavailable: the encoder is not installed.
+        EngineUnavailable: the encoder is not installed, cannot be loaded, or failed on these texts.
+        batching.Overloaded
     """
-    return _models.encoder().embed(texts, batch_size=batch_size)
+    forward = _Embedding(_models.encoder(), batch_size)
+    try:
+        return _embedding_batcher().run(forward, texts)
+    except ForwardFailed as error:
+        raise EngineUnavailable(f"The sentence encoder: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Embedding:
+    """The encoder at one batch size; equal ones may share a pass."""
+
+    encoder: "SentenceEncoder"
+    batch_size: int
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        return self.encoder.embed(texts, batch_size=self.batch_size)
 
 
 def score(probabilities: Sequence[Sequence[float]], labels: Sequence[int]) -> dict[str, Any]:
@@ -273,7 +304,7 @@ class _Models:
     def __init__(self) -> None:
         self._base: Base | None = None
         self._bare: Predictor | None = None
-        self._encoder = None
+        self._encoder: SentenceEncoder | None = None
         self._adapted: OrderedDict[str, Predictor] = OrderedDict()
         self._guard = threading.Lock()  # of the two dictionaries; held for no longer than a look-up
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
@@ -321,14 +352,12 @@ class _Models:
             logger.info("%s is loaded (%s)", version.name, digest[:12])
             return predictor
 
-    def encoder(self):  # type: ignore[no-untyped-def]  # its class lives on the torch side
+    def encoder(self) -> "SentenceEncoder":
         with self._lock("encoder"):
             if self._encoder is None:
                 nli = _torch_side()
-                try:
+                with _loading("The sentence encoder"):
                     self._encoder = nli.embedding.SentenceEncoder(device=nli.device)
-                except nli.base_model.BaseModelError as error:
-                    raise EngineUnavailable(f"The sentence encoder: {error}") from error
             return self._encoder
 
     def _lock(self, name: str) -> threading.Lock:
@@ -341,38 +370,35 @@ _warming: threading.Thread | None = None
 _warming_lock = threading.Lock()
 
 
+@contextmanager
+def _loading(what: str) -> Iterator[None]:
+    """What goes wrong in this block is EngineUnavailable, naming `what`."""
+    try:
+        yield
+    except LOAD_ERRORS as error:
+        raise EngineUnavailable(f"{what} cannot be loaded: {error}") from error
+
+
 def _load_base() -> "Base":
     nli = _torch_side()
     name = settings.LYRA_BASE_MODEL
-    try:
+    with _loading(f"The base model {name}"):
         base = nli.base_model.load_base(
             name,
             revision=settings.LYRA_BASE_REVISION,
             allow_download=settings.LYRA_BASE_ALLOW_DOWNLOAD,
             device=nli.device,
         )
-    except nli.base_model.BaseModelError as error:
-        raise EngineUnavailable(f"The base model cannot be loaded: {error}") from error
-    except (OSError, RuntimeError) as error:  # unreadable files; a device that is not there
-        raise EngineUnavailable(f"The base model {name} cannot be loaded: {error}") from error
     logger.info("base model %s is loaded (%s) on %s", name, base.fingerprint[:12], nli.device)
     return base
 
 
 def _fold(base: "Base", version: AdapterVersion) -> "Predictor":
     nli = _torch_side()
-    try:
+    with _loading(version.name):
         directory = storage.fetch(version.artifact_digest)
         artifact = nli.artifact.read(directory, base=base, digest=version.artifact_digest)
         return nli.predict.Predictor(base, artifact)
-    except (
-        storage.ArtifactMissing,
-        storage.ArtifactCorrupt,
-        nli.artifact.ArtifactCorrupt,
-    ) as error:
-        raise EngineUnavailable(f"{version.name} cannot be loaded: {error}") from error
-    except (OSError, RuntimeError, MemoryError) as error:
-        raise EngineUnavailable(f"{version.name} cannot be loaded: {error}") from error
 
 
 def _load_base_quietly() -> None:
@@ -421,4 +447,14 @@ def _batcher() -> Batcher:
         max_pairs=settings.LYRA_MAX_PAIRS,
         max_waiting=WAITING_REQUESTS * settings.LYRA_MAX_PAIRS,
         on_pass=monitoring.PASS_PAIRS.observe,
+    )
+
+
+@functools.cache
+def _embedding_batcher() -> Batcher:
+    """A queue of its own: texts are not behind pairs. The same bounds."""
+    return Batcher(
+        max_pairs=settings.LYRA_MAX_PAIRS,
+        max_waiting=WAITING_REQUESTS * settings.LYRA_MAX_PAIRS,
+        unit="texts",
     )

@@ -47,13 +47,18 @@ def predict(adapter: str, pairs: list[tuple[str, str]]) -> engine.Answer:
     except engine.AdapterUnknown as error:
         raise ValidationError({"adapter": [str(error)]}) from error
     except Overloaded as error:
-        raise _refused("overloaded", str(error), wait=1) from error
+        raise overloaded(error) from error
     except ForwardFailed as error:
         raise _refused("failed", str(error), wait=5) from error
     except engine.EngineUnavailable as error:
         raise _refused("unavailable", str(error), wait=5) from error
     tallies.count(answer)
     return answer
+
+
+def overloaded(error: Overloaded) -> APIException:
+    """The 503 of a queue that is full: it passes by itself."""
+    return _refused("overloaded", str(error), wait=1)
 
 
 def _refused(reason: str, message: str, *, wait: int) -> APIException:

@@ -5,11 +5,8 @@
 """
 
 import os
-from collections.abc import Callable
-from datetime import datetime, timedelta
 from typing import Any
 
-from django.conf import settings
 from django.contrib.auth.decorators import login_not_required
 from django.db import connection
 from django.db.models import Count
@@ -28,7 +25,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from adapters_app import registry, training
+from adapters_app import liveness, registry
 from adapters_app.api import AnyAccept
 from adapters_app.models import TrainingRun
 from corrections.models import Correction
@@ -36,8 +33,6 @@ from inference import engine
 from lyra_site.errors import DATABASE_AWAY
 
 DETAILS = "adapters_app.view_serving"
-# A heartbeat task goes through each queue every minute.
-STALE_AFTER = timedelta(minutes=4)
 OK, DEGRADED, UNAVAILABLE = "ok", "degraded", "unavailable"
 
 
@@ -104,40 +99,19 @@ def _model() -> dict[str, Any]:
 
 
 def _queue() -> dict[str, Any]:
-    clusters = {name: _cluster(name) for name in _cluster_names()}
+    try:
+        clusters = {name: _cluster(name) for name in liveness.clusters()}
+    except DATABASE_AWAY as error:
+        return {"ok": False, "detail": str(error)}
     return {"ok": all(cluster["ok"] for cluster in clusters.values()), "clusters": clusters}
 
 
 def _cluster(name: str) -> dict[str, Any]:
-    seen = _last_sign_of_life(name)
+    seen = liveness.last_sign(name)
     return {
-        "ok": seen is not None and timezone.now() - seen < STALE_AFTER,
+        "ok": not liveness.is_silent(seen),
         "last_heartbeat": seen.isoformat() if seen else None,
     }
-
-
-def _last_sign_of_life(cluster: str) -> datetime | None:
-    """When a worker of the cluster last showed itself; a training worker does so by its run too."""
-    signs = [training.last_probe(cluster)]
-    if cluster == settings.TRAINING_CLUSTER:
-        signs.append(_or_none(_last_run_heartbeat))
-    return max((sign for sign in signs if sign), default=None)
-
-
-def _last_run_heartbeat() -> datetime | None:
-    beats = TrainingRun.objects.exclude(heartbeat_at=None).order_by("-heartbeat_at")
-    return beats.values_list("heartbeat_at", flat=True).first()
-
-
-def _or_none(read: Callable[[], datetime | None]) -> datetime | None:
-    try:
-        return read()
-    except DATABASE_AWAY:  # /readyz says so in a check of its own
-        return None
-
-
-def _cluster_names() -> tuple[str, str]:
-    return str(settings.Q_CLUSTER["name"]), str(settings.TRAINING_CLUSTER)
 
 
 def _process_registry() -> CollectorRegistry:
@@ -164,8 +138,8 @@ def _database_gauges() -> CollectorRegistry:
         ["cluster"],
         registry=gauges,
     )
-    for cluster in _cluster_names():
-        if seen := _last_sign_of_life(cluster):
+    for cluster in liveness.clusters():
+        if seen := liveness.last_sign(cluster):
             age.labels(cluster).set((timezone.now() - seen).total_seconds())
     return gauges
 

@@ -154,10 +154,14 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 SECURE_CONTENT_TYPE_NOSNIFF = True
 X_FRAME_OPTIONS = "DENY"
 SESSION_COOKIE_HTTPONLY = True
+# What programs ask for that follow no redirects: probes, and upstream's client.
+SECURE_REDIRECT_EXEMPT = [
+    r"^(livez|readyz)$",
+    r"^(ml/)?(health|warmup|embed|nli(/adapter/(load|unload|status))?)$",
+]
 if HTTPS:
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
     SECURE_SSL_REDIRECT = True
-    SECURE_REDIRECT_EXEMPT = [r"^livez$", r"^readyz$"]
     SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = True
     SECURE_HSTS_SECONDS = 31_536_000
     SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = True
@@ -273,7 +277,9 @@ DATA_UPLOAD_MAX_MEMORY_SIZE = LYRA_MAX_BODY_BYTES
 # Adapter versions kept folded in memory beside the one that serves.
 LYRA_RESIDENT_ADAPTERS = env.int("LYRA_RESIDENT_ADAPTERS", default=4)
 # Upstream's paths (/nli, /ml/nli, …) without a token. Only for a loopback server: refused when a
-# forwarding header shows that a proxy stands in front.
+# forwarding header (X-Forwarded-For, Forwarded, Via …) shows that a proxy stands in front. A proxy
+# on this host that adds no such header cannot be detected: all its clients look like this host.
+# Leave this off behind one.
 LYRA_COMPAT_OPEN = env.bool("LYRA_COMPAT_OPEN", default=False)
 
 # --- Training policy ------------------------------------------------------------------------------

@@ -236,10 +236,10 @@ def test_a_releaser_is_sent_to_a_version_nobody_decided_about(rita, make_version
 
 
 def test_the_running_run_is_shown_with_its_progress(tina, trainer):
-    run = running(trainer, stage="sibling 2", step=30, total_steps=120, eta_seconds=75)
+    run = running(trainer, stage="fitting", step=30, total_steps=120, eta_seconds=75)
     response = tina.get(INDEX)
     page = text_of(response)
-    assert "Training sibling 3 of 5, blind to fold 2" in page
+    assert "Training five siblings, each blind to a fold, and the adapter to release" in page
     assert "step 30 of 120" in page
     assert "about 1 min 15 s left" in page
     assert f"{RUNS}{run.pk}/progress/".encode() in response.content
@@ -277,7 +277,7 @@ def test_a_failed_run_explains_itself(tina, trainer):
 def test_progress_is_answered_as_data(tina, trainer):
     run = running(
         trainer,
-        stage="released",
+        stage="fitting",
         step=30,
         total_steps=120,
         eta_seconds=75,
@@ -678,7 +678,7 @@ class Markup(HTMLParser):
 
 @pytest.fixture
 def pages(ada, three_promoted, trainer):
-    run = running(trainer, stage="sibling 0", loss_curve=[[1, 1.0]])
+    run = running(trainer, stage="fitting", loss_curve=[[1, 1.0]])
     return {
         path: ada.get(path)
         for path in (

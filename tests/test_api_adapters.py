@@ -1,11 +1,12 @@
 """/api/v1: training runs, adapters, what serves, evaluations, calibrations, the ledger, stats."""
 
+import errno
 import io
 import zipfile
 
 import pytest
 
-from adapters_app import training
+from adapters_app import storage, training
 from adapters_app.models import Promotion, TrainingRun
 from tests.versions import promote
 
@@ -140,6 +141,36 @@ def test_a_download_whose_files_are_gone_is_503_and_named(rita, make_version, on
     response = rita.get(f"{API}/adapters/v1/download")
     assert response.status_code == 503
     assert "v1" in response.json()["detail"]
+
+
+@pytest.mark.parametrize("what", ["card", "download"])
+@pytest.mark.parametrize(
+    "fault", [OSError(errno.ENOSPC, "No space left on device"), PermissionError("denied")], ids=repr
+)
+def test_a_store_that_cannot_be_read_is_503_and_named(rita, make_version, monkeypatch, what, fault):
+    make_version()
+
+    def fail(_):
+        raise fault
+
+    monkeypatch.setattr(storage, "fetch", fail)
+    response = rita.get(f"{API}/adapters/v1/{what}")
+    assert response.status_code == 503
+    assert response.json()["detail"].startswith("v1: ")
+    assert (fault.strerror or str(fault)) in response.json()["detail"]
+
+
+@pytest.mark.parametrize("what", ["card", "download"])
+def test_a_copy_that_vanishes_while_it_is_read_is_503_and_named(
+    rita, make_version, monkeypatch, tmp_path, what
+):
+    make_version()
+    monkeypatch.setattr(storage, "fetch", lambda _: tmp_path / "pruned")
+    response = rita.get(f"{API}/adapters/v1/{what}")
+    assert response.status_code == 503
+    detail = response.json()["detail"]
+    assert detail.startswith("v1: ")
+    assert str(tmp_path) not in detail
 
 
 # --- training runs --------------------------------------------------------------------------------

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from django.test import Client
 
 from adapters_app import registry
 from adapters_app.models import Promotion
 from inference import engine
+from inference.batching import Overloaded
+from lyra_site.urls import UPSTREAM
 from tests.versions import PAIR, promote
 
 pytest_plugins = ("tests.serving",)
@@ -165,6 +168,64 @@ def test_a_server_side_fault_is_200_and_not_ok(opened, settings, on_tiny: Path):
     assert "base model" in body["error"]
 
 
+FAULTS = [
+    RuntimeError("CUDA out of memory"),
+    OSError("no such device"),
+    MemoryError("cannot allocate"),
+    ValueError("bad file"),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=repr)
+def test_a_failing_encoder_is_200_and_not_ok(opened, monkeypatch, fault):
+    monkeypatch.setattr(engine._models.encoder(), "_forward", failing(fault))
+    response = post(opened, "/embed", {"texts": ["x"]})
+    assert response.status_code == 200
+    body = response.json()
+    assert (body["ok"], body["embeddings"]) == (False, [])
+    assert str(fault) in body["error"]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=repr)
+@pytest.mark.parametrize(("path", "said"), [("/embed", "error"), ("/warmup", "message")])
+def test_an_encoder_that_cannot_be_loaded_is_200_and_not_ok(opened, monkeypatch, path, said, fault):
+    monkeypatch.setattr(engine._torch_side().embedding, "SentenceEncoder", failing(fault))
+    response = post(opened, path, {"texts": ["x"]})
+    assert response.status_code == 200
+    body = response.json()
+    assert body["ok"] is False
+    assert f"sentence encoder cannot be loaded: {fault}" in body[said]
+
+
+def test_a_base_there_is_no_memory_for_is_200_and_not_ok(opened, monkeypatch):
+    fault = MemoryError("cannot allocate")
+    monkeypatch.setattr(engine._torch_side().base_model, "load_base", failing(fault))
+    body = post(opened, "/warmup").json()
+    assert body["ok"] is False
+    assert "cannot allocate" in body["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "asked"),
+    [("/nli", {"pairs": [UPSTREAM_PAIR]}, "answer"), ("/embed", {"texts": ["x"]}, "embed")],
+)
+def test_an_overload_passes_so_it_is_the_status_that_the_client_repeats(
+    opened, monkeypatch, prefix, path, body, asked
+):
+    monkeypatch.setattr(engine, asked, failing(Overloaded("4096 pairs are waiting already")))
+    response = post(opened, f"{prefix}{path}", body)
+    assert response.status_code == 503
+    assert response["Retry-After"] == "1"
+    assert "4096 pairs" in response.json()["detail"]
+
+
+def failing(fault: Exception):
+    def fail(*_, **__):
+        raise fault
+
+    return fail
+
+
 # --- load, unload, status -------------------------------------------------------------------------
 
 
@@ -200,6 +261,25 @@ def test_loading_what_serves_and_unloading_the_base_change_nothing(as_user, make
     promote(make_version(), cast["rita"])
     assert post(rita, "/nli/adapter/load", {"adapter_path": "1"}).json()["ok"] is True
     assert Promotion.objects.count() == 1
+
+
+@pytest.mark.parametrize("body", [b"[]", b"0", b"false", b'""', b"null", b"[1]", b'"v1"'])
+def test_a_body_that_is_no_object_is_422_and_promotes_nothing(as_user, make_version, cast, body):
+    promote(make_version(), cast["rita"])
+    registry.rollback(by=cast["rita"], reason="test", to="base")
+    response = as_user("rita").generic(
+        "POST", "/nli/adapter/load", body, content_type="application/json"
+    )
+    assert response.status_code == 422
+    assert response.json()["detail"][0]["loc"] == ["body"]
+    assert registry.serving().version is None
+
+
+def test_an_empty_name_is_no_version_rather_than_the_last_one(as_user, make_version, cast):
+    promote(make_version(), cast["rita"])
+    registry.rollback(by=cast["rita"], reason="test", to="base")
+    assert post(as_user("rita"), "/nli/adapter/load", {"adapter_path": ""}).json()["ok"] is False
+    assert registry.serving().version is None
 
 
 @pytest.mark.parametrize("name", ["v99", "../../etc/passwd", "/srv/adapter", "x\0", "http://h/x"])
@@ -262,6 +342,18 @@ def test_closed_behind_a_proxy(opened, header):
 def test_a_session_cookie_is_no_key(client, cast, on_tiny):
     client.force_login(cast["ada"])
     assert post(client, "/nli/adapter/unload").status_code == 401
+
+
+def test_nothing_is_redirected_to_https_that_a_program_without_redirects_asks_for(
+    settings, on_tiny, db
+):
+    settings.SECURE_SSL_REDIRECT = True
+    client = Client()  # after the setting: the middleware reads it once
+    paths = [f"{start}/{each.pattern}" for start in ("", "/ml") for each in UPSTREAM]
+    for path in [*paths, "/livez", "/readyz"]:
+        assert client.get(path).status_code in {200, 401, 405, 503}, path
+    for path in ("/admin/", "/tokens", "/nli/x", "/api/v1/nli", "/admin/nli"):
+        assert client.get(path).status_code == 301, path
 
 
 def test_a_trailing_slash_is_another_path_and_nothing_redirects(opened):

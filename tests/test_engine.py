@@ -1,6 +1,7 @@
 """What answers: by whom, with which calibrator, and what happens when it cannot be loaded."""
 
 import itertools
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,6 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from adapters_app import registry, storage
 from adapters_app.models import Serving
 from inference import engine
+from inference.batching import Batcher, Overloaded
 from tests.tiny import tiny_base
 from tests.versions import PAIR, promote
 
@@ -189,3 +191,45 @@ def test_embeddings_have_length_one(on_tiny):
     vectors = engine.embed(["the drug is safe", "rain"], 1)
     assert vectors.shape == (2, 384)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+
+
+def test_embedding_is_bounded_as_predicting_is(on_tiny, monkeypatch):
+    """One request is in the encoder, one waits; the bound lets no third one in."""
+    gate, entered = threading.Event(), threading.Event()
+    encoder = engine._models.encoder()
+    forward = encoder._forward
+
+    def slow(batch):
+        entered.set()
+        gate.wait(30)
+        return forward(batch)
+
+    monkeypatch.setattr(encoder, "_forward", slow)
+    batcher = Batcher(max_pairs=2, max_waiting=2, unit="texts")
+    monkeypatch.setattr(engine, "_embedding_batcher", lambda: batcher)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(engine.embed, ["rain", "tax"], 8)
+        assert entered.wait(30)
+        second = pool.submit(engine.embed, ["dose", "risk"], 8)
+        _until(lambda: len(batcher._queue) == 1)
+        with pytest.raises(Overloaded, match="2 texts are waiting"):
+            engine.embed(["rain"], 8)
+        gate.set()
+        assert first.result().shape == second.result().shape == (2, 384)
+
+
+def test_requests_that_share_a_pass_get_their_own_embeddings(on_tiny):
+    texts = [f"text {n}" for n in range(12)]
+    alone = engine.embed(texts, 4)
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(lambda text: engine.embed([text], 4)[0], texts))
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def _until(condition):
+    pause = threading.Event()
+    for _ in range(1000):
+        if condition():
+            return
+        pause.wait(0.01)
+    raise AssertionError("it never came to pass")

@@ -8,9 +8,8 @@ from django.core.cache import cache
 from django.db import OperationalError, connection
 from django.utils import timezone
 
-from adapters_app import registry, training
+from adapters_app import dashboard, registry, training
 from inference import engine
-from lyra_site import health
 from tests.versions import PAIR, promote
 
 pytest_plugins = ("tests.serving",)
@@ -27,7 +26,7 @@ def warm(on_tiny, db):
 def workers():
     """Both clusters have just been heard of."""
     cache.clear()
-    for cluster in health._cluster_names():
+    for cluster in liveness.clusters():
         training.saw_probe(cluster)
     yield
     cache.clear()
@@ -88,14 +87,34 @@ def test_a_stale_queue_degrades(as_user, warm, workers):
     assert response.json()["checks"]["queue"]["clusters"]["lyra"]["ok"] is False
 
 
-def test_a_worker_that_trains_shows_itself_by_its_run(make_version, warm, workers):
+def test_a_worker_that_trains_shows_itself_by_its_run(as_user, cast, make_version, warm, workers):
     long_ago = timezone.now() - timedelta(hours=1)
     cache.set("probe:training", long_ago, timeout=None)
-    assert health._cluster("training")["ok"] is False
+    assert queue(as_user)["training"]["ok"] is False
+    assert dashboard.context(cast["rita"])["silent"] == ["training"]
     run = make_version().run
     run.heartbeat_at = timezone.now()
     run.save()
-    assert health._cluster("training")["ok"] is True
+    assert queue(as_user)["training"]["ok"] is True
+    assert dashboard.context(cast["rita"])["silent"] == []
+
+
+def test_a_run_is_no_sign_of_the_other_worker(make_version, workers):
+    cache.delete("probe:lyra")
+    run = make_version().run
+    run.heartbeat_at = timezone.now()
+    run.save()
+    assert liveness.silent_workers() == ["lyra"]
+
+
+@pytest.mark.parametrize(("minutes", "silent"), [(3, []), (5, ["lyra", "training"])])
+def test_a_worker_is_silent_after_minutes_without_a_sign(workers, db, minutes, silent):
+    now = timezone.now() + timedelta(minutes=minutes)
+    assert liveness.silent_workers(now) == silent
+
+
+def queue(as_user):
+    return as_user("rita").get("/readyz").json()["checks"]["queue"]["clusters"]
 
 
 def test_metrics_need_a_permission_and_tell_what_was_answered(as_user, client, warm, workers):

@@ -14,7 +14,7 @@ from adapters_app.nli.base_model import Base, BaseModelError, load_base
 from adapters_app.nli.config import TrainConfig
 from adapters_app.nli.data import Example, batches_by_length, collate
 from adapters_app.nli.predict import Predictor
-from adapters_app.nli.train import TrainingDiverged, TrainResult, train
+from adapters_app.nli.train import Anchors, TrainingDiverged, TrainResult, train
 from corrections.labels import LABELS, Label
 from tests.tiny import tiny_base
 
@@ -46,7 +46,7 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def result(base: Base) -> TrainResult:
-    return train(base, EXAMPLES, CONFIG, evaluate=PAIRS, anchors=PAIRS)
+    return train(base, EXAMPLES, CONFIG, evaluate=PAIRS, anchors=Anchors.answered_by(base, PAIRS))
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_folded_logits_equal_pefts_own(base: Base, result: TrainResult, tmp_path
 
 
 def test_same_seed_same_digest(base: Base, result: TrainResult, tmp_path: Path) -> None:
-    again = train(base, EXAMPLES, CONFIG, anchors=PAIRS)
+    again = train(base, EXAMPLES, CONFIG, anchors=Anchors.answered_by(base, PAIRS))
     first, second = (
         artifacts.write(
             tmp_path / str(i), run.epochs[-1].artifact, {"made": i}, "", base_name=base.name
@@ -146,7 +146,8 @@ def test_anchors_keep_the_bases_answers(bert: Base) -> None:
         )
         rows = [Example(*pair, Label.NEUTRAL) for pair in PAIRS]
         anchors = [(h, p) for p, h in PAIRS]
-        fitted = train(bert, rows, config, anchors=anchors).epochs[-1].artifact
+        held_to = Anchors.answered_by(bert, anchors)
+        fitted = train(bert, rows, config, anchors=held_to).epochs[-1].artifact
         change = Predictor(bert, fitted).logits(anchors) - Predictor(bert).logits(anchors)
         return float(np.abs(change).mean())
 

@@ -157,21 +157,19 @@ def test_a_port_in_use_is_refused(server: Server, base: str, tmp_path: Path) -> 
     assert f"PORT={port + 1}" in second.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+@pytest.mark.parametrize(
+    "stop",
+    [
+        pytest.param(lambda make: os.kill(make.pid, signal.SIGTERM), id="SIGTERM to make"),
+        pytest.param(lambda make: os.killpg(make.pid, signal.SIGINT), id="Ctrl-C in a terminal"),
+    ],
+)
 def test_a_stopped_server_leaves_no_process(
-    number: signal.Signals, base: str, tmp_path: Path
+    stop: Callable[[subprocess.Popen[str]], None], base: str, tmp_path: Path
 ) -> None:
     with _started(tmp_path, base) as server:
-        before = server.processes()
-        assert len(before) >= len(PROGRAMS) + 1
-        os.killpg(server.make.pid, number)  # as a terminal does; make's group, not the children's
-        server.make.wait(timeout=STOP_S)
-        _until(lambda: server.processes() == [], "every process is gone", server)
-
-
-def test_a_signal_to_make_alone_stops_the_server(base: str, tmp_path: Path) -> None:
-    with _started(tmp_path, base) as server:
-        server.make.terminate()
+        assert len(server.processes()) > len(PROGRAMS)
+        stop(server.make)
         server.make.wait(timeout=STOP_S)
         _until(lambda: server.processes() == [], "every process is gone", server)
 

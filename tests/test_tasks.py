@@ -34,9 +34,7 @@ STAGES = [
     "snapshot",
     "loading",
     "base",
-    "sibling 0",
-    "sibling 4",
-    "released",
+    "fitting",
     "calibration",
     "storing",
     "shadow",
@@ -133,8 +131,9 @@ def reached(run: TrainingRun, stage: str) -> Callable[[], bool]:
 
     def look() -> bool:
         now = state(run)
-        at = now.stage if not now.stage.startswith("sibling") or now.stage in STAGES else ""
-        return now.is_over or (at in STAGES and STAGES.index(at) >= STAGES.index(stage))
+        return now.is_over or (
+            now.stage in STAGES and STAGES.index(now.stage) >= STAGES.index(stage)
+        )
 
     return look
 
@@ -250,7 +249,7 @@ def test_a_trainer_killed_twice_is_explained(long_run, hold):
     assert "memory" in long_run.error
 
 
-@pytest.mark.parametrize("stage", ["starting", "sibling 0"])
+@pytest.mark.parametrize("stage", ["starting", "fitting"])
 def test_a_killed_worker_takes_its_trainer_along_and_the_run_goes_back(long_run, cluster, stage):
     """The kernel tells the trainer, who gives the run back at once; the attempt does not count."""
     master = cluster()
@@ -292,7 +291,7 @@ def settle_lost_lease(run: TrainingRun) -> None:
 
 def test_a_stopped_cluster_gives_its_run_back(long_run, cluster):
     master = cluster()
-    until(reached(long_run, "sibling 0"), seconds=60, what="sibling 0")
+    until(reached(long_run, "fitting"), seconds=60, what="fitting")
     trainer = trainer_of(master)
     os.kill(master.pid, signal.SIGTERM)
     until(is_gone(trainer), seconds=30, what="the trainer ends")
@@ -301,7 +300,7 @@ def test_a_stopped_cluster_gives_its_run_back(long_run, cluster):
     assert training.ring_forgotten() == []  # its doorbell waits for the next cluster
 
 
-@pytest.mark.parametrize("stage", ["starting", "loading", "sibling 0"])
+@pytest.mark.parametrize("stage", ["starting", "loading", "fitting"])
 def test_cancel_ends_a_run_within_ten_seconds(long_run, hold, tina, stage):
     holder = hold(long_run)
     until(reached(long_run, stage), seconds=60, what=stage)
@@ -316,7 +315,7 @@ def test_cancel_ends_a_run_within_ten_seconds(long_run, hold, tina, stage):
 
 def test_a_trainer_that_does_not_listen_is_killed(long_run, hold, tina):
     holder = hold(long_run)
-    until(reached(long_run, "sibling 0"), seconds=60, what="sibling 0")
+    until(reached(long_run, "fitting"), seconds=60, what="fitting")
     os.kill(trainer_of(holder), signal.SIGSTOP)
     training.cancel(long_run, by=tina)
     until(lambda: state(long_run).is_over, seconds=10, what="the run is cancelled")
@@ -325,7 +324,7 @@ def test_a_trainer_that_does_not_listen_is_killed(long_run, hold, tina):
 
 def test_a_trainer_whose_run_was_given_to_somebody_else_ends_by_itself(long_run, hold):
     holder = hold(long_run)
-    until(reached(long_run, "sibling 0"), seconds=60, what="sibling 0")
+    until(reached(long_run, "fitting"), seconds=60, what="fitting")
     trainer = trainer_of(holder)
     TrainingRun.objects.filter(pk=long_run.pk).update(lease_expires_at=timezone.now())
     assert training.requeue_expired() == [long_run.pk]

@@ -116,14 +116,14 @@ def test_a_device_trains_one_run_at_a_time(queued, tina):
 
 def test_progress_is_written_at_most_once_a_second_but_a_new_stage_at_once(queued):
     lease = claim(queued)
-    training.heartbeat(lease, stage="sibling 0", log="started")
+    training.heartbeat(lease, stage="fitting", log="started")
     for step in range(1, 50):
         training.heartbeat(lease, step=step, total_steps=100, loss=1 / step)
     queued.refresh_from_db()
-    assert (queued.stage, queued.step, queued.log_tail) == ("sibling 0", 0, "started")
-    training.heartbeat(lease, stage="released")
+    assert (queued.stage, queued.step, queued.log_tail) == ("fitting", 0, "started")
+    training.heartbeat(lease, stage="storing")
     queued.refresh_from_db()
-    assert (queued.stage, queued.step, queued.total_steps) == ("released", 49, 100)
+    assert (queued.stage, queued.step, queued.total_steps) == ("storing", 49, 100)
 
 
 def test_the_loss_curve_and_log_stay_small(queued):

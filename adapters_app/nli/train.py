@@ -9,7 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -64,12 +64,22 @@ class TrainResult:
     seconds: float
 
 
-@dataclass
-class _Anchors:
-    """Pairs without labels and the base's own answers to them."""
+@dataclass(frozen=True, eq=False)
+class Anchors:
+    """Pairs without labels and the base's own answers to them; several fits may share one."""
 
-    rows: list[Encoded] = field(default_factory=list)
-    log_probabilities: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    pairs: Sequence[Pair]
+    log_probabilities: torch.Tensor  # (n, 3), columns as the checkpoint has them
+
+    @classmethod
+    def answered_by(
+        cls, base: Base, pairs: Sequence[Pair], *, on_batch: Callable[[int], None] | None = None
+    ) -> "Anchors":
+        """Have the base answer n pairs."""
+        logits = torch.from_numpy(Predictor(base).logits(pairs, on_batch=on_batch))
+        own = torch.empty_like(logits)
+        own[:, list(base.label_columns)] = logits
+        return cls(pairs, own.log_softmax(-1))
 
 
 def train(
@@ -78,7 +88,7 @@ def train(
     config: TrainConfig,
     *,
     evaluate: Sequence[Pair] = (),
-    anchors: Sequence[Pair] = (),
+    anchors: Anchors | None = None,
     on_step: Callable[[Step], None] | None = None,
     on_epoch: Callable[[EpochResult], None] | None = None,
     evaluate_each_epoch: bool = True,
@@ -102,7 +112,7 @@ def train(
     rows = _encode(base, [example.pair for example in examples], config)
     labels = torch.tensor([_column(base, example) for example in examples])
     weights = torch.tensor([example.weight for example in examples], dtype=torch.float32)
-    kept = _anchors(base, anchors if config.anchor_weight > 0 else (), config)
+    held_to = anchors if anchors and anchors.pairs and config.anchor_weight > 0 else None
 
     passes = _passes(len(rows), config)
     per_epoch = passes * math.ceil(len(rows) / config.batch_size)
@@ -114,7 +124,8 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: linear_rate(step, total, config.warmup_share)
     )
-    anchor_batches = _anchor_batches(kept, config, order)
+    anchor_rows = _encode(base, held_to.pairs, config) if held_to else []
+    anchor_batches = _anchor_batches(anchor_rows, config, order)
     lengths = [len(row) for row in rows]
     results: list[EpochResult] = []
     step = pairs_done = 0
@@ -125,9 +136,14 @@ def train(
             for _ in range(passes):
                 for chosen in shuffled_batches(lengths, config.batch_size, order):
                     loss = _loss(base, model, rows, labels, weights, chosen, config)
-                    if kept.rows:
+                    if held_to:
+                        near = next(anchor_batches)
                         loss = loss + config.anchor_weight * _anchor_loss(
-                            base, model, kept, next(anchor_batches), config
+                            base,
+                            model,
+                            [anchor_rows[i] for i in near],
+                            held_to.log_probabilities[near],
+                            config,
                         )
                     value = loss.item()
                     if not math.isfinite(value):
@@ -263,7 +279,10 @@ def _forward(
     batch = collate(rows, pad_id=base.pad_id, type_ids=base.uses_type_ids)
     batch = {key: value.to(base.device) for key, value in batch.items()}
     with torch.autocast(
-        base.device.type, dtype=torch.bfloat16, enabled=trains_in_bf16(base, config)
+        base.device.type,
+        dtype=torch.bfloat16,
+        enabled=trains_in_bf16(base, config),
+        cache_enabled=False,  # the cache is shared by all threads; every weight is used once anyway
     ):
         return model(**batch).logits.float()
 
@@ -288,29 +307,25 @@ def _loss(
     return (losses * weight).sum() / weight.sum()
 
 
-def _anchors(base: Base, pairs: Sequence[Pair], config: TrainConfig) -> _Anchors:
-    if not pairs:
-        return _Anchors()
-    logits = torch.from_numpy(Predictor(base).logits(pairs))
-    unordered = torch.empty_like(logits)
-    unordered[:, list(base.label_columns)] = logits  # back to the checkpoint's own columns
-    return _Anchors(_encode(base, pairs, config), unordered.log_softmax(-1))
-
-
 def _anchor_batches(
-    kept: _Anchors, config: TrainConfig, order: torch.Generator
+    rows: Sequence[Encoded], config: TrainConfig, order: torch.Generator
 ) -> Iterator[list[int]]:
+    """Batches of anchors without end."""
     size = max(1, round(config.batch_size * config.anchor_share))
-    lengths = [len(row) for row in kept.rows]
     while True:
-        yield from shuffled_batches(lengths, size, order)
+        yield from shuffled_batches([len(row) for row in rows], size, order)
 
 
 def _anchor_loss(
-    base: Base, model: nn.Module, kept: _Anchors, chosen: list[int], config: TrainConfig
+    base: Base,
+    model: nn.Module,
+    rows: Sequence[Encoded],
+    log_probabilities: torch.Tensor,
+    config: TrainConfig,
 ) -> torch.Tensor:
-    logits = _forward(base, model, [kept.rows[i] for i in chosen], config)
-    target = kept.log_probabilities[chosen].to(base.device)
+    """KL(base ‖ adapter), mean over the batch, nats."""
+    logits = _forward(base, model, rows, config)
+    target = log_probabilities.to(base.device)
     return functional.kl_div(logits.log_softmax(-1), target, log_target=True, reduction="batchmean")
 
 

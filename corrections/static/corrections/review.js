@@ -32,16 +32,18 @@ function reviewList(keys) {
 
   async function review(row, status) {
     const state = stateOf(row);
+    const seen = row.querySelector(`input[name="status_${state.dataset.pk}"]`);
     const answer = await fetch(keys.dataset.url.replace("/0/", `/${state.dataset.pk}/`), {
       method: "POST",
       headers: { Accept: "application/json", "X-CSRFToken": document.querySelector("[name=csrfmiddlewaretoken]").value },
-      body: new URLSearchParams({ status, revision: state.dataset.revision }),
+      body: new URLSearchParams({ status, revision: state.dataset.revision, seen_status: seen.value }),
     });
     const isJson = answer.headers.get("Content-Type")?.startsWith("application/json");
     const result = isJson ? await answer.json() : { detail: `The server answered ${answer.status}.` };
     if (!answer.ok) throw new Error(result.detail);
     state.className = `status ${result.status}`;
     state.textContent = result.status;
+    seen.value = result.status;
     for (const [name, count] of Object.entries(result.counts)) {
       document.querySelector(`[data-count="${name}"]`).textContent = count;
     }

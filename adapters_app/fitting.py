@@ -1,0 +1,218 @@
+"""The six trainings of a run: five fold-blind siblings and the released fit, side by side.
+
+Six fits on one thread each use two cores half as well again as one fit after another on both: the
+matrices of a small encoder are too small to share. Every fit has random generators of its own, so
+what comes out does not depend on who ran beside it.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from adapters_app import evaluation
+from adapters_app.nli import anchors as general_anchors
+from adapters_app.nli import metrics
+from adapters_app.nli.artifact import Artifact
+from adapters_app.nli.base_model import Base
+from adapters_app.nli.calibration import Identity
+from adapters_app.nli.config import TrainConfig
+from adapters_app.nli.data import Example, Pair
+from adapters_app.nli.train import Anchors, Step, TrainResult, train
+from adapters_app.snapshots import SnapshotRow
+from corrections.labels import LABELS, Label
+from corrections.models import FOLDS
+
+LOOK_EVERY_S = 0.25  # how soon a request to stop reaches the fits
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """What came of the six trainings, after the epoch chosen out of fold."""
+
+    siblings: list[Artifact]
+    released: Artifact
+    logits: np.ndarray  # (rows, 3), each row by the sibling that never saw its fold
+    chosen_epoch: int
+    epochs: list[dict[str, Any]]
+    trainable_parameters: int
+
+
+@dataclass(frozen=True)
+class FitStep:
+    """How far all fits are together: optimiser steps done, their total, the latest loss."""
+
+    done: int
+    total: int
+    loss: float
+
+
+class _Ended(Exception):
+    """Another fit failed, or the run was told to stop."""
+
+
+def fit(
+    base: Base,
+    rows: Sequence[SnapshotRow],
+    config: TrainConfig,
+    *,
+    on_step: Callable[[FitStep], None],
+    on_wait: Callable[[], None],
+) -> Fitted:
+    """Train sibling k without fold k, and the released fit on all rows; choose the epoch.
+
+    `on_step` and `on_wait` are called in this thread, a few times a second; either may raise to
+    stop every fit.
+
+    Raises:
+        TrainingDiverged, OutOfMemory, and whatever the callbacks raise.
+    """
+    held = [np.array([i for i, row in enumerate(rows) if row.fold == k]) for k in range(FOLDS)]
+    # A sibling of an empty fold is the released fit itself: same rows, same seed.
+    needed = [k for k in range(FOLDS) if len(held[k])]
+    anchors = Anchors.answered_by(base, general_anchors.load(), on_batch=lambda _: on_wait())
+    jobs = [
+        (_examples(rows, config), []),  # the longest first
+        *((_examples(rows, config, blind_to=k), [rows[i].pair for i in held[k]]) for k in needed),
+    ]
+    released, *blind = _side_by_side(base, jobs, anchors, config, on_step=on_step, on_wait=on_wait)
+    siblings = dict(zip(needed, blind, strict=True))
+    logits = _pooled_logits(siblings, held, len(rows), config.epochs)
+    epochs = _epoch_figures(siblings, logits, rows)
+    chosen = min(epochs, key=lambda figures: figures["choice_log_loss"])["epoch"]
+    # The released fit took the same path for all epochs; it is released as it was after this one.
+    last = released.epochs[chosen - 1].artifact
+    return Fitted(
+        siblings=[
+            siblings[k].epochs[chosen - 1].artifact if k in siblings else last for k in range(FOLDS)
+        ],
+        released=last,
+        logits=logits[chosen - 1],
+        chosen_epoch=chosen,
+        epochs=epochs,
+        trainable_parameters=released.trainable_parameters,
+    )
+
+
+def _side_by_side(
+    base: Base,
+    jobs: Sequence[tuple[list[Example], list[Pair]]],
+    anchors: Anchors,
+    config: TrainConfig,
+    *,
+    on_step: Callable[[FitStep], None],
+    on_wait: Callable[[], None],
+) -> list[TrainResult]:
+    """One training per job (examples, pairs to answer after each epoch), in the order given."""
+    threads = torch.get_num_threads()
+    # A GPU is one device: fits would only wait for one another there.
+    workers = min(len(jobs), threads) if base.device.type == "cpu" else 1
+    latest: dict[int, Step] = {}
+    ended = threading.Event()
+
+    def one(number: int) -> TrainResult:
+        def look(step: Step) -> None:
+            latest[number] = step
+            if ended.is_set():
+                raise _Ended
+
+        examples, pairs = jobs[number]
+        return train(
+            base,
+            examples,
+            config,
+            evaluate=pairs,
+            anchors=anchors,
+            on_step=look,
+        )
+
+    def share_threads() -> None:
+        torch.set_num_threads(max(1, threads // workers))
+
+    with ThreadPoolExecutor(workers, initializer=share_threads) as pool:
+        futures = [pool.submit(one, number) for number in range(len(jobs))]
+        try:
+            _watch(futures, latest, on_step, on_wait)
+        finally:
+            ended.set()
+            for future in futures:
+                future.cancel()
+    torch.set_num_threads(threads)
+    return [future.result() for future in futures]
+
+
+def _watch(
+    futures: Sequence[Future[TrainResult]],
+    latest: dict[int, Step],
+    on_step: Callable[[FitStep], None],
+    on_wait: Callable[[], None],
+) -> None:
+    """Report until all fits are done; raise what the first of them raised."""
+    reported = 0
+    while True:
+        finished, running = wait(futures, timeout=LOOK_EVERY_S, return_when=FIRST_EXCEPTION)
+        steps = list(latest.values())
+        done = sum(step.step for step in steps)
+        if done > reported:
+            # Fits that wait for a thread are taken to be as long as those that run.
+            mean = sum(step.total for step in steps) / len(steps)
+            recent = float(np.mean([step.loss for step in steps]))
+            on_step(FitStep(done, round(mean * len(futures)), recent))
+            reported = done
+        else:
+            on_wait()
+        for future in finished:
+            future.result()
+        if not running:
+            return
+
+
+def _examples(
+    rows: Sequence[SnapshotRow], config: TrainConfig, *, blind_to: int | None = None
+) -> list[Example]:
+    return [
+        Example(row.premise, row.hypothesis, Label(row.label))
+        for row in rows
+        if row.fold != blind_to and row.trains(config)
+    ]
+
+
+def _pooled_logits(
+    siblings: dict[int, TrainResult], held: Sequence[np.ndarray], rows: int, epochs: int
+) -> np.ndarray:
+    """(epochs, rows, 3): each row answered by the sibling blind to its fold, after each epoch."""
+    pooled = np.zeros((epochs, rows, len(LABELS)), dtype=np.float32)
+    for k, result in siblings.items():
+        for e, epoch in enumerate(result.epochs):
+            pooled[e, held[k]] = epoch.eval_logits
+    return pooled
+
+
+def _epoch_figures(
+    siblings: dict[int, TrainResult], logits: np.ndarray, rows: Sequence[SnapshotRow]
+) -> list[dict[str, Any]]:
+    """Per epoch: mean training loss, out-of-fold figures, and the loss the epoch is chosen by."""
+    known = evaluation.judged(rows)
+    enough = len(known.rows) >= evaluation.CALIBRATION_ROWS
+    # Too few rows of known probability to choose by: then by all rows alike.
+    on = known.index if enough else np.arange(len(rows))
+    labels = evaluation.label_columns(rows)[on]
+    weights = known.weights if enough else None
+    figures = []
+    for e, answers in enumerate(logits):
+        probabilities = Identity().predict_proba(answers)
+        results = [result.epochs[e] for result in siblings.values()]
+        figures.append(
+            {
+                "epoch": e + 1,
+                "train_loss": float(np.mean([result.train_loss for result in results])),
+                "choice_log_loss": metrics.log_loss(probabilities[on], labels, weights),
+                "choice_rows": len(on),
+                "out_of_fold": evaluation.figures_on(probabilities, rows),
+            }
+        )
+    return figures
