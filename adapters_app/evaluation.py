@@ -77,7 +77,7 @@ def judged(rows: Sequence[SnapshotRow]) -> Judged:
 
 def label_columns(rows: Sequence[SnapshotRow]) -> np.ndarray:
     """(n,) column of each row's label."""
-    return np.array([Label(row.label).index for row in rows], dtype=int)
+    return np.array([Label(row.label).column for row in rows], dtype=int)
 
 
 def stored_calibrator(calibration: CalibrationEvaluation | None) -> Calibrator:

@@ -14,22 +14,27 @@ def follow(run: TrainingRun, *, by: User, stdout: OutputWrapper) -> TrainingRun:
     """Carry out `run` in a child process, printing each stage, and return it when it succeeded.
 
     Raises:
-        Refused: it failed, was cancelled or interrupted, or the device is taken.
+        Refused: it failed, was cancelled or interrupted, the device is taken, or a worker of the
+            queue has the run; what a worker has is left to it.
     """
     teller = _Teller(run.pk, stdout)
     claimed = supervise.train(run.pk, on_poll=teller.look)
     run = TrainingRun.objects.select_related("produced").get(pk=run.pk)
     if not run.is_over:
-        training.cancel(run, by=by)
-        raise Refused(
-            "Interrupted; the run was cancelled."
-            if claimed
-            else "Another training uses this device; request it without --wait to queue it."
-        )
+        withdrawn = training.withdraw(run, by=by)
+        raise Refused(_why_not(run, claimed=claimed, withdrawn=withdrawn), details={"run": run.pk})
     teller.look()
     if run.status != Status.SUCCEEDED:
         raise Refused(f"Run {run.pk} {run.status}. {run.error}".strip(), details={"run": run.pk})
     return run
+
+
+def _why_not(run: TrainingRun, *, claimed: bool, withdrawn: bool) -> str:
+    if not withdrawn:
+        return f"A worker has taken run {run.pk} and carries it out; its page tells how far it is."
+    if claimed:
+        return "Interrupted; the run was cancelled."
+    return "Another training uses this device; request it without --wait to queue it."
 
 
 class _Teller:

@@ -142,7 +142,10 @@ class TrainingRun(models.Model):
 
 
 class AdapterVersion(models.Model):
-    """One trained adapter, immutable: the released fit and its five fold-blind siblings."""
+    """One trained adapter, immutable: the released fit and its five fold-blind siblings.
+
+    Migration 0003 has the database itself refuse to change what it is, or to delete it.
+    """
 
     number = models.PositiveIntegerField(unique=True, editable=False)
     scope = models.CharField(max_length=8, choices=Scope.choices)
@@ -336,7 +339,10 @@ class PromotionQuerySet(models.QuerySet["Promotion"]):
 
 
 class Promotion(models.Model):
-    """Append-only ledger of what was put in front of users, by whom and on what evidence."""
+    """Append-only ledger of what was put in front of users, by whom and on what evidence.
+
+    Migration 0003 has the database itself refuse to change or delete a line.
+    """
 
     class Action(models.TextChoices):
         PROMOTE = "promote", "promote"
@@ -377,6 +383,7 @@ class Promotion(models.Model):
 
     class Meta:
         ordering = ["-id"]
+        base_manager_name = "objects"  # Django's own plain manager would let a line be changed
         constraints = [
             models.CheckConstraint(
                 condition=Q(action="rollback") | Q(version__isnull=False),

@@ -3,6 +3,8 @@
 Only promote() and rollback() write the Serving row. No torch here.
 """
 
+import getpass
+import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -173,7 +175,7 @@ def record_evaluation(
 def record_calibration(
     version: AdapterVersion, fitted: NewCalibration, *, by: User
 ) -> CalibrationEvaluation:
-    """Add a calibrator to a version. It serves only after a promotion with evidence about it."""
+    """Add a calibrator to a version. It serves only after the next promotion of that version."""
     with transaction.atomic():
         AdapterVersion.objects.select_for_update().get(pk=version.pk)  # numbers are never reused
         return _add_calibration(version, fitted, by=by)
@@ -225,11 +227,15 @@ def promote(
     expected_revision: int,
     acknowledge: bool = False,
     override: bool = False,
+    evidence_id: int | None = None,
+    calibration_id: int | None = None,
     os_user: str = "",
 ) -> Promotion:
     """Let `version` answer from the next request on, with the calibrator that was measured.
 
+    Of the version that serves already it puts the newest calibrator into service.
     `acknowledge` accepts inconclusive evidence, `override` a verdict of worse; both are recorded.
+    `evidence_id` and `calibration_id` name what the decision was taken on, if that is known.
 
     Raises:
         PromotionRefused: the gate, a stale page, damaged files; the message says which.
@@ -239,19 +245,22 @@ def promote(
     _need_usable(version)
     with transaction.atomic():
         row = _locked(expected_revision)
-        _need_difference(version, row)
-        evidence = evidence_against(version, row.version)
-        said = _pass_gate(evidence, acknowledge=acknowledge, override=override)
+        if row.version == version:
+            chosen = _newer_calibrator(row, version, by, seen=calibration_id, override=override)
+        else:
+            _need_difference(version, row)
+            evidence = _evidence_seen(version, row, evidence_id)
+            gate = _pass_gate(evidence, acknowledge=acknowledge, override=override)
+            calibration = evidence.candidate_calibration
+            chosen = {"calibration": calibration, "evidence": evidence, **gate}
         return _switch(
             row,
             action=Promotion.Action.PROMOTE,
             version=version,
-            calibration=evidence.candidate_calibration,
             by=by,
             os_user=os_user,
             reason=reason,
-            evidence=evidence,
-            **said,
+            **chosen,
         )
 
 
@@ -307,10 +316,75 @@ def evidence_against(version: AdapterVersion, incumbent: AdapterVersion | None) 
     )
 
 
+def newer_calibration(row: Serving) -> CalibrationEvaluation | None:
+    """The newest calibrator of the version that serves, where it is newer than its present one."""
+    if row.version is None:
+        return None
+    newest = latest_calibration(row.version)
+    if newest is None or (row.calibration is not None and newest.pk <= row.calibration.pk):
+        return None
+    return newest
+
+
+def calibrates_worse(
+    newer: CalibrationEvaluation, present: CalibrationEvaluation | None
+) -> list[str]:
+    """The figures in which a calibrator is worse than the present one, in words with both numbers.
+
+    Each is judged by its own record, so on the verdicts it was fitted on; with none in service the
+    newer one is compared with uncalibrated answers on its own verdicts.
+    """
+    known = present or newer
+    stage = "after" if present else "before"
+    found = []
+    for name, words in (("brier", "Brier score"), ("log_loss", "log loss")):
+        had, has = getattr(known, f"{name}_{stage}"), getattr(newer, f"{name}_after")
+        if has > had:
+            found.append(f"its {words} is {has:.4f} on {newer.rows} pairs, now {had:.4f}")
+    return found
+
+
 def rollback_default() -> Promotion | None:
     """The promotion that a rollback without a target restores; None = the base."""
     walk = _walk()
     return walk[-2] if len(walk) > 1 else None
+
+
+def _evidence_seen(
+    version: AdapterVersion, row: Serving, evidence_id: int | None
+) -> ShadowEvaluation:
+    evidence = evidence_against(version, row.version)
+    if evidence_id not in {None, evidence.pk}:
+        raise PromotionRefused(
+            f"{version.name} was evaluated against {_named(row.version)} again since you looked: "
+            f"{evidence.get_verdict_display()} (evaluation {evidence.pk}; you saw {evidence_id}). "
+            "Look again, then decide."
+        )
+    return evidence
+
+
+def _newer_calibrator(
+    row: Serving, version: AdapterVersion, by: User, *, seen: int | None, override: bool
+) -> dict[str, Any]:
+    """What a promotion of the version that serves puts into service and records."""
+    newer = newer_calibration(row)
+    if newer is None:
+        raise PromotionRefused(f"{version.name} already serves, with its newest calibrator.")
+    if seen not in {None, newer.pk}:
+        raise PromotionRefused(
+            f"{version.name} was calibrated again since you looked. Look again, then decide."
+        )
+    if settings.LYRA_FOUR_EYES and by.pk == newer.created_by_id:
+        raise PromotionRefused(
+            f"You fitted {newer}; somebody else has to promote it (LYRA_FOUR_EYES is set)."
+        )
+    worse = calibrates_worse(newer, row.calibration)
+    if worse and not override:
+        raise PromotionRefused(
+            f"{newer} does not calibrate better than what serves: {' and '.join(worse)}. To "
+            "promote it all the same, override the gate; the ledger keeps your reason."
+        )
+    return {"calibration": newer, "overridden": bool(worse)}
 
 
 def _pass_gate(evidence: ShadowEvaluation, *, acknowledge: bool, override: bool) -> dict[str, bool]:
@@ -413,11 +487,7 @@ def _need_usable(version: AdapterVersion) -> None:
 
 
 def _need_difference(version: AdapterVersion, row: Serving) -> None:
-    if row.version is None:
-        return
-    if row.version == version:
-        raise PromotionRefused(f"{version.name} already serves.")
-    if row.version.artifact_digest == version.artifact_digest:
+    if row.version is not None and row.version.artifact_digest == version.artifact_digest:
         raise PromotionRefused(
             f"{version.name} is identical to {row.version.name}, which serves: same artifact "
             f"{version.artifact_digest[:12]}."
@@ -475,5 +545,14 @@ def told(entry: Promotion) -> dict[str, Any]:
         "action": entry.action,
         "version": entry.version.name if entry.version else BASE,
         "previous": entry.previous_version.name if entry.previous_version else BASE,
+        "calibration": str(entry.calibration) if entry.calibration else None,
         "revision": entry.revision,
     }
+
+
+def os_user() -> str:
+    """Who is signed in to this machine, for the ledger; a container's user may have no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())

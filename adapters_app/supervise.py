@@ -27,6 +27,7 @@ CANCEL_GRACE_S = 6.0
 STOP_GRACE_S = 20.0
 RENEWALS_PER_LEASE = 4
 OUTPUT_TAIL = 2000  # characters of the child's output worth showing
+EXIT_LEASE_LOST = 3  # the child's status when it found, or had to assume, that it lost the run
 
 log = logging.getLogger(__name__)
 
@@ -160,8 +161,16 @@ def _settle(lease: Lease, status: int, ending: str) -> None:
         )
     elif status < 0:
         training.crashed(lease, _killed_by(-status))
+    elif status == EXIT_LEASE_LOST:  # it is ours after all: the child could not look
+        training.crashed(lease, _OUT_OF_REACH)
     else:
         training.fail(lease, _unexpected(lease.run_id, status))
+
+
+_OUT_OF_REACH = (
+    "The trainer could not reach the database for longer than its lease lasts (LYRA_LEASE_S), "
+    "twice. When the database is back, request the training again."
+)
 
 
 def _killed_by(number: int) -> str:

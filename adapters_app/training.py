@@ -13,7 +13,14 @@ from typing import Any
 from django.conf import settings
 from django.contrib.auth.models import User
 from django.core.cache import cache
-from django.db import IntegrityError, models, transaction
+from django.db import (
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    connection,
+    models,
+    transaction,
+)
 from django.db.models import F
 from django.utils import timezone
 from django_q.models import OrmQ
@@ -52,7 +59,10 @@ class Lease:
 
     run_id: int
     token: int
-    written_at: float = field(default=-math.inf, compare=False)
+    # On time.monotonic()'s clock: the last beat, and the last that reached the row. Whoever has
+    # just claimed the run, or was started by the claimer, has until the first one a whole lease.
+    beaten_at: float = field(default=-math.inf, compare=False)
+    written_at: float = field(default_factory=time.monotonic, compare=False)
     unwritten: dict[str, Any] = field(default_factory=dict, compare=False)
     curve: list[tuple[int, float]] = field(default_factory=list, compare=False)
     log: list[str] = field(default_factory=list, compare=False)
@@ -186,7 +196,11 @@ def _shadow_settings(
 
 
 def claim(run_id: int, *, worker: str, device: str) -> Lease | None:
-    """Take a queued run; None where somebody else did, or another run uses the device."""
+    """Take a queued run; None where somebody else did, or another run uses the device.
+
+    Runs whose holder is gone are settled first: none of them keeps the device busy.
+    """
+    requeue_expired()
     now = timezone.now()
     try:
         with transaction.atomic():
@@ -228,8 +242,10 @@ def heartbeat(
 ) -> None:
     """Renew the lease and report progress; at most one write a second, but a new stage at once.
 
+    A database that is away for a while costs nothing: what was not written goes with the next beat.
+
     Raises:
-        LeaseLost: the run is not ours any more.
+        LeaseLost: the run is not ours any more, or could not be renewed for the time of a lease.
         CancelRequested: somebody wants it to stop.
     """
     told = {"stage": stage, "step": step, "total_steps": total_steps, "eta_seconds": eta_seconds}
@@ -237,24 +253,33 @@ def heartbeat(
     if log is not None:
         lease.log = [*lease.log, log][-LOG_LINES:]
     clock = time.monotonic()
-    if stage is None and clock - lease.written_at < BEAT_S:
+    if stage is None and clock - lease.beaten_at < BEAT_S:
         return
+    lease.beaten_at = clock
     if loss is not None and math.isfinite(loss):
         lease.curve.append((step or 0, round(loss, 5)))
         if len(lease.curve) > CURVE_POINTS:
             lease.curve = lease.curve[::2]
+    try:
+        _beat(lease)
+    except (OperationalError, InterfaceError) as error:
+        connection.close()  # opened again by the next query
+        if clock - lease.written_at > settings.LYRA_LEASE_S:
+            raise LeaseLost(f"run {lease.run_id}: the database is out of reach") from error
+
+
+def _beat(lease: Lease) -> None:
     now = timezone.now()
-    written = lease.held().update(
+    _keep(
+        lease,
         **lease.unwritten,
         heartbeat_at=now,
         lease_expires_at=_lease_end(now),
         loss_curve=lease.curve,
         log_tail="\n".join(lease.log),
     )
-    if not written:
-        raise LeaseLost(f"run {lease.run_id} is held by somebody else or over")
     lease.unwritten.clear()
-    lease.written_at = clock
+    lease.written_at = time.monotonic()
     watch(lease)
 
 
@@ -264,8 +289,7 @@ def renew(lease: Lease) -> None:
     Raises:
         LeaseLost: too late, the run is not ours any more.
     """
-    if not lease.held().update(lease_expires_at=_lease_end(timezone.now())):
-        raise LeaseLost(f"run {lease.run_id} is held by somebody else or over")
+    _keep(lease, lease_expires_at=_lease_end(timezone.now()))
 
 
 def watch(lease: Lease) -> None:
@@ -357,16 +381,27 @@ def cancel(run: TrainingRun, *, by: User) -> TrainingRun:
     asked = {"cancel_requested_at": timezone.now(), "cancel_requested_by": by}
     same = TrainingRun.objects.filter(pk=run.pk)
     if not (
-        same.filter(status=Status.QUEUED).update(**_ended(Status.CANCELLED), **asked)
+        withdraw(run, by=by)
         or same.filter(status=Status.RUNNING, cancel_requested_at=None).update(**asked)
         # Given back between the two statements above.
-        or same.filter(status=Status.QUEUED).update(**_ended(Status.CANCELLED), **asked)
+        or withdraw(run, by=by)
     ):
         run.refresh_from_db()
         if run.is_over:
             raise TrainingRefused(f"Run {run.pk} is already over: it {_how_it_ended(run)}.")
     run.refresh_from_db()
     return run
+
+
+def withdraw(run: TrainingRun, *, by: User) -> bool:
+    """Cancel a run that nobody has begun; False where somebody has, or it is over."""
+    return bool(
+        TrainingRun.objects.filter(pk=run.pk, status=Status.QUEUED).update(
+            **_ended(Status.CANCELLED),
+            cancel_requested_at=timezone.now(),
+            cancel_requested_by=by,
+        )
+    )
 
 
 def requeue_expired() -> list[int]:

@@ -26,8 +26,7 @@ class Condition:
 
 def conditions() -> list[Condition]:
     """Every condition of the policy. All must hold for a run to start by itself."""
-    last = _last_run()
-    return [_enough_corrected(), _rate(), _long_enough_ago(last), _something_new(last)]
+    return [_enough_corrected(), _rate(), _long_enough_ago(), _something_new()]
 
 
 def should_train() -> bool:
@@ -39,9 +38,12 @@ def should_train() -> bool:
 def _enough_corrected() -> Condition:
     have = Correction.objects.accepted().filter(verdict=Verdict.CORRECTED).count()
     need = settings.LYRA_TRIGGER_MIN_CORRECTED
-    return Condition(
-        "corrected verdicts", have >= need, have, need, f"{have} accepted corrections of {need}."
+    sentence = (
+        f"There are {have} accepted corrections; by policy {need} start a run."
+        if have >= need
+        else f"{have} of the {need} accepted corrections that start a run by policy."
     )
+    return Condition("corrected verdicts", have >= need, have, need, sentence)
 
 
 def _rate() -> Condition:
@@ -69,27 +71,32 @@ def _correction_rate() -> tuple[float | None, str]:
     return min(1.0, corrected / answered), f"{corrected} of {answered} answers"
 
 
-def _long_enough_ago(last: datetime | None) -> Condition:
+def _long_enough_ago() -> Condition:
+    """Counted from the last run whatever its end: one that fails is not repeated every hour."""
+    last = _last_start()
     need = settings.LYRA_TRIGGER_MIN_DAYS
     if last is None:
         return Condition("days since the last run", True, None, need, "Nothing was trained yet.")
     have = (timezone.now() - last) / timedelta(days=1)
-    sentence = f"The last training was {have:.1f} days ago; {need:g} are needed."
+    sentence = f"The last training began {have:.1f} days ago; by policy {need:g} days pass between two."
     return Condition("days since the last run", have >= need, have, need, sentence)
 
 
-def _something_new(last: datetime | None) -> Condition:
+def _something_new() -> Condition:
+    """Verdicts accepted after the last successful training began are not in it."""
+    last = _last_start(status=TrainingRun.Status.SUCCEEDED)
     accepted = Correction.objects.accepted()
     if last is not None:
         accepted = accepted.filter(reviewed_at__gt=last)
     have = accepted.count()
-    sentence = f"{have} verdicts were accepted since the last training."
-    return Condition("new verdicts", have > 0, have, 1, sentence)
+    noun = "verdict was" if have == 1 else "verdicts were"
+    since = "so far" if last is None else "since the last successful training began"
+    return Condition("new verdicts", have > 0, have, 1, f"{have} {noun} accepted {since}.")
 
 
-def _last_run() -> datetime | None:
-    """When the last successful training started: verdicts accepted later are not in it."""
-    done = TrainingRun.objects.filter(
-        kind=TrainingRun.Kind.TRAIN, status=TrainingRun.Status.SUCCEEDED
+def _last_start(**narrowed: str) -> datetime | None:
+    """When the last training began, of those that did."""
+    begun = TrainingRun.objects.filter(
+        kind=TrainingRun.Kind.TRAIN, started_at__isnull=False, **narrowed
     )
-    return done.values_list("started_at", flat=True).first()
+    return begun.order_by("started_at").values_list("started_at", flat=True).last()

@@ -337,13 +337,14 @@ def _seen(request: HttpRequest) -> dict[int, intake.Seen]:
         pk = name.removeprefix("revision_")
         if pk != name and NUMBER.fullmatch(pk) and NUMBER.fullmatch(str(revision)):
             status = request.POST.get(f"status_{pk}")
-            shown[int(pk)] = intake.Seen(int(str(revision)), status)
+            known = status if status in Status.values else None
+            shown[int(pk)] = intake.Seen(int(str(revision)), known)
     return shown
 
 
 def _said(form: Form) -> str:
     """What is wrong with a form, each problem with the field it is about."""
-    return " ".join(f"{name}: {' '.join(said)}" for name, said in form.errors.items())
+    return " ".join(f"{name}: {' '.join(map(str, said))}" for name, said in form.errors.items())
 
 
 def _refuse_review(

@@ -30,6 +30,7 @@ SHORT_TEXTS = {
     "reviewer": 150,
 }
 MAX_VERSION = 2**31 - 1
+MAX_NOTE = 2_000  # characters of a note on a review or an edit
 # Columns a source may not have: where it names none, what is on record stays.
 OPTIONAL = ("reason", "domain", "page_id", "annotator")
 

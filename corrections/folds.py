@@ -327,7 +327,7 @@ class _Placing:
         )
         for row in rows:
             source = surveyed.sources[row]
-            self.weights[_own_key(source, surveyed.digests[row])][source.label.index] += 1
+            self.weights[_own_key(source, surveyed.digests[row])][source.label.column] += 1
         self.weighed: set[str] = set()  # keys whose rows of this run are in `counts` already
         self.new_groups: list[SourceGroup] = []
         self.new_pages: list[JoinedPage] = []
@@ -347,7 +347,7 @@ class _Placing:
         if group is None:
             group = neighbours[0] if neighbours else self._new_group(source, own)
         if own not in self.weighed:
-            self.counts[group.fold, source.label.index] += 1
+            self.counts[group.fold, source.label.column] += 1
         if source.page_id and own not in self.groups:
             self.groups[own] = group
             self.new_pages.append(JoinedPage(key=own, group=group))

@@ -6,7 +6,7 @@ from typing import Any
 from django import forms
 from django.core.exceptions import ValidationError
 
-from corrections.drafts import MAX_VERSION, check, check_edit
+from corrections.drafts import MAX_NOTE, MAX_VERSION, check, check_edit
 from corrections.intake import EDITABLE, Seen
 from corrections.models import Correction
 
@@ -21,7 +21,6 @@ NEW_FIELDS = (
     "page_id",
     "annotator",
 )
-MAX_NOTE = 2_000  # characters
 
 SMALL_TEXT = {"reason": forms.Textarea(attrs={"rows": 2, "class": "vLargeTextField"})}
 
@@ -77,13 +76,7 @@ class EditCorrectionForm(forms.ModelForm):
 class ReviewForm(forms.Form):
     """A review, and what the reviewer saw of the row; what a page leaves out is not compared."""
 
-    status = forms.ChoiceField(
-        choices=Correction.Status.choices,
-        error_messages={
-            "required": "status is missing.",
-            "invalid_choice": f"status must be one of {', '.join(Correction.Status.values)}.",
-        },
-    )
+    status = forms.ChoiceField(choices=Correction.Status.choices)
     note = forms.CharField(required=False, max_length=MAX_NOTE)
     revision = forms.IntegerField(required=False, min_value=1, max_value=MAX_VERSION)
     seen_status = forms.ChoiceField(

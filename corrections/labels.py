@@ -9,7 +9,7 @@ class Label(StrEnum):
     NEUTRAL = "neutral"
 
     @property
-    def index(self) -> int:
+    def column(self) -> int:
         """Column of this label in every (n, 3) array of logits or probabilities."""
         return LABELS.index(self)
 

@@ -4,10 +4,9 @@ from typing import Any
 
 from rest_framework import serializers
 
+from corrections.drafts import MAX_NOTE
 from corrections.labels import LABELS
 from corrections.models import Correction, CorrectionEvent
-
-MAX_NOTE = 2_000  # characters
 
 
 class NumberField(serializers.FloatField):

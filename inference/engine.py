@@ -85,7 +85,7 @@ class Result:
 
     @property
     def confidence(self) -> float:
-        return self.probabilities[self.label.index]
+        return self.probabilities[self.label.column]
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def answer_json(answer: Answer) -> Mapping[str, Any]:
             {
                 "label": result.label.value,
                 "probabilities": {
-                    label.value: result.probabilities[label.index] for label in LABELS
+                    label.value: result.probabilities[label.column] for label in LABELS
                 },
                 "confidence": result.confidence,
                 "raw_confidence": result.raw_confidence,

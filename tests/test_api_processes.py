@@ -25,6 +25,7 @@ from tests.versions import PAIR
 pytest_plugins = ("tests.serving",)
 pytestmark = pytest.mark.django_db(transaction=True)
 
+CONFIG = "lyra_site/gunicorn_conf.py"
 START_S = 120.0
 STOP_S = 30.0
 POLL_S = 0.2
@@ -40,7 +41,7 @@ class Host:
     log: Path
 
     def post(self, path: str, **body: Any) -> dict[str, Any]:
-        request = urllib.request.Request(  # noqa: S310  our own server
+        request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/api/v1/{path}",
             data=json.dumps(body).encode(),
             headers={"Content-Type": "application/json", "Authorization": f"Token {self.token}"},
@@ -106,8 +107,7 @@ def _started(home: Path, environment: dict[str, str], token: str) -> Iterator[Ho
     port, log = _free_port(), home / "gunicorn.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "gunicorn", "--config=lyra_site/gunicorn_conf.py"]
-            + ["lyra_site.wsgi"],
+            [sys.executable, "-m", "gunicorn", f"--config={CONFIG}", "lyra_site.wsgi"],
             cwd=ROOT,
             env=environment | {"LYRA_HOME": str(home), "PORT": str(port)},
             stdout=output,

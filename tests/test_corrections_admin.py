@@ -117,21 +117,103 @@ def test_a_key_press_in_the_list_is_answered_with_the_new_counts(
 
 
 @pytest.mark.parametrize(
-    ("values", "says"),
+    ("values", "code", "says"),
     [
-        ({"status": "accepted", "revision": "7"}, "changed since"),
-        ({"status": "maybe"}, "status must be one of"),
+        ({"revision": "7"}, 409, "changed since"),
+        ({"status": "maybe"}, 400, "status: "),
+        ({"revision": "9" * 5_000}, 400, "revision: "),
+        ({"revision": "²"}, 400, "revision: "),
+        ({"seen_status": "maybe"}, 400, "seen_status: "),
+        ({"note": "n" * 2_001}, 400, "note: "),
+        ({"note": "a\0b"}, 400, "note: "),
     ],
 )
 def test_a_key_press_that_is_refused_says_why(
-    caller: User, curator: User, values: dict[str, str], says: str
+    caller: User, curator: User, values: dict[str, str], code: int, says: str
 ) -> None:
     url = reverse("admin:corrections_correction_review", args=[recorded(caller).pk])
 
-    answer = as_(curator).post(url, values, headers={"Accept": "application/json"})
+    asked = {"status": "accepted"} | values
+    answer = as_(curator).post(url, asked, headers={"Accept": "application/json"})
 
-    assert answer.status_code == 409
+    assert answer.status_code == code
     assert says in answer.json()["detail"]
+    assert Correction.objects.pending().count() == 1
+
+
+def test_a_review_from_an_older_page_does_not_undo_a_colleagues(
+    caller: User, curator: User, administrator: User
+) -> None:
+    row = recorded(caller)
+    shown = {"revision": "1", "seen_status": "pending"}
+    url = reverse("admin:corrections_correction_review", args=[row.pk])
+    assert 'name="seen_status" value="pending"' in as_(curator).get(page(row)).content.decode()
+    as_(administrator).post(url, shown | {"status": "accepted"})
+
+    by_page = as_(curator).post(url, shown | {"status": "rejected"}, follow=True)
+    by_list = as_(curator).post(
+        LIST,
+        {
+            "action": "reject",
+            "_selected_action": [row.pk],
+            f"revision_{row.pk}": "1",
+            f"status_{row.pk}": "pending",
+        },
+        follow=True,
+    )
+
+    for answer in (by_page, by_list):
+        assert "was accepted by ada on 20" in str(next(iter(answer.context["messages"])))
+    row.refresh_from_db()
+    assert row.status == "accepted"
+
+
+@pytest.mark.parametrize("seen", ["9" * 5_000, "-1", "x", "²"])
+def test_an_odd_hidden_field_of_the_list_is_not_a_crash(
+    caller: User, curator: User, seen: str
+) -> None:
+    row = recorded(caller)
+    form = {"action": "reject", "_selected_action": [row.pk], f"revision_{row.pk}": seen}
+
+    assert as_(curator).post(LIST, form | {f"revision_{seen}": "1"}).status_code == 302
+
+
+NUL, LONG = "%00", "9" * 5_000
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        *(
+            f"{name}={odd}"
+            for name in ("q", "p", "o", "all", "e", "pk")
+            for odd in (NUL, LONG, "-1")
+        ),
+        *(f"id__exact={odd}" for odd in (NUL, LONG, "9" * 25, "x", "")),
+        *(f"corrected_at__gte={odd}" for odd in (NUL, LONG, "x", "9999-99-99", "0001-01-01")),
+        *(f"{name}={odd}" for name in ("status__exact", "domain") for odd in (NUL, LONG, "%ff")),
+        "quarantined=maybe",
+        "conflict=maybe&conflict=yes",
+        "status__in=a,b&nonsense__lookup=1&group__fold=x",
+        "o=1.2.-99.x..&p=0&q=%F0%9F%99%82%22%27",
+        "q=" + "+".join(["word"] * 400),
+        "_popup=1&_to_field=password",
+    ],
+)
+def test_no_query_of_the_lists_is_a_crash(caller: User, curator: User, query: str) -> None:
+    recorded(caller)
+
+    for address in (LIST, "/admin/corrections/sourcegroup/"):
+        assert as_(curator).get(f"{address}?{query}").status_code in {200, 302, 400}
+
+
+@pytest.mark.parametrize("odd", ["x", "9" * 25, "9" * 5_000, "-1", "²", "_00"])
+def test_no_address_of_a_row_is_a_crash(curator: User, odd: str) -> None:
+    client = as_(curator)
+
+    for action in ("change", "history", "delete", "review"):
+        answer = client.post(f"{LIST}{odd}/{action}/", {"status": "accepted"}, follow=True)
+        assert answer.status_code in {200, 403, 404}
 
 
 def test_the_buttons_of_a_page_lead_on_to_the_next_pending_row(caller: User, curator: User) -> None:
@@ -173,6 +255,31 @@ def test_an_edit_goes_through_the_history(caller: User, curator: User) -> None:
 
     stale = as_(curator).post(page(row), form | {"correct_label": "supports"})
     assert "Somebody else changed this row" in stale.content.decode()
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"reason": "r" * 10_001}, "reason has 10001 characters"),
+        ({"reason": "a\0b"}, "Null characters are not allowed"),
+        ({"note": "n" * 2_001}, "at most 2000 characters"),
+        ({"seen_revision": "9" * 5_000}, "Enter a whole number"),
+    ],
+)
+def test_an_edit_that_breaks_a_rule_is_refused_on_the_form(
+    caller: User, curator: User, values: dict[str, str], says: str
+) -> None:
+    row = recorded(caller)
+    form = {"correct_label": "refutes", "reason": "", "domain": "", "annotator": "carla"}
+    form |= {"note": "", "seen_revision": "1"}
+    form |= {"events-TOTAL_FORMS": "0", "events-INITIAL_FORMS": "0"}
+
+    answer = as_(curator).post(page(row), form | values)
+
+    assert answer.status_code == 200
+    assert says in answer.content.decode()
+    row.refresh_from_db()
+    assert row.revision == 1
 
 
 def test_a_verdict_is_added_by_hand_through_the_intake(curator: User) -> None:

@@ -149,6 +149,35 @@ def test_a_refused_review_is_409_with_the_reason(caller: User, curator: User) ->
     assert "bridges folds" in barred.json()["detail"]
 
 
+def test_a_review_of_what_a_colleague_reviewed_meanwhile_is_409(
+    caller: User, curator: User, administrator: User
+) -> None:
+    row = sent(caller)
+    url, seen = f"{URL}/{row.pk}/review", {"revision": 1, "seen_status": "pending"}
+    as_(administrator).post(url, seen | {"status": "accepted"})
+
+    stale = as_(curator).post(url, seen | {"status": "rejected"})
+    agreed = as_(curator).post(url, seen | {"status": "accepted"})
+    aware = as_(curator).post(url, {"status": "rejected", "seen_status": "accepted"})
+    unsaid = as_(curator).post(url, {"status": "pending"})
+
+    assert (stale.status_code, agreed.status_code) == (409, 200)
+    assert f"Row {row.pk} was accepted by ada on 20" in stale.json()["detail"]
+    assert agreed.json()["reviewer"] == "ada"
+    assert (aware.status_code, unsaid.status_code) == (200, 200)
+    assert as_(curator).post(url, {"status": "accepted", "seen_status": "x"}).status_code == 400
+
+
+@pytest.mark.parametrize("odd", ["%00", "%ff", "9" * 5_000, "-1", "x", ""])
+def test_no_query_of_the_list_is_a_crash(caller: User, curator: User, odd: str) -> None:
+    row = sent(caller)
+    names = ("page", "page_size", "ordering", "search", "quarantined", "domain", "external_id")
+    addresses = [f"{URL}?{name}={odd}" for name in names]
+
+    for address in [*addresses, f"{URL}/{odd or 0}", f"{URL}/{row.pk}?{odd}={odd}"]:
+        assert as_(curator).get(address).status_code in {200, 400, 404}
+
+
 def test_who_may_not_is_refused(caller: User, trainer: User) -> None:
     row = sent(caller)
 

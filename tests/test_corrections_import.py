@@ -18,7 +18,7 @@ from django.db import connection
 
 from corrections import importers, intake
 from corrections.drafts import ParsedRow, Prediction
-from corrections.intake import import_corrections, review
+from corrections.intake import edit_correction, import_corrections, review
 from corrections.labels import Label
 from corrections.models import Correction, CorrectionEvent, PremiseText, SourceGroup
 
@@ -87,6 +87,44 @@ def test_importing_again_changes_nothing_and_new_content_is_a_revision(tmp_path:
     assert (changed["revised"], changed["unchanged"]) == (1, 3)
     assert Correction.objects.get(external_id="r0").status == "pending"
     assert Correction.objects.accepted().count() == 3
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_importing_an_unchanged_file_undoes_no_edit_and_accepts_none(
+    tmp_path: Path, curator: User, name: str
+) -> None:
+    file = jsonl(tmp_path / "a.jsonl", row(0, domain="law"), row(1, domain="law"))
+    run(file)
+    if name != file.name:
+        call_command("export_corrections", str(tmp_path / name), stdout=StringIO())
+        run(tmp_path / name)
+    edited = Correction.objects.get(external_id="r0")
+    edit_correction(edited, by=curator, correct_label="neutral", domain="medicine")
+
+    again = run(tmp_path / name, accept=True)
+
+    assert (again["unchanged"], again["revised"], again["accepted"]) == (2, 0, 1)
+    edited.refresh_from_db()
+    assert (edited.correct_label, edited.domain) == ("neutral", "medicine")
+    assert (edited.status, edited.revision) == ("pending", 2)
+
+
+@pytest.mark.django_db
+def test_only_a_column_that_is_there_blanks_a_field(tmp_path: Path) -> None:
+    head = "id,premise,hypothesis,predicted_label,predicted_confidence,correct_label"
+    said = "a,It rained.,It was wet.,neutral,0.5,supports"
+    file = tmp_path / "a.csv"
+    file.write_text(f"{head},domain\n{said},weather\n")
+    run(file)
+
+    file.write_text(f"{head}\n{said}\n")
+    assert run(file)["unchanged"] == 1
+    assert Correction.objects.get().domain == "weather"
+
+    file.write_text(f"{head},domain\n{said},\n")
+    assert run(file)["revised"] == 1
+    assert Correction.objects.get().domain == ""
 
 
 @pytest.mark.django_db
@@ -403,6 +441,28 @@ def test_an_export_imports_into_an_empty_system_without_loss(
             "group__key", "group__fold", "status", "premise"
         )
     )
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_a_reviewer_without_an_account_here_keeps_the_name(
+    tmp_path: Path, curator: User, name: str
+) -> None:
+    varied_rows(curator)
+    first, second = tmp_path / name, tmp_path / f"again_{name}"
+    call_command("export_corrections", str(first), stdout=StringIO())
+    first.write_bytes(first.read_bytes().replace(b"curt", b"elsa"))
+    Correction.objects.all().delete()
+
+    run(first)
+    call_command("export_corrections", str(second), stdout=StringIO())
+
+    assert second.read_bytes() == first.read_bytes()
+    restored = Correction.objects.accepted().latest("pk")
+    assert (restored.reviewer, restored.reviewed_by) == (None, "elsa")
+    review([restored.pk], by=curator, status="pending")
+    restored.refresh_from_db()
+    assert restored.reviewed_by == ""
 
 
 @pytest.mark.django_db

@@ -8,7 +8,7 @@ from django.contrib.auth.models import User
 from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
 
-from corrections.intake import ReviewRefused, edit_correction, record_correction, review
+from corrections.intake import ReviewRefused, Seen, edit_correction, record_correction, review
 from corrections.models import Correction
 
 pytestmark = pytest.mark.django_db
@@ -167,7 +167,46 @@ def test_a_row_that_changed_since_it_was_seen_is_not_reviewed(caller: User, cura
     record(caller, external_id="a", correct_label="refutes")
 
     with pytest.raises(ReviewRefused, match="changed since you saw it"):
-        review([row.pk], by=curator, status="accepted", revisions={row.pk: 1})
+        review([row.pk], by=curator, status="accepted", seen={row.pk: Seen(1)})
+
+
+def test_a_row_reopened_since_it_was_seen_says_by_whom(caller: User, curator: User) -> None:
+    row = record(caller)
+    review([row.pk], by=curator, status="accepted")
+    review([row.pk], by=curator, status="pending")
+
+    with pytest.raises(ReviewRefused, match=r"was reopened by curt on .* UTC; you saw it accepted"):
+        review([row.pk], by=caller, status="rejected", seen={row.pk: Seen(1, "accepted")})
+
+
+def test_sending_again_undoes_no_edit_and_blanks_nothing_it_does_not_name(
+    caller: User, curator: User
+) -> None:
+    row = record(caller, external_id="a", page_id="p1")
+    edit_correction(row, by=curator, correct_label="refutes", domain="medicine", reason="dose")
+
+    record(caller, external_id="a", page_id="p1")
+    row.refresh_from_db()
+    assert (row.correct_label, row.revision) == ("refutes", 2)
+
+    record(caller, external_id="a", premise="Aspirin was given to 300 patients.")
+    row.refresh_from_db()
+    assert (row.correct_label, row.revision, row.status) == ("supports", 3, "pending")
+    assert (row.domain, row.reason, row.page_id) == ("medicine", "dose", "p1")
+    assert row.group.key == "page:p1"
+
+    record(caller, external_id="a", reason="")
+    row.refresh_from_db()
+    assert row.reason == ""
+
+
+def test_an_edit_is_judged_by_what_it_changes(caller: User, curator: User, settings: Any) -> None:
+    row = record(caller)
+    settings.LYRA_MAX_CHARS = 20  # the premise is longer
+
+    assert edit_correction(row, by=curator, reason="dose")
+    with pytest.raises(ValidationError, match="at most 20"):
+        edit_correction(row, by=curator, reason="d" * 21)
 
 
 def test_an_edited_label_is_to_be_reviewed_again(caller: User, curator: User) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import User
 from django.core.management import CommandError, call_command
 
+from corrections.intake import edit_correction
 from corrections.models import Correction
 
 pytestmark = pytest.mark.django_db
@@ -149,6 +151,24 @@ def test_importing_again_is_harmless_and_a_later_correction_is_a_revision(lyra: 
     assert (again["created"], again["unchanged"]) == (0, 2)
     assert (later["revised"], later["unchanged"]) == (1, 1)
     assert Correction.objects.count() == 2
+
+
+def test_importing_again_keeps_what_a_curator_added(lyra: Lyra, curator: User) -> None:
+    lyra.edge(1)
+    lyra.correction(0, edge=1, reason="It says so.")
+    lyra.imported()
+    row = Correction.objects.get()
+    edit_correction(row, by=curator, domain="dust", annotator="Ana", correct_label="neutral")
+
+    assert lyra.imported()["unchanged"] == 1
+    row.refresh_from_db()
+    assert (row.domain, row.annotator, row.correct_label) == ("dust", "Ana", "neutral")
+
+    lyra.correction(9, edge=1, reason=None, correct_label="supports")
+    assert lyra.imported()["revised"] == 1
+    row.refresh_from_db()
+    assert (row.domain, row.annotator, row.correct_label) == ("dust", "Ana", "supports")
+    assert row.reason == ""  # the one on record was for the label before
 
 
 def test_a_blank_premise_is_refused_by_name_and_the_rest_imported_if_told(lyra: Lyra) -> None:

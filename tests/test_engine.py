@@ -151,6 +151,15 @@ def test_a_base_that_cannot_be_loaded_is_refused_with_its_reason(on_tiny, db, se
         engine.answer("active", PAIRS)
 
 
+@pytest.mark.parametrize("damage", [b"", b"\xff" * 64, b'{"a": 1'], ids=["empty", "noise", "cut"])
+def test_a_base_with_damaged_weights_is_refused_by_name(on_tiny, db, settings, damage):
+    path = on_tiny / "damaged"
+    settings.LYRA_BASE_MODEL = tiny_base(path)
+    (path / "model.safetensors").write_bytes(damage)
+    with pytest.raises(engine.EngineUnavailable, match=r"base model .*damaged cannot be loaded"):
+        engine.answer("active", PAIRS)
+
+
 def test_least_recently_used_adapters_leave_memory(make_version, settings):
     settings.LYRA_RESIDENT_ADAPTERS = 1
     digests = [make_version().artifact_digest for _ in range(3)]

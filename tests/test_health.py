@@ -8,7 +8,7 @@ from django.core.cache import cache
 from django.db import OperationalError, connection
 from django.utils import timezone
 
-from adapters_app import dashboard, registry, training
+from adapters_app import dashboard, liveness, registry, training
 from inference import engine
 from tests.versions import PAIR, promote
 

@@ -4,9 +4,10 @@ import copy
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import HFValidationError
@@ -144,7 +145,7 @@ def _as_base(
     return Base(
         name=name,
         fingerprint=fingerprint or _fingerprint(model, tokenizer, columns),
-        model=model.to(device),
+        model=_moved(model, device),
         tokenizer=tokenizer,
         encoder=PairEncoder(tokenizer, _window(model, tokenizer)),
         label_columns=columns,
@@ -153,13 +154,19 @@ def _as_base(
     )
 
 
-def label_columns(name: str, id2label: dict[int, str]) -> tuple[int, ...]:
+def _moved(model: PreTrainedModel, device: str) -> PreTrainedModel:
+    nn.Module.to(model, device)
+    return model
+
+
+def label_columns(name: str, id2label: Mapping[Any, str] | None) -> tuple[int, ...]:
     """Where the checkpoint keeps each of LABELS, read from the names it gives its outputs.
 
     Raises:
         BaseModelError: the names are not three NLI labels.
     """
     columns: dict[Label, int] = {}
+    id2label = id2label or {}
     for index, text in id2label.items():
         columns[_label_named(str(text).lower())] = int(index)
     if len(id2label) != len(LABELS) or len(columns) != len(LABELS):
@@ -183,8 +190,8 @@ def _minilm(seed: int) -> tuple[BertForSequenceClassification, PreTrainedTokeniz
     directory = encoder_directory()
     config = BertConfig.from_pretrained(directory)
     config.num_labels = len(LABELS)
-    config.id2label = {label.index: label.value for label in LABELS}
-    config.label2id = {label.value: label.index for label in LABELS}
+    config.id2label = {label.column: label.value for label in LABELS}
+    config.label2id = {label.value: label.column for label in LABELS}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = BertForSequenceClassification(config)
@@ -197,7 +204,7 @@ def _minilm(seed: int) -> tuple[BertForSequenceClassification, PreTrainedTokeniz
     missing, unexpected = model.bert.load_state_dict(load_file(weights), strict=False)
     if missing or set(unexpected) - {"embeddings.position_ids"}:
         raise BaseModelError(f"{weights}: unexpected layout: {[*missing, *unexpected]}")
-    return model, AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    return model, PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
 
 
 def encoder_directory() -> Path:

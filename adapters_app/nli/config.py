@@ -147,6 +147,8 @@ def _coerce(key: str, value: Any, like: Any) -> Any:
         number = float(value)
     except ValueError as error:
         raise ValueError(f"{key}: {value!r} is not a number") from error
+    except OverflowError as error:  # a whole number of more than 308 digits
+        raise ValueError(f"{key}: the number is too large") from error
     if isinstance(like, int):
         if number != number or number in {float("inf"), float("-inf")} or number != int(number):
             raise ValueError(f"{key}: {value!r} is not a whole number")

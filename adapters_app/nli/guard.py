@@ -34,7 +34,7 @@ def load() -> GuardSet:
     rows = [json.loads(line) for line in content.splitlines()]
     return GuardSet(
         pairs=tuple((row["premise"], row["hypothesis"]) for row in rows),
-        labels=np.array([Label(row["label"]).index for row in rows]),
+        labels=np.array([Label(row["label"]).column for row in rows]),
         phenomena=tuple(row["phenomenon"] for row in rows),
         digest=hashlib.sha256(content).hexdigest(),
     )

@@ -136,7 +136,7 @@ def per_label(
     share = np.ones(len(labels)) if weights is None else np.asarray(weights, dtype=float)
     table = {}
     for label in LABELS:
-        k = label.index
+        k = label.column
         hit = share[(predicted == k) & (labels == k)].sum()
         said, there = share[predicted == k].sum(), share[labels == k].sum()
         table[label.value] = {

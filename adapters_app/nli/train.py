@@ -199,7 +199,7 @@ def adapted_model(base: Base, config: TrainConfig) -> PeftModel:
     adapter = LoraConfig(
         task_type=TaskType.SEQ_CLS,
         r=config.rank,
-        lora_alpha=config.alpha,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # PEFT divides it; any number will do
         lora_dropout=config.dropout,
         target_modules=list(targets),
         modules_to_save=[base.head],
@@ -256,7 +256,7 @@ def _encode(base: Base, pairs: Sequence[Pair], config: TrainConfig) -> list[Enco
 
 
 def _column(base: Base, example: Example) -> int:
-    return base.label_columns[example.label.index]
+    return base.label_columns[example.label.column]
 
 
 def _passes(rows: int, config: TrainConfig) -> int:

@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from adapters_app.nli import metrics
 from adapters_app.nli.artifact import CARD, PEFT_CONFIG, TENSORS, Artifact
@@ -163,7 +164,7 @@ def fine_tune(
     recipe: Recipe,
     *,
     on_step: Callable[[Step], None] | None = None,
-) -> nn.Module:
+) -> PreTrainedModel:
     """A copy of the model with everything but its embeddings fine-tuned, in bf16 autocast."""
     torch.manual_seed(recipe.seed)
     order = torch.Generator().manual_seed(recipe.seed)
@@ -177,7 +178,7 @@ def fine_tune(
         trainable, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
     rows = base.encoder.limited_to(recipe.max_length).encode([e.pair for e in examples])
-    labels = torch.tensor([base.label_columns[e.label.index] for e in examples])
+    labels = torch.tensor([base.label_columns[e.label.column] for e in examples])
     total = recipe.epochs * math.ceil(len(rows) / recipe.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: linear_rate(step, total, recipe.warmup_share)
@@ -204,7 +205,8 @@ def fine_tune(
             if on_step is not None:
                 speed = step * recipe.batch_size / (time.perf_counter() - started)
                 on_step(Step(step, total, epoch, loss.item(), speed))
-    return model.requires_grad_(False)
+    model.requires_grad_(False)
+    return model
 
 
 def low_rank_change(base: Base, tuned: nn.Module, rank: int) -> Artifact:
@@ -236,7 +238,7 @@ def low_rank_change(base: Base, tuned: nn.Module, rank: int) -> Artifact:
 
 def _measure(predictor: Predictor, rows: Sequence[Row]) -> dict[str, float]:
     probabilities = predictor.probabilities([row.example.pair for row in rows], batch_size=64)
-    labels = np.array([row.example.label.index for row in rows])
+    labels = np.array([row.example.label.column for row in rows])
     figures = metrics.summary(probabilities, labels)
     return {key: round(figures[key], 4) for key in ("n", "accuracy", "macro_f1", "log_loss", "ece")}
 

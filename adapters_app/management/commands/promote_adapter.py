@@ -1,6 +1,5 @@
-"""Put a version in front of users."""
+"""Put a version in front of users, or a newer calibrator of the one that serves."""
 
-import getpass
 from argparse import ArgumentParser
 from typing import Any
 
@@ -11,7 +10,10 @@ from corrections.acting import ActingCommand, Refused, WrongUsage
 
 
 class Command(ActingCommand):
-    help = "Promote a version: it answers from the next request on."
+    help = (
+        "Promote a version: it answers from the next request on. Of the version that serves, its "
+        "newest calibrator is put into service."
+    )
     permission = "adapters_app.promote_adapter"
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -19,6 +21,9 @@ class Command(ActingCommand):
         parser.add_argument("--reason", required=True, help="kept in the ledger")
         parser.add_argument(
             "--revision", type=int, help="the serving revision you looked at (default: the current)"
+        )
+        parser.add_argument(
+            "--evidence", type=int, help="the evaluation you looked at (default: the newest)"
         )
         gate = parser.add_mutually_exclusive_group()
         gate.add_argument("--acknowledge", action="store_true", help="accept inconclusive evidence")
@@ -31,6 +36,7 @@ class Command(ActingCommand):
         version: str,
         reason: str,
         revision: int | None,
+        evidence: int | None,
         acknowledge: bool,
         override: bool,
         **_: Any,
@@ -44,11 +50,14 @@ class Command(ActingCommand):
                 expected_revision=seen,
                 acknowledge=acknowledge,
                 override=override,
-                os_user=getpass.getuser(),
+                evidence_id=evidence,
+                os_user=registry.os_user(),
             )
         except registry.VersionUnknown as error:
             raise WrongUsage(str(error)) from error
         except registry.PromotionRefused as refusal:
             raise Refused(str(refusal)) from refusal
-        self.stdout.write(f"{version} serves (revision {entry.revision}).")
-        return registry.told(entry)
+        told = registry.told(entry)
+        with_calibrator = f" with {entry.calibration}" if entry.calibration else ""
+        self.stdout.write(f"{told['version']} serves{with_calibrator} (revision {entry.revision}).")
+        return told

@@ -1,6 +1,5 @@
 """Restore what served before."""
 
-import getpass
 from argparse import ArgumentParser
 from typing import Any
 
@@ -30,7 +29,7 @@ class Command(ActingCommand):
                 reason=reason,
                 expected_revision=revision,
                 to=to if to in {None, registry.BASE} else registry.find_version(to),
-                os_user=getpass.getuser(),
+                os_user=registry.os_user(),
             )
         except registry.VersionUnknown as error:
             raise WrongUsage(str(error)) from error

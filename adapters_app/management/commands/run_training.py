@@ -35,7 +35,6 @@ EXPLAINED = (
 )
 FULL = {errno.ENOSPC, errno.EDQUOT}
 PR_SET_PDEATHSIG = 1
-EXIT_LEASE_LOST = 3
 
 
 class Command(ActingCommand):
@@ -68,7 +67,7 @@ def _work(lease: Lease, parent: int) -> None:
     try:
         recipe.carry_out(lease, should_stop=should_stop)
     except LeaseLost:
-        sys.exit(EXIT_LEASE_LOST)
+        sys.exit(supervise.EXIT_LEASE_LOST)
     except Stopped:
         training.give_back(lease)
     except CancelRequested:

@@ -128,7 +128,7 @@ def _prediction(row: Row, result: engine.Result) -> dict[str, Any]:
 def _figures(rows: Sequence[Row], answer: engine.Answer) -> dict[str, Any]:
     """Accuracy, macro-F1, log loss, Brier and ECE over the labelled rows; nothing without any."""
     labelled = [
-        (result.probabilities, row.label.index)
+        (result.probabilities, row.label.column)
         for row, result in zip(rows, answer.results, strict=True)
         if row.label is not None
     ]
