@@ -3,8 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 # Where else to look for torch, e.g. the index of its CPU builds (README, "Two commands").
 TORCH_INDEX ?=
-DATA ?= ../shared/data
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
 MANAGE := $(BIN)/python manage.py
@@ -48,7 +47,7 @@ stop: install
 
 test: install-dev
 	@$(BIN)/python -m tests.programs
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 check: install-dev
 	$(BIN)/ruff format --check .
@@ -61,6 +60,7 @@ demo: install
 	@exec $(MANAGE) demo
 
 bench: install
+	$(if $(DATA),,$(error make bench DATA=directory with stream/ and guard/))
 	$(BIN)/python benchmarks/loop.py --data $(DATA)
 
 format: install-dev

@@ -24,6 +24,7 @@ from adapters_app import charts, evidence, registry, training, triggers
 from adapters_app.forms import PromoteForm, ReleaseForm, RequestTrainingForm
 from adapters_app.models import (
     AdapterVersion,
+    CalibrationEvaluation,
     Promotion,
     Serving,
     ShadowEvaluation,
@@ -32,6 +33,8 @@ from adapters_app.models import (
 from adapters_app.nli.config import PRESETS
 from adapters_app.progress import fraction, progress, seconds_taken, stage
 from adapters_app.templatetags.figures import duration, moment, percent, pill, points
+
+Verdict = ShadowEvaluation.Verdict
 
 # How many of its last tasks the queue page lists.
 LAST_TASKS = 25
@@ -329,7 +332,9 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
         ]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[AdapterVersion]:
-        newest_first = ShadowEvaluation.objects.select_related("candidate", "incumbent")
+        newest_first = ShadowEvaluation.objects.select_related(
+            "candidate", "incumbent", "candidate_calibration"
+        )
         return (
             super()
             .get_queryset(request)
@@ -428,6 +433,7 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
             outdated=evaluation is not None and evaluation.incumbent_id != serving.version_id,
             serving_name=evidence.name_of(serving.version),
             calibration=calibration,
+            newer=_newer(serving, version),
             reliability_figure=calibration
             and charts.reliability(calibration.bins_before, calibration.bins_after),
             epochs_figure=charts.epochs(version.metrics),
@@ -467,23 +473,38 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
         status: int = 200,
     ) -> HttpResponse:
         serving = registry.serving()
+        newer = _newer(serving, version)
         evaluation = _first(
             found for found in version.evaluations.all() if found.incumbent_id == serving.version_id
         )
+        worse = registry.calibrates_worse(newer, serving.calibration) if newer else []
         if form is None:
-            form = PromoteForm(initial={"expected_revision": serving.revision, "reason": reason})
-        form.offer(evaluation.verdict if evaluation else "")
+            form = PromoteForm(
+                initial={
+                    "expected_revision": serving.revision,
+                    "reason": reason,
+                    "evidence_id": evaluation.pk if evaluation else None,
+                    "calibration_id": newer.pk if newer else None,
+                }
+            )
+        form.offer(Verdict.WORSE if worse else evaluation.verdict if evaluation else "")
         return self.page(
             request,
             "promote",
-            f"Promote {version}?",
+            f"Use the newer calibrator of {version}?" if newer else f"Promote {version}?",
             status=status,
             version=version,
+            serves=serving.version_id == version.pk,
             standing=standing(version),
             form=form,
             revision=serving.revision,
+            newer=newer,
+            worse=worse,
+            calibrators=_calibrators(newer, serving.calibration) if newer else [],
             now=evidence.answerer(serving.version, serving.calibration),
-            then=evidence.answerer(version, version.calibrations.first()),
+            then=evidence.answerer(
+                version, newer or (evaluation.candidate_calibration if evaluation else None)
+            ),
             may_request=request.user.has_perm("adapters_app.request_training"),
             **evidence.context(evaluation),
         )
@@ -525,6 +546,7 @@ class PromotionAdmin(ReadOnlyAdmin):
         "version",
         "previous_version",
         "calibration",
+        "previous_calibration",
         "by",
         "evidence__candidate",
     )
@@ -560,6 +582,9 @@ class PromotionAdmin(ReadOnlyAdmin):
     @admin.display(description="from → to")
     def change(self, promotion: Promotion) -> str:
         before = evidence.name_of(promotion.previous_version)
+        if promotion.version == promotion.previous_version:
+            was, now = promotion.previous_calibration, promotion.calibration
+            return f"{before}: calibrator {_number(was)} → {_number(now)}"
         return f"{before} → {evidence.name_of(promotion.version)}"
 
     @admin.display(description="by", ordering="by__username")
@@ -671,6 +696,34 @@ def last_tasks() -> Iterator[dict[str, Any]]:
     columns = ("func", "cluster", "started", "stopped", "success")
     for row in Task.objects.order_by("-stopped").values(*columns)[:LAST_TASKS]:
         yield {**row, "took": (row["stopped"] - row["started"]).total_seconds()}
+
+
+def _newer(serving: Serving, version: AdapterVersion) -> CalibrationEvaluation | None:
+    return registry.newer_calibration(serving) if serving.version == version else None
+
+
+def _number(calibration: CalibrationEvaluation | None) -> str:
+    return f"c{calibration.number}" if calibration else "none"
+
+
+def _calibrators(
+    newer: CalibrationEvaluation, present: CalibrationEvaluation | None
+) -> list[dict[str, Any]]:
+    """The calibrator that serves and the newer one, each with the figures of its own record."""
+    known, stage = (present, "after") if present else (newer, "before")
+    return [
+        {
+            "name": name,
+            "rows": found.rows,
+            "brier": getattr(found, f"brier_{when}"),
+            "ece": getattr(found, f"ece_{when}"),
+            "log_loss": getattr(found, f"log_loss_{when}"),
+        }
+        for name, found, when in (
+            (str(present) if present else "no calibrator", known, stage),
+            (str(newer), newer, "after"),
+        )
+    ]
 
 
 def _against_incumbent(evaluation: ShadowEvaluation | None) -> dict[str, Any] | None:

@@ -147,7 +147,13 @@ class ReleaseForm(forms.Form):
 
 
 class PromoteForm(ReleaseForm):
-    """Promotion. Its verdict decides which of the two boxes it offers."""
+    """Promotion. Its verdict decides which of the two boxes it offers.
+
+    The hidden ids are of what the person was shown; a decision on anything else is refused.
+    """
+
+    evidence_id = forms.IntegerField(required=False, widget=forms.HiddenInput)
+    calibration_id = forms.IntegerField(required=False, widget=forms.HiddenInput)
 
     acknowledge = forms.BooleanField(
         required=False,

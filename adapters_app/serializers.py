@@ -19,6 +19,7 @@ from adapters_app.models import (
 
 MAX_REASON = 2_000  # characters
 MAX_REVISION = 2**31 - 1
+MAX_ID = 2**63 - 1
 
 
 @extend_schema_field({"type": "string", "nullable": True, "example": "v7"})
@@ -152,6 +153,14 @@ class PromoteSerializer(serializers.Serializer[Any]):
     )
     acknowledge = serializers.BooleanField(
         default=False, help_text="Promote although the evidence is inconclusive."
+    )
+    evidence = serializers.IntegerField(
+        source="evidence_id",
+        min_value=1,
+        max_value=MAX_ID,
+        required=False,
+        allow_null=True,
+        help_text="The shadow evaluation this decision was taken on; refused if there is a newer.",
     )
     override = serializers.BooleanField(
         default=False, help_text="Promote against the gate's verdict; the reason is recorded."

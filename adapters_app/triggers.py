@@ -78,7 +78,9 @@ def _long_enough_ago() -> Condition:
     if last is None:
         return Condition("days since the last run", True, None, need, "Nothing was trained yet.")
     have = (timezone.now() - last) / timedelta(days=1)
-    sentence = f"The last training began {have:.1f} days ago; by policy {need:g} days pass between two."
+    sentence = (
+        f"The last training began {have:.1f} days ago; by policy {need:g} days pass between two."
+    )
     return Condition("days since the last run", have >= need, have, need, sentence)
 
 

@@ -26,6 +26,7 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 HELD_OUT = 0.3  # share of a stream's groups that nobody judges
+TABLE_WIDTH = 140  # also where the output goes to a file
 PASSING = {"better", "not_worse"}
 Row = dict[str, str]
 
@@ -147,12 +148,12 @@ def read(paths: Iterable[Path]) -> list[Row]:
 
 
 def table(results: dict[str, dict[str, Any]]) -> Table:
-    shown = Table(title="Accuracy (macro-F1)")
-    for column in ("stream", "verdicts", "verdict", "held out", "base", "adapter", "s"):
-        shown.add_column(column, justify="left" if column in {"stream", "verdict"} else "right")
-    shown.add_column("guard", justify="right")
-    shown.add_column("base", justify="right")
-    shown.add_column("adapter", justify="right")
+    """One line per stream."""
+    shown = Table(title="accuracy / macro-F1 on groups nobody judged, and on general pairs")
+    for column in ("stream", "verdicts", "by its own verdict"):
+        shown.add_column(column, no_wrap=True)
+    for column in ("n", "base", "adapter", "general n", "base", "adapter", "seconds"):
+        shown.add_column(column, justify="right", no_wrap=True)
     for stream, result in results.items():
         shown.add_row(
             stream,
@@ -161,16 +162,16 @@ def table(results: dict[str, dict[str, Any]]) -> Table:
             str(result["held_out"]),
             _both(result["base"]),
             _both(result["adapter"]),
-            f"{result['training_seconds']:.0f}",
             str(result["guard_rows"]),
             _both(result["guard_base"]),
             _both(result["guard_adapter"]),
+            f"{result['training_seconds']:.0f}",
         )
     return shown
 
 
 def _both(figures: dict[str, float]) -> str:
-    return f"{figures['accuracy']:.3f} ({figures['macro_f1']:.3f})"
+    return f"{figures['accuracy']:.3f} / {figures['macro_f1']:.3f}"
 
 
 def main() -> None:
@@ -192,7 +193,7 @@ def main() -> None:
             results[stream] = measure_stream(
                 read([path]), guard, verdicts=options.verdicts, seed=options.seed
             )
-    Console().print(table(results))
+    Console(width=TABLE_WIDTH).print(table(results))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(results, indent=1), encoding="utf-8")
 

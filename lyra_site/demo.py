@@ -1,5 +1,6 @@
 """The demo's accounts and data: what `make run` shows a newcomer and `make demo` runs on."""
 
+import io
 import json
 import os
 import secrets
@@ -41,8 +42,8 @@ def make_accounts() -> dict[str, str]:
     return known | new
 
 
-def import_verdicts() -> bool:
-    """Import the demo's verdicts as its curator, predicted by what serves; False if all are here.
+def import_verdicts() -> int:
+    """Import the demo's verdicts as its curator, predicted by what serves; return how many.
 
     The last pages stay pending, for the newcomer to accept. Rows once imported are left alone,
     whatever became of them.
@@ -59,7 +60,7 @@ def import_verdicts() -> bool:
     missing = [row for row in rows if row["id"] not in known]
     _import([row for row in missing if row["page_id"] not in waiting], accept=True)
     _import([row for row in missing if row["page_id"] in waiting], accept=False)
-    return bool(missing)
+    return len(missing)
 
 
 def _make_account(
@@ -88,6 +89,7 @@ def _import(rows: list[dict[str, str]], *, accept: bool) -> None:
             predict_missing=True,
             sampling=Correction.Sampling.COMPLETE.value,
             as_user="curator",
+            stdout=io.StringIO(),
         )
 
 

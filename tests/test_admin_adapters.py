@@ -194,7 +194,7 @@ def url(version, what="change"):
 def test_a_new_system_says_that_the_base_serves_and_what_is_missing(ada, db):
     page = text_of(ada.get(INDEX))
     assert "The base" in page
-    assert "0 accepted corrections of 100." in page
+    assert "0 of the 100 accepted corrections that start a run by policy." in page
     assert "Nothing waits for you" in page
 
 
@@ -286,7 +286,7 @@ def test_progress_is_answered_as_data(tina, trainer):
     )
     progress = tina.get(f"{RUNS}{run.pk}/progress/").json()
     assert progress["status"] == "running"
-    assert progress["stage"] == "Training the adapter to release"
+    assert progress["stage"].startswith("Training five siblings, each blind to a fold")
     assert progress["fraction"] == pytest.approx(0.25)
     assert progress["eta"] == "about 1 min 15 s left"
     assert progress["log"] == "Training on all rows."
@@ -442,8 +442,9 @@ def test_evaluating_is_for_post_and_for_trainers(tina, rita, make_version):
 
 def confirm(client, version, **changes):
     form = client.get(url(version, "promote")).context["form"]
-    data = {"expected_revision": form["expected_revision"].value(), "reason": "measured better"}
-    return client.post(url(version, "promote"), data | changes)
+    hidden = {field.html_name: field.value() for field in form.hidden_fields()}
+    data = {name: value for name, value in hidden.items() if value is not None}
+    return client.post(url(version, "promote"), data | {"reason": "measured better"} | changes)
 
 
 def test_the_confirmation_shows_what_changes_and_changes_nothing(rita, make_version):
@@ -490,6 +491,8 @@ def test_inconclusive_evidence_needs_the_box_ticked(rita, make_version):
     version = make_version(verdict="inconclusive")
     assert set(rita.get(url(version, "promote")).context["form"].fields) == {
         "expected_revision",
+        "evidence_id",
+        "calibration_id",
         "reason",
         "acknowledge",
     }
@@ -498,6 +501,73 @@ def test_inconclusive_evidence_needs_the_box_ticked(rita, make_version):
     confirm(rita, version, acknowledge="on")
     assert registry.serving().version == version
     assert Promotion.objects.get().acknowledged
+
+
+def fit_again(version, by, **changes):
+    """A calibrator fitted later than the one the version was measured with."""
+    fitted = version.calibrations.first()
+    fitted.pk, fitted.number, fitted._state.adding = None, fitted.number + 1, True
+    fitted.created_by = by
+    for name, value in {"method": "platt", "rows": 300, **changes}.items():
+        setattr(fitted, name, value)
+    fitted.save()
+    return fitted
+
+
+def test_the_confirmation_names_the_calibrator_that_was_measured(rita, trainer, make_version):
+    version = make_version()
+    fit_again(version, trainer)
+    page = text_of(rita.get(url(version, "promote")))
+    assert "temperature scaling on 200 pairs" in page
+    assert "Platt" not in page
+
+
+def test_what_is_confirmed_is_the_evidence_that_was_shown(rita, make_version):
+    version = make_version()
+    form = rita.get(url(version, "promote")).context["form"]
+    shown = form["evidence_id"].value()
+    assert shown == version.evaluations.get().pk
+    newer = version.evaluations.get()
+    newer.pk, newer._state.adding, newer.verdict = None, True, "not_worse"
+    newer.save()
+    response = confirm(rita, version, evidence_id=shown)
+    assert response.status_code == 409
+    assert "was evaluated against the base again since you looked" in text_of(response)
+    assert registry.serving().version is None
+    assert response.context["form"]["evidence_id"].value() == newer.pk
+
+
+def test_the_version_that_serves_is_given_its_newer_calibrator(
+    rita, releaser, trainer, make_version
+):
+    version = make_version()
+    promote(version, releaser)
+    assert "Use the newer calibrator" not in text_of(rita.get(url(version)))
+    assert "v1 already serves" in text_of(rita.get(url(version, "promote")))
+    newer = fit_again(version, trainer)
+    assert "Use the newer calibrator …" in text_of(rita.get(url(version)))
+    page = text_of(rita.get(url(version, "promote")))
+    assert "Use the newer calibrator of v1?" in page
+    assert "v1/c1 (temperature) 200" in page
+    assert "v1/c2 (platt) 300" in page
+    confirm(rita, version)
+    assert registry.serving().calibration == newer
+    assert "v1: calibrator c1 → c2" in text_of(rita.get(LEDGER))
+    back(rita)
+    assert registry.serving().calibration.number == 1
+
+
+def test_a_newer_calibrator_that_is_not_better_needs_an_override(
+    rita, releaser, trainer, make_version
+):
+    version = make_version()
+    promote(version, releaser)
+    fit_again(version, trainer, brier_after=0.45)
+    page = text_of(rita.get(url(version, "promote")))
+    assert "The newer calibrator is not better. Its Brier score is 0.4500 on 300 pairs" in page
+    assert confirm(rita, version).status_code == 409
+    confirm(rita, version, override="on")
+    assert registry.serving().calibration.number == 2
 
 
 def test_a_worse_version_needs_an_override(rita, make_version):

@@ -12,10 +12,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("corrections", "adapters_app", "inference", "lyra_site")
 HEAVY = ("torch", "transformers", "peft", "sklearn", "scipy", "sentence_transformers")
-# Only these import the model code: the recipe, and the commands that are a process to train in.
+# May import torch when imported: the recipe, and the commands that are a process to train in.
 TRAINING = {
     "adapters_app.recipe",
     "adapters_app.evaluation",
+    "adapters_app.fitting",
     "adapters_app.management.commands.calibrate",
     "adapters_app.management.commands.run_training",
     "adapters_app.management.commands.train_base",

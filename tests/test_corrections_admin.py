@@ -1,6 +1,7 @@
 """The curator's pages: reading, reviewing by action, by key and by button, editing, adding."""
 
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from django.contrib.auth.models import Permission, User
@@ -173,9 +174,12 @@ def test_an_odd_hidden_field_of_the_list_is_not_a_crash(
     caller: User, curator: User, seen: str
 ) -> None:
     row = recorded(caller)
-    form = {"action": "reject", "_selected_action": [row.pk], f"revision_{row.pk}": seen}
+    form = {"action": "reject", "_selected_action": row.pk, f"revision_{row.pk}": seen}
+    body = urlencode(form | {f"revision_{seen}": "1"})
 
-    assert as_(curator).post(LIST, form | {f"revision_{seen}": "1"}).status_code == 302
+    answer = as_(curator).post(LIST, body, content_type="application/x-www-form-urlencoded")
+
+    assert answer.status_code == 302
 
 
 NUL, LONG = "%00", "9" * 5_000
@@ -205,6 +209,15 @@ def test_no_query_of_the_lists_is_a_crash(caller: User, curator: User, query: st
 
     for address in (LIST, "/admin/corrections/sourcegroup/"):
         assert as_(curator).get(f"{address}?{query}").status_code in {200, 302, 400}
+
+
+@pytest.mark.parametrize("odd", ["x", "\0", "9" * 25, "-1"])
+def test_an_odd_choice_of_rows_is_not_a_crash(curator: User, odd: str) -> None:
+    body = urlencode({"action": "reject", "_selected_action": odd})
+
+    answer = as_(curator).post(LIST, body, content_type="application/x-www-form-urlencoded")
+
+    assert (answer.status_code, answer.url) == (302, f"{LIST}?e=1")
 
 
 @pytest.mark.parametrize("odd", ["x", "9" * 25, "9" * 5_000, "-1", "²", "_00"])

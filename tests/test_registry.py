@@ -1,12 +1,15 @@
 """The gate, the ledger and the walk back; and what happens when two releasers click at once."""
 
+import getpass
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from django.contrib.auth.models import User
-from django.db import connection, transaction
+from django.core.management import call_command
+from django.db import IntegrityError, connection, transaction
 
 from adapters_app import registry, storage, training
 from adapters_app.models import (
@@ -118,8 +121,92 @@ def test_a_version_without_evidence_is_refused_even_with_override(make_version, 
 def test_what_serves_is_not_promoted_again(make_version, rita):
     version = make_version()
     promote(version, rita)
-    with pytest.raises(PromotionRefused, match="already serves"):
+    with pytest.raises(PromotionRefused, match="already serves, with its newest calibrator"):
         promote(version, rita)
+
+
+def calibrate_again(version: AdapterVersion, by: User, **figures: float) -> CalibrationEvaluation:
+    """A newer calibrator of `version`, a little better than the one before unless told."""
+    before = {"brier_before": 0.5, "ece_before": 0.1, "log_loss_before": 1.0}
+    after = {"brier_after": 0.3, "ece_after": 0.05, "log_loss_after": 0.8}
+    fitted = registry.NewCalibration(
+        method="temperature",
+        parameters={"temperature": 1.5},
+        rows=300,
+        bins_before=[],
+        bins_after=[],
+        candidates={},
+        **before | after | figures,
+    )
+    return registry.record_calibration(version, fitted, by=by)
+
+
+def test_the_version_that_serves_gets_a_newer_calibrator_and_a_rollback_the_older(
+    make_version, rita, cast
+):
+    version = make_version()
+    promote(version, rita)
+    older = registry.serving().calibration
+    newer = calibrate_again(version, cast["tom"])
+    entry = promote(version, rita)
+    assert (entry.action, entry.version, entry.previous_version) == ("promote", version, version)
+    assert (entry.calibration, entry.previous_calibration) == (newer, older)
+    assert (entry.evidence, entry.overridden) == (None, False)
+    assert (registry.serving().calibration, registry.serving().revision) == (newer, 2)
+    assert rollback(rita) == version.name
+    assert registry.serving().calibration == older
+    assert rollback(rita) == "base"
+
+
+@pytest.mark.parametrize("figure", ["brier_after", "log_loss_after"])
+def test_a_calibrator_that_is_not_better_needs_an_override(make_version, rita, cast, figure):
+    version = make_version()
+    promote(version, rita)
+    worse = calibrate_again(version, cast["tom"], **{figure: 0.95})
+    with pytest.raises(PromotionRefused, match=r"is 0\.9500 on 300 pairs, now 0\.[49]000"):
+        promote(version, rita, acknowledge=True)
+    assert promote(version, rita, override=True).overridden
+    assert registry.serving().calibration == worse
+
+
+def test_a_calibrator_fitted_since_one_looked_is_not_promoted_unseen(make_version, rita, cast):
+    version = make_version()
+    promote(version, rita)
+    seen = calibrate_again(version, cast["tom"])
+    newest = calibrate_again(version, cast["tom"])
+    with pytest.raises(PromotionRefused, match="calibrated again since you looked"):
+        promote(version, rita, calibration_id=seen.pk)
+    promote(version, rita, calibration_id=newest.pk)
+
+
+def test_four_eyes_for_a_calibrator(make_version, cast, settings):
+    settings.LYRA_FOUR_EYES = True
+    version = make_version()
+    promote(version, cast["ada"])
+    calibrate_again(version, cast["rita"])
+    with pytest.raises(PromotionRefused, match="You fitted v1/c2"):
+        promote(version, cast["rita"])
+    promote(version, cast["ada"])
+
+
+def test_evidence_that_came_since_one_looked_is_not_passed_over(make_version, rita):
+    version = make_version()
+    seen = registry.latest_evidence(version)
+    promoting = {"evidence_id": seen.pk}
+    newer = registry.latest_evidence(version)
+    newer.pk, newer._state.adding, newer.verdict = None, True, "not_worse"
+    newer.save()
+    with pytest.raises(PromotionRefused, match="again since you looked: not worse"):
+        promote(version, rita, **promoting)
+    assert promote(version, rita, evidence_id=newer.pk).evidence == newer
+
+
+def test_a_user_without_a_name_on_this_machine_is_told_by_number(monkeypatch):
+    def nameless() -> str:
+        raise KeyError("getpwuid(): uid not found: 1234")
+
+    monkeypatch.setattr(getpass, "getuser", nameless)
+    assert registry.os_user() == str(os.getuid())
 
 
 def test_a_version_identical_to_what_serves_is_refused(make_version, rita, cast, tiny_model):
@@ -173,10 +260,68 @@ def test_the_ledger_only_grows(make_version, rita):
         Promotion.objects.all().delete,
         lambda: Promotion.objects.update(reason="rewritten"),
         lambda: Promotion.objects.bulk_update([entry], ["reason"]),
+        lambda: Promotion._base_manager.update(reason="rewritten"),
     ):
         with pytest.raises(LedgerIsAppendOnly):
             change()
     assert Promotion.objects.get().reason == "reads well"
+
+
+REWRITES = (
+    "UPDATE adapters_app_promotion SET reason = 'rewritten'",
+    "UPDATE adapters_app_promotion SET by_id = by_id",
+    "DELETE FROM adapters_app_promotion WHERE revision = 2",
+    "UPDATE adapters_app_adapterversion SET number = number + 7",
+    "UPDATE adapters_app_adapterversion SET artifact_digest = 'e'",
+    "UPDATE adapters_app_adapterversion SET sibling_digests = '[]'",
+    "DELETE FROM adapters_app_adapterversion WHERE number = 2",
+)
+
+
+def history_stays(on_tiny, base) -> None:
+    """Two versions have served; no SQL changes that afterwards."""
+    by = User.objects.create_user("rita")
+    one, two = (
+        register(by, i, storage.put(on_tiny / write(on_tiny, base, seed=i)), base) for i in (1, 2)
+    )
+    evidence_against_all([one, two])
+    promote(one, by)
+    promote(two, by)
+    tables = (Promotion, AdapterVersion)
+    before = [list(table.objects.order_by("pk").values()) for table in tables]
+    for statement in REWRITES:
+        with (
+            pytest.raises(IntegrityError, match=r"never (changed|deleted)"),
+            transaction.atomic(),
+            connection.cursor() as cursor,
+        ):
+            cursor.execute(statement)
+    assert [list(table.objects.order_by("pk").values()) for table in tables] == before
+
+
+def test_no_sql_rewrites_history_on_postgresql(on_tiny, tiny_model, on_postgresql):
+    history_stays(on_tiny, tiny_model)
+
+
+@pytest.mark.django_db
+def test_no_sql_rewrites_history_on_sqlite(on_tiny, tiny_model):
+    history_stays(on_tiny, tiny_model)
+
+
+def flush_empties(on_tiny, base) -> None:
+    history_stays(on_tiny, base)
+    call_command("flush", "--no-input", verbosity=0)
+    assert not Promotion.objects.exists()
+    assert not AdapterVersion.objects.exists()
+
+
+def test_a_system_can_be_emptied_on_postgresql(on_tiny, tiny_model, on_postgresql):
+    flush_empties(on_tiny, tiny_model)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_system_can_be_emptied_on_sqlite(on_tiny, tiny_model):
+    flush_empties(on_tiny, tiny_model)
 
 
 def test_names_and_numbers_find_a_version(make_version):

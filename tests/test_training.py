@@ -1,20 +1,23 @@
 """A run from request to end, as rows: who may write to it, and what its requester is told."""
 
+import io
 from datetime import timedelta
 
 import pytest
 from django.contrib.auth.models import User
-from django.db import transaction
+from django.core.management.base import OutputWrapper
+from django.db import DatabaseError, connection, transaction
 from django.utils import timezone
 from django_q.models import OrmQ
 
-from adapters_app import training
+from adapters_app import supervise, training
+from adapters_app.following import follow
 from adapters_app.models import TrainingRun
 from adapters_app.training import CancelRequested, LeaseLost, TrainingRefused
+from corrections.acting import Refused
 from tests.verdicts import accept
 
 Status = TrainingRun.Status
-pytestmark = pytest.mark.django_db
 
 
 @pytest.fixture
@@ -56,7 +59,13 @@ def test_a_request_is_queued_with_every_setting_spelled_out(queued, tina):
 
 @pytest.mark.parametrize(
     ("config", "words"),
-    [({"epochs": 0}, "epochs"), ({"colour": 1}, "colour"), ({"learning_rate": "x"}, "number")],
+    [
+        ({"epochs": 0}, "epochs"),
+        ({"colour": 1}, "colour"),
+        ({"learning_rate": "x"}, "number"),
+        ({"epochs": 10**400}, "epochs: the number is too large"),
+        ({"learning_rate": 10**400}, "learning_rate: the number is too large"),
+    ],
 )
 def test_impossible_settings_are_refused_by_name(tina, config, words):
     accept()
@@ -129,7 +138,7 @@ def test_progress_is_written_at_most_once_a_second_but_a_new_stage_at_once(queue
 def test_the_loss_curve_and_log_stay_small(queued):
     lease = claim(queued)
     for step in range(3 * training.CURVE_POINTS):
-        lease.written_at = 0.0
+        lease.beaten_at = 0.0
         training.heartbeat(lease, step=step, loss=0.5, log=f"line {step}")
     queued.refresh_from_db()
     assert len(queued.loss_curve) <= training.CURVE_POINTS
@@ -165,6 +174,57 @@ def test_whoever_lost_the_lease_writes_nothing(queued):
     queued.refresh_from_db()
     assert (queued.status, queued.stage) == (Status.RUNNING, "starting")
     training.heartbeat(second, stage="base")
+
+
+def test_a_device_whose_holder_is_gone_is_free_for_the_next_run(queued, tina):
+    other = training.request(by=tina)
+    claim(queued)
+    expire(queued)
+    claim(other)
+    queued.refresh_from_db()
+    assert (queued.status, queued.attempts) == (Status.QUEUED, 1)
+
+
+# --- the database is away -------------------------------------------------------------------------
+
+
+def lose_connection() -> None:
+    with pytest.raises(DatabaseError), connection.cursor() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+
+@pytest.fixture
+def lease_on_postgresql(on_postgresql) -> training.Lease:
+    return claim(TrainingRun.objects.create(requested_by=User.objects.create_user("tina")))
+
+
+def test_progress_survives_a_lost_connection(lease_on_postgresql):
+    lease = lease_on_postgresql
+    lose_connection()
+    training.heartbeat(lease, stage="released", step=7)
+    assert TrainingRun.objects.get().stage == "starting"
+    training.heartbeat(lease, step=8)  # too early for the next beat
+    lease.beaten_at -= training.BEAT_S
+    training.heartbeat(lease)
+    run = TrainingRun.objects.get()
+    assert (run.stage, run.step, run.status) == ("released", 8, Status.RUNNING)
+
+
+def test_without_the_database_for_the_time_of_a_lease_the_run_is_let_go(
+    lease_on_postgresql, settings
+):
+    lease = lease_on_postgresql
+    lease.written_at -= settings.LYRA_LEASE_S
+    lose_connection()
+    with pytest.raises(LeaseLost, match="out of reach"):
+        training.heartbeat(lease, stage="released")
+
+
+def test_a_trainer_that_let_go_of_a_run_that_is_still_ours_is_started_again(queued):
+    lease = claim(queued)
+    supervise._settle(lease, supervise.EXIT_LEASE_LOST, "")
+    queued.refresh_from_db()
+    assert (queued.status, queued.attempts) == (Status.QUEUED, 1)
 
 
 # --- ending ---------------------------------------------------------------------------------------
@@ -242,6 +302,32 @@ def test_a_run_that_is_over_cannot_be_cancelled(queued, tina):
         training.cancel(queued, by=tina)
 
 
+def test_only_a_run_that_nobody_has_begun_is_withdrawn(queued, tina):
+    lease = claim(queued)
+    assert not training.withdraw(queued, by=tina)
+    training.watch(lease)  # nobody asked its holder to stop
+    training.give_back(lease)
+    assert training.withdraw(queued, by=tina)
+    queued.refresh_from_db()
+    assert (queued.status, queued.cancel_requested_by) == (Status.CANCELLED, tina)
+
+
+def test_waiting_for_a_run_that_a_worker_has_leaves_it_to_the_worker(queued, tina):
+    claim(queued)
+    with pytest.raises(Refused, match="A worker has taken run"):
+        follow(queued, by=tina, stdout=OutputWrapper(io.StringIO()))
+    queued.refresh_from_db()
+    assert (queued.status, queued.cancel_requested_at) == (Status.RUNNING, None)
+
+
+def test_waiting_for_a_device_that_is_taken_withdraws_the_run(queued, tina):
+    claim(training.request(by=tina), device=supervise.device())
+    with pytest.raises(Refused, match="Another training uses this device"):
+        follow(queued, by=tina, stdout=OutputWrapper(io.StringIO()))
+    queued.refresh_from_db()
+    assert queued.status == Status.CANCELLED
+
+
 # --- the doorbell ---------------------------------------------------------------------------------
 
 
@@ -255,7 +341,7 @@ def test_a_run_whose_doorbell_was_lost_is_rung_for_again(queued):
     assert training.ring_forgotten() == []
 
 
-def test_probes_do_not_pile_up():
+def test_probes_do_not_pile_up(db):
     training.probe("training")
     training.probe("training")
     assert rings() == ["training"]

@@ -26,10 +26,11 @@ def holding() -> dict[str, bool]:
     return {condition.name: condition.holds for condition in triggers.conditions()}
 
 
-def trained(days_ago: float) -> TrainingRun:
+def trained(days_ago: float, **fields: str) -> TrainingRun:
     then = timezone.now() - timedelta(days=days_ago)
+    how = {"status": "succeeded"} | fields
     return TrainingRun.objects.create(
-        requested_by=system_user(), status="succeeded", started_at=then, finished_at=then
+        requested_by=system_user(), started_at=then, finished_at=then, **how
     )
 
 
@@ -53,7 +54,10 @@ def test_a_sentence_gives_both_numbers():
     accept(60)
     corrected = triggers.conditions()[0]
     assert (corrected.have, corrected.need) == (30, 40)
-    assert corrected.sentence == "30 accepted corrections of 40."
+    assert corrected.sentence == "30 of the 40 accepted corrections that start a run by policy."
+    accept(90)
+    enough = triggers.conditions()[0].sentence
+    assert enough == "There are 75 accepted corrections; by policy 40 start a run."
 
 
 def test_rows_drawn_with_small_probability_count_for_many():
@@ -77,6 +81,17 @@ def test_a_recent_training_has_to_be_waited_for():
     accept(90)
     assert not triggers.should_train()
     TrainingRun.objects.filter(pk=run.pk).update(started_at=timezone.now() - timedelta(days=8))
+    assert triggers.should_train()
+
+
+def test_a_run_that_failed_has_to_be_waited_for_and_has_learnt_nothing():
+    accept(90, reviewed_at=timezone.now() - timedelta(days=1))
+    trained(days_ago=20)
+    failed = trained(days_ago=0.05, status="failed", error="Not enough memory.")
+    assert not holding()["days since the last run"]
+    assert holding()["new verdicts"]
+    assert not triggers.should_train()
+    TrainingRun.objects.filter(pk=failed.pk).update(started_at=timezone.now() - timedelta(days=8))
     assert triggers.should_train()
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from django.contrib.auth.models import User
 
 from adapters_app import recipe, registry
+from adapters_app.models import CalibrationEvaluation
 from adapters_app.nli.artifact import ArtifactCorrupt
 from adapters_app.nli.base_model import BaseModelError
 from adapters_app.snapshots import SnapshotCorrupt
@@ -24,7 +25,10 @@ REFUSALS = (
 
 
 class Command(ActingCommand):
-    help = "Fit a calibrator for a version, out of fold. It serves after the next promotion."
+    help = (
+        "Fit a calibrator for a version, out of fold. It serves after that version's next "
+        "promotion, which the version that serves can have too."
+    )
     permission = "adapters_app.request_training"
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -41,6 +45,7 @@ class Command(ActingCommand):
             f"{fitted}: Brier {fitted.brier_before:.4f} → {fitted.brier_after:.4f}, "
             f"ECE {fitted.ece_before:.4f} → {fitted.ece_after:.4f} on {fitted.rows} pairs"
         )
+        self.stdout.write(_into_service(fitted))
         return {
             "calibration": str(fitted),
             "method": fitted.method,
@@ -51,3 +56,11 @@ class Command(ActingCommand):
             "ece_before": fitted.ece_before,
             "ece_after": fitted.ece_after,
         }
+
+
+def _into_service(fitted: CalibrationEvaluation) -> str:
+    name = str(fitted.version)
+    promotion = f"manage.py promote_adapter {name} --reason …"
+    if registry.serving().version == fitted.version:
+        return f"It does not serve yet. To put it into service: {promotion}"
+    return f"To put it into service: manage.py shadow_evaluate {name}, then {promotion}"

@@ -31,6 +31,7 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, demo: bool, **options: Any) -> None:
+        os.umask(0o027)  # what people said is nobody else's to read
         held = lock()
         _check_socket_path(settings.LYRA_HOME / "supervisor.sock")
         _check_port(settings.LYRA_HOST, settings.LYRA_PORT)

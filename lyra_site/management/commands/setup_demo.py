@@ -26,6 +26,8 @@ class Command(ActingCommand):
     def act(self, *, by: User, **options: Any) -> dict[str, Any]:
         passwords = demo.make_accounts()
         imported = demo.import_verdicts()
+        if imported:
+            self.stdout.write(f"Imported {imported} demo verdicts.")
         self.stdout.write("Demo accounts, and their passwords:")
         for name, password in passwords.items():
             roles = demo.ACCOUNTS[name]
