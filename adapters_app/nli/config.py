@@ -21,9 +21,9 @@ class TrainConfig:
     dropout: float = 0.1
     # "auto" = the architecture's attention query and value projections, verified against the model.
     target_modules: tuple[str, ...] | str = AUTO
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     # Upper limit; the number actually used is chosen out of fold.
-    epochs: int = 4
+    epochs: int = 3
     batch_size: int = 16
     # Share of all steps over which the rate climbs: a fixed 100 steps never ends on 100 rows.
     warmup_share: float = 0.1
@@ -32,13 +32,13 @@ class TrainConfig:
     # Weight of KL(base ‖ adapter) on anchor pairs, which keeps general ability (Li & Hoiem 2016).
     anchor_weight: float = 1.0
     # Anchor pairs in every step, as a share of the batch.
-    anchor_share: float = 0.5
+    anchor_share: float = 0.25
     # Learnt change is scaled by this before release: 1 = as learnt, 0 = the base (WiSE-FT,
     # Wortsman et al. 2022).
     interpolation: float = 1.0
     label_smoothing: float = 0.0
     # Optimiser steps an epoch count is stretched to reach on little data (Mosbach et al. 2021).
-    min_steps: int = 60
+    min_steps: int = 100
     seed: int = 42
     precision: str = AUTO  # auto = bf16 where the hardware multiplies it natively, else fp32
     # Filters of the documents: train only on rows the model was this sure of / only on corrections.
