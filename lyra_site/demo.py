@@ -108,3 +108,16 @@ def _write(path: Path, passwords: dict[str, str]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(file.name, path)
+
+
+def spread(verdicts: Path, pages: int, target: Path) -> Path:
+    """Write the verdicts of at most `pages` pages, spread evenly over the file, to `target`."""
+    by_page: dict[str, list[str]] = {}
+    for line in verdicts.read_text(encoding="utf-8").splitlines():
+        by_page.setdefault(json.loads(line)["page_id"], []).append(line)
+    names = list(by_page)
+    count = min(pages, len(names))
+    chosen = [names[i * len(names) // count] for i in range(count)]
+    lines = [line for name in chosen for line in by_page[name]]
+    target.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return target

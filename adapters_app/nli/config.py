@@ -30,7 +30,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     max_length: int = 256  # tokens per pair; only the premise is cut
     # Weight of KL(base ‖ adapter) on anchor pairs, which keeps general ability (Li & Hoiem 2016).
-    anchor_weight: float = 1.0
+    anchor_weight: float = 2.0
     # Anchor pairs in every step, as a share of the batch.
     anchor_share: float = 0.25
     # Learnt change is scaled by this before release: 1 = as learnt, 0 = the base (WiSE-FT,
@@ -38,7 +38,7 @@ class TrainConfig:
     interpolation: float = 1.0
     label_smoothing: float = 0.0
     # Optimiser steps an epoch count is stretched to reach on little data (Mosbach et al. 2021).
-    min_steps: int = 100
+    min_steps: int = 60
     seed: int = 42
     precision: str = AUTO  # auto = bf16 where the hardware multiplies it natively, else fp32
     # Filters of the documents: train only on rows the model was this sure of / only on corrections.

@@ -54,6 +54,7 @@ class Command(ActingCommand):
         version = run.produced
         evidence = version.evaluations.get(run=run)
         figures = evidence.figures["against_incumbent"] or {}
+        calibration = version.calibrations.earliest("number")
         self.stdout.write(f"{version.name}: {evidence.get_verdict_display()}")
         return {
             "run": run.pk,
@@ -62,9 +63,16 @@ class Command(ActingCommand):
             "digest": version.artifact_digest,
             "verdict": evidence.verdict,
             "rows": evidence.rows,
+            "groups": evidence.groups,
             "accuracy": figures.get("b", {}).get("accuracy"),
             "incumbent_accuracy": figures.get("a", {}).get("accuracy"),
             "guard_fails": evidence.guard["fails"],
+            "calibration": {
+                "method": calibration.method,
+                "rows": calibration.rows,
+                "ece_before": calibration.ece_before,
+                "ece_after": calibration.ece_after,
+            },
         }
 
 

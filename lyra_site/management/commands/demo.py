@@ -22,6 +22,7 @@ from lyra_site import demo
 
 # What would make the demo work on somebody's own system instead of a fresh one.
 OWN_SYSTEM = ("DATABASE_URL", "LYRA_ARTIFACTS", "LYRA_COMMAND_USER", "LYRA_FOUR_EYES")
+PAGES = 100
 
 
 class Command(BaseCommand):
@@ -35,15 +36,23 @@ class Command(BaseCommand):
         parser.add_argument(
             "--set", action="append", default=[], metavar="KEY=VALUE", help="as for train_adapter"
         )
+        parser.add_argument(
+            "--pages",
+            type=int,
+            default=PAGES,
+            help="of how many pages verdicts are taken; default: as many as end in 3 minutes",
+        )
         parser.add_argument("--in-this-home", action="store_true", help="LYRA_HOME is fresh")
 
-    def handle(self, *args: Any, verdicts: Path, in_this_home: bool, **options: Any) -> None:
+    def handle(
+        self, *args: Any, verdicts: Path, pages: int, in_this_home: bool, **options: Any
+    ) -> None:
         if not in_this_home:
             _repeat_in_fresh_home()
         loop = Loop(Console())
         chosen = [word for pair in options["set"] for word in ("--set", pair)]
         try:
-            _walk(loop, verdicts, chosen)
+            _walk(loop, demo.spread(verdicts, pages, settings.LYRA_HOME / "verdicts.jsonl"), chosen)
         finally:
             loop.console.print(loop.table)
 
@@ -88,9 +97,10 @@ class Loop:
         self.run("predict", str(verdicts), "--out", str(out))
         return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
 
-    def note(self, step: str, result: str) -> None:
-        """A line of the table about the command that ran last."""
-        self.table.add_row(step, result, f"{time.monotonic() - self._started:.1f}")
+    def note(self, step: str, result: str, *, within_last: bool = False) -> None:
+        """A line of the table about the command that ran last, or a part of what it did."""
+        seconds = "″" if within_last else f"{time.monotonic() - self._started:.1f}"
+        self.table.add_row(step, result, seconds)
 
 
 def _walk(loop: Loop, verdicts: Path, chosen: list[str]) -> None:
@@ -114,13 +124,7 @@ def _walk(loop: Loop, verdicts: Path, chosen: list[str]) -> None:
     trained = loop.run("train_adapter", "--wait", "--reason", "demo", *chosen)
     version = trained["version"]
     loop.note("train", f"{version}, artifact {trained['digest'][:12]}")
-    calibrated = loop.run("calibrate", version)
-    loop.note(
-        "calibrate",
-        f"{calibrated['method']}: ECE {calibrated['ece_before']:.3f} → "
-        f"{calibrated['ece_after']:.3f} on {calibrated['rows']} pairs",
-    )
-    _shadow(loop, version)
+    _tell_of_training(loop, trained)
 
     loop.run("promote_adapter", version, "--reason", "better by its shadow evaluation")
     loop.note("promote", f"{version} serves")
@@ -139,14 +143,21 @@ def _walk(loop: Loop, verdicts: Path, chosen: list[str]) -> None:
     loop.note("predict", f"all {len(before)} answers are those before the promotion, exactly")
 
 
-def _shadow(loop: Loop, version: str) -> None:
-    evaluation = loop.run("shadow_evaluate", version)
-    figures = evaluation["figures"]["against_incumbent"]
+def _tell_of_training(loop: Loop, trained: dict[str, Any]) -> None:
+    """What the run did after fitting: it calibrated and shadow-evaluated, on pages it never saw."""
+    fitted = trained["calibration"]
+    loop.note(
+        "calibrate",
+        f"{fitted['method']}: ECE {fitted['ece_before']:.3f} → {fitted['ece_after']:.3f} "
+        f"on {fitted['rows']} pairs",
+        within_last=True,
+    )
     loop.note(
         "shadow",
-        f"[bold]{evaluation['verdict']}[/bold], out of fold on {evaluation['rows']} pairs of "
-        f"{evaluation['groups']} pages: accuracy {figures['a']['accuracy']:.3f} → "
-        f"{figures['b']['accuracy']:.3f}",
+        f"[bold]{trained['verdict']}[/bold], out of fold on {trained['rows']} pairs of "
+        f"{trained['groups']} pages: accuracy {trained['incumbent_accuracy']:.3f} → "
+        f"{trained['accuracy']:.3f}",
+        within_last=True,
     )
-    if evaluation["verdict"] != "better":
-        raise Refused(f"{version} is not better than the base by its shadow evaluation.")
+    if trained["verdict"] != "better":
+        raise Refused(f"{trained['version']} is not better than the base by its shadow evaluation.")
