@@ -11,6 +11,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from adapters_app.nli import base_model, train, train_base
 
+LOG_EVERY = 100  # steps; a file gets lines where a terminal gets a bar
+
 
 class Command(BaseCommand):
     help = (
@@ -48,6 +50,12 @@ class Command(BaseCommand):
                     loss=step.loss,
                     speed=step.pairs_per_second,
                 )
+                if not progress.console.is_terminal and step.step % LOG_EVERY == 0:
+                    progress.console.print(
+                        f"step {step.step} of {step.total}, loss {step.loss:.3f}, "
+                        f"{step.pairs_per_second:.0f} pairs/s",
+                        highlight=False,
+                    )
 
             try:
                 facts = train_base.train_base(
