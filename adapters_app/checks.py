@@ -32,16 +32,35 @@ LIMITS: dict[str, tuple[str, tuple[Callable[[Any], bool], str]]] = {
     "lyra.E009": ("LYRA_MAX_BODY_BYTES", _at_least(1024)),
     "lyra.E010": ("LYRA_RESIDENT_ADAPTERS", _at_least(1)),
     "lyra.E011": ("LYRA_TORCH_THREADS", _at_least(0)),
+    "lyra.E017": ("LYRA_AUDIT_SHARE", _between(0, 1)),
+    "lyra.E018": ("LYRA_AUDIT_DAYS", _between(1, 3650)),
+    "lyra.E019": ("LYRA_AUDIT_WAITING", _between(1, 100_000)),
 }
 
 
 @register()
 def check_limits(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
-    """lyra.E001–E011: numbers inside their limits (NaN is outside)."""
+    """lyra.E001–E011, E017–E019: numbers inside their limits (NaN is outside)."""
     return [
         Error(f"{name}={getattr(settings, name)} must be {words}.", id=check_id)
         for check_id, (name, (holds, words)) in LIMITS.items()
         if not holds(getattr(settings, name))
+    ]
+
+
+@register()
+def check_overload(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
+    """lyra.E020: the threads of a process can bring more than may wait, so it can say 503."""
+    most = (settings.LYRA_THREADS - 1) * settings.LYRA_MAX_PAIRS - 1
+    if 1 <= settings.LYRA_MAX_WAITING_PAIRS <= most:
+        return []
+    return [
+        Error(
+            f"LYRA_MAX_WAITING_PAIRS={settings.LYRA_MAX_WAITING_PAIRS} must be between 1 and "
+            f"{most}, or the {settings.LYRA_THREADS} threads (LYRA_THREADS) of a process could all "
+            "wait for the model and none would be left to answer that it is overloaded.",
+            id="lyra.E020",
+        )
     ]
 
 

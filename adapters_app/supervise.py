@@ -4,6 +4,8 @@ A child of its own, because django-q2's workers fork (CUDA dies in a fork), beca
 to the system when it ends, and because a process can be killed where a thread cannot.
 """
 
+import contextlib
+import fcntl
 import logging
 import os
 import signal
@@ -12,13 +14,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, connection
 
-from adapters_app import training
+from adapters_app import scratch, training
 from adapters_app.training import CancelRequested, Lease, LeaseLost
 
 POLL_S = 1.0
@@ -27,6 +29,7 @@ CANCEL_GRACE_S = 6.0
 STOP_GRACE_S = 20.0
 RENEWALS_PER_LEASE = 4
 OUTPUT_TAIL = 2000  # characters of the child's output worth showing
+KEPT_LOGS = 100  # outputs of runs; what matters of them is in the runs' rows
 EXIT_LEASE_LOST = 3  # the child's status when it found, or had to assume, that it lost the run
 
 log = logging.getLogger(__name__)
@@ -54,13 +57,16 @@ def train(
     lease = training.claim(run_id, worker=_whoami(), device=device())
     if lease is None:
         return False
-    with _stop_signals() as stopped, _output(run_id).open("ab") as output:
+    with _stop_signals() as stopped, _open_output(run_id) as output:
         child = _start(lease, output)
         try:
             ending = _watch(child, lease, lambda: stopped() or should_stop(), on_poll)
         finally:
             _kill(child)
-        _settle(lease, child.returncode, ending)
+        with contextlib.suppress(LeaseLost):  # somebody else settles it, or has done so
+            training.outlast(lease, lambda: _settle(lease, child.returncode, ending))
+    scratch.sweep()  # of a child that was killed
+    prune_logs()
     return True
 
 
@@ -80,12 +86,35 @@ def _output(run_id: int) -> Path:
     return logs / f"run-{run_id}.log"
 
 
-def _start(lease: Lease, output: object) -> subprocess.Popen[bytes]:
+def _open_output(run_id: int) -> BinaryIO:
+    """The child's output; locked until this process and the child have closed it."""
+    file = _output(run_id).open("ab")
+    fcntl.flock(file, fcntl.LOCK_SH)
+    return file
+
+
+def prune_logs() -> None:
+    """Remove all but the newest KEPT_LOGS outputs, and never one that is still being written."""
+    logs = _output(0).parent.glob("run-*.log")
+    for path in sorted(logs, key=_written_at, reverse=True)[KEPT_LOGS:]:
+        with contextlib.suppress(OSError), path.open("rb") as file:  # in use, or gone already
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+
+
+def _written_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # removed meanwhile
+        return 0.0
+
+
+def _start(lease: Lease, output: BinaryIO) -> subprocess.Popen[bytes]:
     arguments = [str(lease.run_id), "--token", str(lease.token), "--parent", str(os.getpid())]
     return subprocess.Popen(
         [sys.executable, str(settings.BASE_DIR / "manage.py"), "run_training", *arguments],
         stdin=subprocess.DEVNULL,
-        stdout=output,  # type: ignore[call-overload]
+        stdout=output,
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
@@ -98,7 +127,7 @@ def _watch(
     on_poll: Callable[[], None],
 ) -> str:
     """Wait for the child, ending it where that is called for; returns why, empty if it was not."""
-    started = renewed = time.monotonic()
+    started = time.monotonic()
     ending: _Ending | None = None
     while True:
         try:
@@ -112,9 +141,8 @@ def _watch(
             continue
         try:
             training.watch(lease)
-            if now - renewed > settings.LYRA_LEASE_S / RENEWALS_PER_LEASE:
+            if now - lease.written_at > settings.LYRA_LEASE_S / RENEWALS_PER_LEASE:
                 training.renew(lease)
-                renewed = now
             on_poll()
         except LeaseLost:
             return "lost"
@@ -122,7 +150,7 @@ def _watch(
             ending = _end(child, "cancel", CANCEL_GRACE_S)
         except (DatabaseError, InterfaceError):
             connection.close()  # opened again by the next query
-            if now - renewed > settings.LYRA_LEASE_S:
+            if now - lease.written_at > settings.LYRA_LEASE_S:
                 return "lost"
         if ending is None and should_stop():
             ending = _end(child, "stop", STOP_GRACE_S)
@@ -162,7 +190,7 @@ def _settle(lease: Lease, status: int, ending: str) -> None:
     elif status < 0:
         training.crashed(lease, _killed_by(-status))
     elif status == EXIT_LEASE_LOST:  # it is ours after all: the child could not look
-        training.crashed(lease, _OUT_OF_REACH)
+        training.crashed(lease, f"{_OUT_OF_REACH} {_last_words(lease.run_id)}")
     else:
         training.fail(lease, _unexpected(lease.run_id, status))
 
@@ -185,16 +213,20 @@ def _killed_by(number: int) -> str:
 
 
 def _unexpected(run_id: int, status: int) -> str:
-    path = _output(run_id)
-    lines = path.read_text(errors="replace")[-OUTPUT_TAIL:].strip().splitlines()
-    last = lines[-1] if lines else "it printed nothing"
     return (
-        f"The trainer stopped with an error nobody foresaw (exit status {status}): {last} "
-        f"Its whole output is in {path.name} among the server's logs."
+        f"The trainer stopped with an error nobody foresaw (exit status {status}). "
+        f"{_last_words(run_id)}"
     )
 
 
-@contextmanager
+def _last_words(run_id: int) -> str:
+    path = _output(run_id)
+    lines = path.read_text(errors="replace")[-OUTPUT_TAIL:].strip().splitlines()
+    last = f"The last it printed: {lines[-1]}" if lines else "It printed nothing."
+    return f"{last} (Its whole output is in {path.name} among the server's logs.)"
+
+
+@contextlib.contextmanager
 def _stop_signals() -> Iterator[Callable[[], bool]]:
     """While it lasts, SIGTERM and SIGINT do not end this process but are remembered."""
     received: list[int] = []

@@ -15,7 +15,9 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.hashers import make_password
 from django.contrib.auth.models import User
 from django.core.management.base import BaseCommand, CommandError, CommandParser, OutputWrapper
-from django.db import OperationalError
+from django.db import OperationalError, ProgrammingError
+
+from corrections import schema
 
 SYSTEM_USERNAME = "system"
 
@@ -124,7 +126,11 @@ class ActingCommand(BaseCommand):
             by = acting_user(as_user)
             self._check_permission(by)
             return self.act(by=by, **options)
-        except OperationalError as error:
+        except (OperationalError, ProgrammingError) as error:
+            if schema.is_behind():
+                raise Refused(schema.RUN_MIGRATE) from error
+            if isinstance(error, ProgrammingError):
+                raise
             raise Refused(f"The database cannot be used just now: {error}") from error
 
     def _check_permission(self, by: User) -> None:

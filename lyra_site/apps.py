@@ -1,5 +1,6 @@
 from django.apps import AppConfig, apps
 from django.contrib.admin.apps import AdminConfig
+from django.db.backends.signals import connection_created
 from django.db.models.signals import post_migrate
 
 
@@ -9,8 +10,10 @@ class LyraSiteConfig(AppConfig):
 
     def ready(self) -> None:
         import lyra_site.checks  # noqa: F401, PLC0415  registers the system checks
+        from lyra_site import home  # noqa: PLC0415  reads the settings
         from lyra_site.roles import make_roles  # noqa: PLC0415  needs the app registry
 
+        connection_created.connect(home.connected, dispatch_uid="lyra_site.home")
         post_migrate.connect(
             make_roles,
             sender=apps.get_app_config("adapters_app"),

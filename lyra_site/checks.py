@@ -5,8 +5,10 @@ refused while the settings load.
 """
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
@@ -104,6 +106,34 @@ def limits_are_positive(**_: Any) -> list[CheckMessage]:
         for name in LIMITS
         if getattr(settings, name) < 1
     ]
+
+
+@register()
+def cache_is_redis(**_: Any) -> list[CheckMessage]:
+    """Whether it can be reached is no matter of settings: it may be started after us."""
+    if not settings.LYRA_CACHE_URL or _is_redis(settings.LYRA_CACHE_URL):
+        return []
+    return [
+        Error(
+            "LYRA_CACHE_URL is not redis://host, rediss://host, or the like.",
+            hint="redis://[user:password@]host[:port][/number]; unset for one host.",
+            id="lyra_site.E007",
+        )
+    ]
+
+
+def _is_redis(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018  raises ValueError where it is none
+    except ValueError:
+        return False
+    return bool(
+        parts.scheme in {"redis", "rediss"}
+        and parts.hostname
+        and re.fullmatch(r"(/\d*)?", parts.path)
+        and not (parts.query or parts.fragment)
+    )
 
 
 @register()

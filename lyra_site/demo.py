@@ -2,18 +2,18 @@
 
 import io
 import json
-import os
 import secrets
-import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 
 from django.conf import settings
+from django.contrib.auth.hashers import check_password, make_password
 from django.contrib.auth.models import Group, User
 from django.core.management import call_command
 from django.db import transaction
 
+from adapters_app import scratch
 from corrections.models import Correction
+from lyra_site.archive import written_beside
 
 VERDICTS = Path(settings.BASE_DIR) / "corrections" / "demo" / "verdicts.jsonl"
 # Pages whose verdicts wait for the newcomer to accept them.
@@ -26,24 +26,30 @@ ACCOUNTS: dict[str, tuple[str, ...] | None] = {
 }
 
 
-def make_accounts() -> dict[str, str]:
-    """See that the demo's accounts exist; return {user name: password}.
+def make_accounts() -> dict[str, str | None]:
+    """Make those of the demo's accounts whose names are free; return {user name: password}.
 
-    Passwords are made once and kept, readable by their owner, in LYRA_HOME/demo_accounts.
+    An account that is there already is left alone, whoever made it, and its password is told only
+    where it is still the one made here; otherwise it is None. Passwords are made once and kept,
+    readable by their owner, in LYRA_HOME/demo_accounts.
     """
     path = settings.LYRA_HOME / "demo_accounts"
-    known = _read(path)
-    new = {name: secrets.token_urlsafe(9) for name in ACCOUNTS if name not in known}
+    passwords = _read(path)
+    taken = set(User.objects.filter(username__in=ACCOUNTS).values_list("username", flat=True))
+    new = {
+        name: secrets.token_urlsafe(9) for name in ACCOUNTS if name not in taken | set(passwords)
+    }
     if new:
-        _write(path, known | new)
-    with transaction.atomic():
-        for name, roles in ACCOUNTS.items():
-            _make_account(name, roles, new_password=new.get(name), password=(known | new)[name])
-    return known | new
+        passwords |= new
+        _write(path, passwords)  # first: an account whose password nobody knows helps nobody
+    for name, roles in ACCOUNTS.items():
+        if name not in taken:
+            _make_account(name, roles, password=passwords[name])
+    return {name: _if_it_opens(name, passwords.get(name)) for name in ACCOUNTS}
 
 
-def import_verdicts() -> int:
-    """Import the demo's verdicts as its curator, predicted by what serves; return how many.
+def import_verdicts(*, by: str) -> int:
+    """Import the demo's verdicts as the user named `by`, predicted by what serves; return how many.
 
     The last pages stay pending, for the newcomer to accept. Rows once imported are left alone,
     whatever became of them.
@@ -58,37 +64,42 @@ def import_verdicts() -> int:
     pages = list(dict.fromkeys(row["page_id"] for row in rows))
     waiting = set(pages[-PENDING_PAGES:])
     missing = [row for row in rows if row["id"] not in known]
-    _import([row for row in missing if row["page_id"] not in waiting], accept=True)
-    _import([row for row in missing if row["page_id"] in waiting], accept=False)
+    _import([row for row in missing if row["page_id"] not in waiting], by=by, accept=True)
+    _import([row for row in missing if row["page_id"] in waiting], by=by, accept=False)
     return len(missing)
 
 
-def _make_account(
-    name: str, roles: tuple[str, ...] | None, *, password: str, new_password: str | None
-) -> None:
-    user, created = User.objects.get_or_create(
-        username=name, defaults={"is_staff": True, "is_superuser": roles is None}
-    )
-    if created or new_password:
-        user.set_password(password)
-        user.save(update_fields=["password"])
-    if created and roles:
-        user.groups.set(Group.objects.filter(name__in=roles))
+def _make_account(name: str, roles: tuple[str, ...] | None, *, password: str) -> None:
+    """Make the account, unless somebody else has just done so."""
+    encoded = make_password(password)  # slow by design; the database is not locked meanwhile
+    with transaction.atomic():
+        user, created = User.objects.get_or_create(
+            username=name,
+            defaults={"is_staff": True, "is_superuser": roles is None, "password": encoded},
+        )
+        if created and roles:
+            user.groups.set(Group.objects.filter(name__in=roles))
 
 
-def _import(rows: list[dict[str, str]], *, accept: bool) -> None:
+def _if_it_opens(name: str, password: str | None) -> str | None:
+    """The password if it is the account's; looks only, where the user's own check may rehash."""
+    encoded = User.objects.values_list("password", flat=True).get(username=name)
+    return password if check_password(password, encoded) else None
+
+
+def _import(rows: list[dict[str, str]], *, by: str, accept: bool) -> None:
     if not rows:
         return
-    with tempfile.NamedTemporaryFile("w", suffix=".jsonl", dir=settings.LYRA_HOME) as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-        file.flush()
+    with scratch.directory() as directory:
+        file = directory / "verdicts.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         call_command(
             "import_corrections",
-            file.name,
+            str(file),
             accept=accept,
             predict_missing=True,
             sampling=Correction.Sampling.COMPLETE.value,
-            as_user="curator",
+            as_user=by,
             stdout=io.StringIO(),
         )
 
@@ -102,12 +113,9 @@ def _read(path: Path) -> dict[str, str]:
 
 def _write(path: Path, passwords: dict[str, str]) -> None:
     """Beside, then renamed: readable by its owner from the first byte."""
-    lines: Iterable[str] = (f"{name} {password}\n" for name, password in passwords.items())
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:  # mode 0600
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(file.name, path)
+    lines = (f"{name} {password}\n" for name, password in passwords.items())
+    with written_beside(path) as file:
+        file.write("".join(lines).encode())
 
 
 def spread(verdicts: Path, pages: int, target: Path) -> Path:

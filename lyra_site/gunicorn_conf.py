@@ -4,15 +4,19 @@ WEB_CONCURRENCY, which gunicorn reads itself, is the number of processes (defaul
 """
 
 import os
+from typing import Any
 
 from django.conf import settings
+
+from adapters_app import scratch
+from lyra_site import home
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "lyra_site.settings")
 
 bind = f"{settings.LYRA_HOST}:{settings.LYRA_PORT}"
 worker_class = "gthread"
-# Requests wait for one another in the model, not here: a forward pass holds no thread but its own.
-threads = 8
+# Predictions wait for one another in the model, where the queue is bounded (inference.batching).
+threads = settings.LYRA_THREADS
 # Each process loads the model by itself: torch's thread pools and CUDA do not survive a fork.
 preload_app = False
 timeout = 120
@@ -20,3 +24,13 @@ graceful_timeout = 20
 worker_tmp_dir = str(settings.LYRA_HOME)
 # Its default is one socket per login, which two homes would share.
 control_socket_disable = True
+
+
+def on_starting(server: Any) -> None:
+    """In the master, before it forks."""
+    home.use()
+    scratch.sweep()
+    if server.cfg.workers > 1:
+        # Or /metrics would tell what one process counted, whichever is asked: they count in files
+        # that are added up. prometheus_client looks for this variable when it is imported.
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(scratch.keep())

@@ -5,6 +5,7 @@
 """
 
 import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from django.contrib.auth.decorators import login_not_required
@@ -17,10 +18,11 @@ from prometheus_client import (
     CONTENT_TYPE_LATEST,
     REGISTRY,
     CollectorRegistry,
-    Gauge,
     generate_latest,
 )
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
@@ -30,6 +32,7 @@ from adapters_app.api import AnyAccept
 from adapters_app.models import TrainingRun
 from corrections.models import Correction
 from inference import engine
+from lyra_site import shared_cache
 from lyra_site.errors import DATABASE_AWAY
 
 DETAILS = "adapters_app.view_serving"
@@ -67,7 +70,7 @@ class MetricsView(APIView):
 
     @extend_schema(exclude=True)
     def get(self, request: Request) -> HttpResponse:
-        body = generate_latest(_process_registry()) + generate_latest(_database_gauges())
+        body = generate_latest(_process_registry()) + generate_latest(_DatabaseGauges())
         return HttpResponse(body, content_type=CONTENT_TYPE_LATEST)
 
 
@@ -103,7 +106,9 @@ def _queue() -> dict[str, Any]:
         clusters = {name: _cluster(name) for name in liveness.clusters()}
     except DATABASE_AWAY as error:
         return {"ok": False, "detail": str(error)}
-    return {"ok": all(cluster["ok"] for cluster in clusters.values()), "clusters": clusters}
+    found = {"ok": all(cluster["ok"] for cluster in clusters.values()), "clusters": clusters}
+    problem = shared_cache.problem()
+    return found | {"detail": problem} if problem else found
 
 
 def _cluster(name: str) -> dict[str, Any]:
@@ -115,7 +120,7 @@ def _cluster(name: str) -> dict[str, Any]:
 
 
 def _process_registry() -> CollectorRegistry:
-    """This process's counters; with PROMETHEUS_MULTIPROC_DIR, those of all gunicorn workers."""
+    """What was counted here; by several processes of one gunicorn, see gunicorn_conf, together."""
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return REGISTRY
     merged = CollectorRegistry()
@@ -123,31 +128,41 @@ def _process_registry() -> CollectorRegistry:
     return merged
 
 
-def _database_gauges() -> CollectorRegistry:
-    """What the database knows, read at every scrape, so that all replicas say the same."""
-    gauges = CollectorRegistry()
-    serving = registry.serving()
-    name = serving.version.name if serving.version else engine.BASE
-    Gauge("lyra_serving_revision", "Serving revision", registry=gauges).set(serving.revision)
-    Gauge("lyra_serving", "What serves", ["adapter"], registry=gauges).labels(name).set(1)
-    _by_status(gauges, "lyra_training_runs", "Training runs by status", TrainingRun)
-    _by_status(gauges, "lyra_corrections", "Corrections by status", Correction)
-    age = Gauge(
-        "lyra_queue_heartbeat_age_seconds",
-        "Seconds since a worker of the cluster last showed itself",
-        ["cluster"],
-        registry=gauges,
-    )
-    for cluster in liveness.clusters():
-        if seen := liveness.last_sign(cluster):
-            age.labels(cluster).set((timezone.now() - seen).total_seconds())
-    return gauges
+class _DatabaseGauges(Collector):
+    """What the database knows, read at every scrape, so that all replicas say the same.
+
+    Families, not Gauges: those would be added up over processes, as this process's own figures are.
+    """
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        serving = registry.serving()
+        name = serving.version.name if serving.version else engine.BASE
+        yield GaugeMetricFamily("lyra_serving_revision", "Serving revision", serving.revision)
+        yield _labelled("lyra_serving", "What serves", "adapter", {name: 1})
+        yield _by_status("lyra_training_runs", "Training runs by status", TrainingRun)
+        yield _by_status("lyra_corrections", "Corrections by status", Correction)
+        yield _labelled(
+            "lyra_queue_heartbeat_age_seconds",
+            "Seconds since a worker of the cluster last showed itself",
+            "cluster",
+            {
+                cluster: (timezone.now() - seen).total_seconds()
+                for cluster in liveness.clusters()
+                if (seen := liveness.last_sign(cluster))
+            },
+        )
 
 
 def _by_status(
-    gauges: CollectorRegistry, name: str, text: str, model: type[TrainingRun] | type[Correction]
-) -> None:
-    gauge = Gauge(name, text, ["status"], registry=gauges)
+    name: str, text: str, model: type[TrainingRun] | type[Correction]
+) -> GaugeMetricFamily:
     counts = dict(model.objects.order_by().values_list("status").annotate(Count("pk")))
-    for status in model.Status.values:
-        gauge.labels(status).set(counts.get(status, 0))
+    values = {status: counts.get(status, 0) for status in model.Status.values}
+    return _labelled(name, text, "status", values)
+
+
+def _labelled(name: str, text: str, label: str, values: Mapping[str, float]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, text, labels=[label])
+    for value_of_label, value in values.items():
+        family.add_metric([value_of_label], value)
+    return family

@@ -5,10 +5,13 @@ refused right here, those that cannot be right by the system checks in `adapters
 `lyra_site.checks`: the server does not start on either.
 """
 
+import contextlib
 import logging
 import os
 import secrets
 import sys
+import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -65,19 +68,32 @@ def _secret_key() -> str:
         return given
     path = LYRA_HOME / "secret_key"
     try:
-        with open(path, "x", opener=_private) as file:
-            file.write(secrets.token_urlsafe(64))
-    except FileExistsError:
-        pass
-    except OSError as error:
+        if not path.exists():
+            _write_first(path, secrets.token_urlsafe(64))
+        key = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
         raise ImproperlyConfigured(
-            f"LYRA_HOME={LYRA_HOME} cannot be written to: {error.strerror}"
+            f"The secret key of LYRA_HOME={LYRA_HOME} can be neither read nor made: {error}"
         ) from error
-    return path.read_text().strip()
+    if not key:
+        raise ImproperlyConfigured(
+            f"{path} is empty. Put the key back from a backup; or delete the file: then a new one "
+            "is made, and everybody has to sign in again."
+        )
+    return key
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+def _write_first(path: Path, text: str) -> None:
+    """Write `path`, whole and on disk, unless another process was first; then its text stays."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".secret_key-") as beside:  # 0600
+        beside.write(text)
+        beside.flush()
+        os.fsync(beside.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(beside.name, path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    os.fsync(directory)
+    os.close(directory)
 
 
 SECRET_KEY = _secret_key()
@@ -195,9 +211,14 @@ else:
 # Where artifacts and snapshots go. Several hosts: s3://bucket/prefix (needs django-storages[s3]).
 LYRA_ARTIFACTS = env.str("LYRA_ARTIFACTS", default=str(LYRA_HOME / "artifacts"))
 if LYRA_ARTIFACTS.startswith("s3://"):
+    if find_spec("storages") is None or find_spec("boto3") is None:
+        raise ImproperlyConfigured(
+            f"LYRA_ARTIFACTS={LYRA_ARTIFACTS} needs django-storages: "
+            "pip install 'django-storages[s3]'"
+        )
     _bucket, _, _prefix = LYRA_ARTIFACTS.removeprefix("s3://").partition("/")
     _artifacts = {
-        "BACKEND": "storages.backends.s3.S3Storage",
+        "BACKEND": "adapters_app.s3.S3ArtifactStorage",
         "OPTIONS": {"bucket_name": _bucket, "location": _prefix, "file_overwrite": False},
     }
 else:
@@ -214,13 +235,19 @@ STORAGES = {
 LYRA_ARTIFACT_CACHE = LYRA_HOME / "artifact-cache"
 
 # --- Queue: rings a doorbell, see DJANGO_Q2 in the design -----------------------------------------
-# A file cache: a database cache would lock SQLite twice a second with queue statistics.
-CACHES = {
-    "default": {
+# Where workers leave signs of life for /readyz and the dashboard. Unset: files in LYRA_HOME, which
+# only this host sees (a database cache would lock SQLite twice a second). Several hosts:
+# redis://[user:password@]host[:port][/number], rediss:// with TLS; a number for each system, and
+# access for nobody else: what is read from it is unpickled.
+LYRA_CACHE_URL = env.str("LYRA_CACHE_URL", default="")
+if LYRA_CACHE_URL:
+    _cache = {"BACKEND": "lyra_site.shared_cache.SharedCache", "LOCATION": LYRA_CACHE_URL}
+else:
+    _cache = {
         "BACKEND": "django.core.cache.backends.filebased.FileBasedCache",
         "LOCATION": str(LYRA_HOME / "cache"),
     }
-}
+CACHES = {"default": _cache}
 # Longest a training run may take, in seconds.
 LYRA_TRAINING_TIMEOUT_S = env.int("LYRA_TRAINING_TIMEOUT_S", default=6 * 3600)
 # A worker that stops renewing its lease for this long has lost its run.
@@ -271,6 +298,12 @@ LYRA_TORCH_THREADS = env.int("LYRA_TORCH_THREADS", default=0)
 
 # --- Serving --------------------------------------------------------------------------------------
 LYRA_MAX_PAIRS = env.int("LYRA_MAX_PAIRS", default=256)  # pairs per request
+# Threads of each web process: requests it works on at once.
+LYRA_THREADS = env.int("LYRA_THREADS", default=8)
+# Pairs that may wait for the model in one process (or texts for its sentence encoder); what comes
+# on top is answered 503 with Retry-After, which leaves threads for everything else. Two full passes
+# unless said otherwise; at LYRA_THREADS - 1 of them nothing would ever be refused (lyra.E020).
+LYRA_MAX_WAITING_PAIRS = env.int("LYRA_MAX_WAITING_PAIRS", default=2 * LYRA_MAX_PAIRS)
 LYRA_MAX_CHARS = env.int("LYRA_MAX_CHARS", default=10_000)  # characters per text
 LYRA_MAX_BODY_BYTES = env.int("LYRA_MAX_BODY_BYTES", default=8 * 1024 * 1024)
 DATA_UPLOAD_MAX_MEMORY_SIZE = LYRA_MAX_BODY_BYTES
@@ -281,6 +314,15 @@ LYRA_RESIDENT_ADAPTERS = env.int("LYRA_RESIDENT_ADAPTERS", default=4)
 # on this host that adds no such header cannot be detected: all its clients look like this host.
 # Leave this off behind one.
 LYRA_COMPAT_OPEN = env.bool("LYRA_COMPAT_OPEN", default=False)
+
+# --- Audit: live answers drawn at random for people to judge, see corrections.audits --------------
+# Share of live answers that is drawn, 0 to 1: what live accuracy is estimated from. Off by default,
+# since it stores what callers send. Draw no more than curators answer.
+LYRA_AUDIT_SHARE = env.float("LYRA_AUDIT_SHARE", default=0.0)
+# Days after which the texts of a drawn answer that nobody judged are removed.
+LYRA_AUDIT_DAYS = env.int("LYRA_AUDIT_DAYS", default=30)
+# Most that wait at a time; while the queue is full what is drawn is counted and not kept.
+LYRA_AUDIT_WAITING = env.int("LYRA_AUDIT_WAITING", default=1000)
 
 # --- Training policy ------------------------------------------------------------------------------
 LYRA_TRIGGER_MIN_CORRECTED = env.int("LYRA_TRIGGER_MIN_CORRECTED", default=100)

@@ -5,12 +5,17 @@ import os
 from django.core.management import call_command
 from django.core.wsgi import get_wsgi_application
 
+from lyra_site import home
+
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "lyra_site.settings")
 application = get_wsgi_application()
 call_command("check")
+home.use()
 
-from inference import engine, tallies  # noqa: E402  models exist once the application does
+from inference import engine, presence, tallies  # noqa: E402  models exist once the application does
 
-# Here and not in AppConfig.ready(): only a process that serves loads the model and keeps tallies.
+# Here and not in AppConfig.ready(): only a process that serves loads the model and says so, and
+# keeps tallies.
 engine.warm_in_background()
+presence.start_reporting()
 tallies.start_flushing()

@@ -13,6 +13,7 @@ PACKAGES = {
     ("initdb",): "postgresql",
     ("pg_dump",): "postgresql-client",
     ("psql",): "postgresql-client",
+    ("redis-server",): "redis-server",
     ("chromium", "chromium-browser", "google-chrome"): "chromium",
 }
 

@@ -1,6 +1,7 @@
 """backup and restore: the real commands on real homes, and tars that no backup made."""
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -134,7 +135,13 @@ def test_a_damaged_home_can_be_restored(backup: Path, filled: Path, manage: Mana
     assert (filled / "artifacts" / ARTIFACT).read_bytes() == b"tensors"
 
 
-def test_a_database_in_use_is_not_replaced(backup: Path, filled: Path, manage: Manage) -> None:
+def test_a_database_in_use_is_not_replaced_nor_anything_else(
+    backup: Path, filled: Path, manage: Manage
+) -> None:
+    """Used by something that knows nothing of this home, and its lock."""
+    (filled / "secret_key").write_text("another key, as good as that in the backup " * 2)
+    (filled / "artifacts" / ARTIFACT).write_bytes(b"rotten!")
+    before = _files(filled)
     with contextlib.closing(sqlite3.connect(filled / "lyra.sqlite3")) as reader:
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM auth_user").fetchone()
@@ -143,13 +150,15 @@ def test_a_database_in_use_is_not_replaced(backup: Path, filled: Path, manage: M
     assert refused.returncode == 1
     assert "uses" in refused.stderr
     assert "after" in _users(filled)
+    assert _files(filled) == before
+    assert manage("adapters").returncode == 0
 
 
 @pytest.mark.parametrize(
     ("tamper", "reason"),
     [
         (lambda name, data: (name, data[:-1] + b"x"), "damaged"),
-        (lambda name, data: (f"../../{name}", data), "exactly"),
+        (lambda name, data: (f"../../{name}", data), "no backup has"),
         (lambda name, data: (name, None), "exactly"),
     ],
     ids=["changed", "renamed", "left out"],
@@ -168,6 +177,98 @@ def test_a_backup_tampered_with_changes_nothing(
     assert reason in refused.stderr
     assert not (other / "artifacts").exists()
     assert _tables(other) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("INSERT INTO django_migrations (app, name, applied) VALUES ('corrections', '0999_x', 0)",
+         "corrections.0999_x"),
+        ("DROP TABLE django_migrations", "none of this system"),
+        ("DELETE FROM django_migrations", "none of this system"),
+        (None, "damaged"),
+    ],
+    ids=["newer", "another's", "never migrated", "damaged"],
+)  # fmt: skip
+def test_a_database_that_cannot_be_ours_is_refused_before_anything_is_replaced(
+    backup: Path, filled: Path, manage: Manage, tmp_path: Path, change: str | None, reason: str
+) -> None:
+    """Its digest is right; what is in it is not."""
+    forged = _with_database(backup, tmp_path, change)
+    (filled / "secret_key").write_text("another key, as good as that in the backup " * 2)
+    (filled / "artifacts" / ARTIFACT).unlink()
+    before = _files(filled)
+    refused = manage("restore", str(forged), "--force")
+    assert refused.returncode == 1
+    assert reason in refused.stderr
+    assert "restore again" in refused.stderr or "Choose another backup" in refused.stderr
+    assert _files(filled) == before
+    assert manage("adapters").returncode == 0
+
+
+def test_a_full_disk_is_noticed_before_anything_is_written(
+    backup: Path, filled: Path, tmp_path: Path
+) -> None:
+    before = _files(filled)
+    refused = _restore(filled, backup, "shutil.disk_usage = lambda _: usage(100, 99, 1)")
+    assert refused.returncode == 1
+    assert "Free some space" in refused.stderr
+    assert _files(filled) == before
+
+
+@pytest.mark.parametrize("step", ["_load", "_replace_artifacts", "_replace_secret_key"])
+def test_a_restore_cut_off_is_told_to_everybody_until_it_is_run_again(
+    backup: Path, filled: Path, manage: Manage, step: str
+) -> None:
+    _add_user(filled, "after")
+    (filled / "secret_key").write_text("another key, as good as that in the backup " * 2)
+    (filled / "artifacts" / ARTIFACT).write_bytes(b"rotten!")
+    killed = _restore(filled, backup, f"restore.{step} = lambda *_: os.kill(os.getpid(), 9)")
+    assert killed.returncode == -9
+    refused = manage("adapters")
+    assert refused.returncode == 1
+    (told,) = refused.stderr.splitlines()
+    assert "cut off halfway" in told
+
+    again = told.partition("manage.py ")[2].split()
+    done = manage(*again)
+    assert done.returncode == 0, done.stderr
+    assert _users(filled) == ["before", "system"]
+    assert (filled / "artifacts" / ARTIFACT).read_bytes() == b"tensors"
+    assert "another key" not in (filled / "secret_key").read_text()
+    assert manage("adapters").returncode == 0
+    assert [path.name for path in filled.iterdir() if path.name.startswith(".")] == []
+
+
+def test_an_error_after_the_database_says_to_run_it_again(
+    backup: Path, filled: Path, manage: Manage
+) -> None:
+    fail = "def fail(*_): raise PermissionError('no')\nrestore._replace_secret_key = fail"
+    cut_off = _restore(filled, backup, fail)
+    assert cut_off.returncode == 1
+    assert f"manage.py restore --force {backup}" in cut_off.stderr
+    assert manage("adapters").returncode == 1
+
+
+def test_sums_of_an_artifact_are_stored_after_its_files(
+    backup: Path, filled: Path, manage: Manage, tmp_path: Path
+) -> None:
+    """With them an artifact counts as there: cut off before the tensors, it must not."""
+    FileSystemStorage(filled / "artifacts").save(
+        f"artifacts/{DIGEST}/SHA256SUMS", ContentFile(b"sums")
+    )
+    path = tmp_path / "with-sums.tar"
+    assert manage("backup", str(path)).returncode == 0
+    other = tmp_path / "other"
+    kill = (
+        "def save(archive, name):\n"
+        "    if name.endswith('.safetensors'): os.kill(os.getpid(), 9)\n"
+        "    stored(archive, name)\n"
+        "stored, restore._save = restore._save, save"
+    )
+    assert _restore(other, path, kill).returncode == -9
+    assert not (other / "artifacts" / "artifacts" / DIGEST / "SHA256SUMS").exists()
+    assert manage("restore", str(path), LYRA_HOME=str(other)).returncode == 0
 
 
 def test_a_path_out_of_the_home_is_refused_though_the_manifest_lists_it(
@@ -202,6 +303,24 @@ def test_what_is_no_backup_is_refused(manage: Manage, tmp_path: Path, content: b
     refused = manage("restore", str(path))
     assert refused.returncode == 1
     assert "Traceback" not in refused.stderr
+
+
+def test_postgresql_takes_back_what_older_code_made(
+    postgresql_url: str, postgresql_server: object, manage: Manage, tmp_path: Path
+) -> None:
+    """Tables and functions of migrations the backup does not know are gone: migrate makes them."""
+    path = tmp_path / "older.tar"
+    at = {"DATABASE_URL": postgresql_url}
+    assert manage("migrate", "adapters_app", "0002", **at).returncode == 0
+    saved = manage("backup", str(path), **at)
+    assert saved.returncode == 0, saved.stderr
+    assert manage("migrate", **at).returncode == 0
+    forced = manage("restore", str(path), "--force", **at)
+    assert forced.returncode == 0, forced.stderr
+    assert "Only processes of this LYRA_HOME" in forced.stderr
+    migrated = manage("migrate", **at)
+    assert migrated.returncode == 0, migrated.stderr
+    assert manage("adapters", **at).returncode == 0
 
 
 def test_postgresql_round_trip(
@@ -261,3 +380,55 @@ def _rewritten(
                 changed.size = len(data)
                 target.addfile(changed, io.BytesIO(data))
     return forged
+
+
+def _files(home: Path) -> dict[Path, bytes]:
+    """Everything in `home` but what a process at work makes: logs, locks, its cache."""
+    passing = (".lock", "-wal", "-shm", ".sqlite3")
+    return {
+        path: path.read_bytes()
+        for path in home.rglob("*")
+        if path.is_file() and not path.name.endswith(passing) and "cache" not in path.parts
+    }
+
+
+def _restore(home: Path, backup: Path, prepare: str) -> subprocess.CompletedProcess[str]:
+    """`manage.py restore --force BACKUP` in a process that runs the statements `prepare` first."""
+    program = (
+        "import os, shutil, sys, django; django.setup()\n"
+        "from shutil import _ntuple_diskusage as usage\n"
+        "from django.core.management import execute_from_command_line\n"
+        "from lyra_site import restore\n"
+        f"{prepare}\n"
+        "execute_from_command_line(sys.argv)\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", program, "restore", "--force", str(backup)],
+        cwd=ROOT,
+        env=os.environ | {"LYRA_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def _with_database(backup: Path, directory: Path, statement: str | None) -> Path:
+    """A copy of `backup` whose database was changed, and whose manifest says so; None = garbage."""
+    database = directory / "changed.sqlite3"
+    with tarfile.open(backup) as tar:
+        database.write_bytes(tar.extractfile("database.sqlite3").read())
+        manifest = json.load(tar.extractfile("manifest.json"))
+    if statement is None:
+        content = database.read_bytes()
+        database.write_bytes(content[: len(content) // 2] + bytes(len(content) // 2))
+    else:
+        with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+            connection.execute(statement)
+            connection.execute("PRAGMA journal_mode=DELETE")
+    content = database.read_bytes()
+    manifest["members"]["database.sqlite3"] = {
+        "size": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    changed = {"database.sqlite3": content, "manifest.json": json.dumps(manifest).encode()}
+    return _rewritten(backup, directory, lambda name, data: (name, changed.get(name, data)))

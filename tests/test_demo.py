@@ -1,15 +1,21 @@
 """The demo on a tiny random base and verdicts such a base can learn: every step is the real one."""
 
+import io
 import json
 import random
 import subprocess
 from pathlib import Path
 
 import pytest
+from django.contrib.auth.models import User
+from django.core.management import call_command
 
+from corrections.models import CorrectionEvent
 from lyra_site import demo
 from tests.conftest import Manage
 from tests.tiny import WORDS, tiny_base
+
+pytest_plugins = ("tests.serving",)
 
 # The label can be read off the hypothesis: nothing to understand, everything to learn.
 SIGNS = {"supports": "effective", "refutes": "risk", "neutral": "water"}
@@ -76,6 +82,38 @@ def test_demo_accounts_have_their_roles_and_passwords(client) -> None:
     releaser = client.login(username="releaser", password=passwords["releaser"]) and _user(client)
     assert releaser.has_perms(["adapters_app.request_training", "adapters_app.promote_adapter"])
     assert not releaser.has_perm("corrections.review_correction")
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("kept", [True, False], ids=["kept from before", "nothing kept"])
+def test_no_password_is_set_or_told_for_an_account_that_was_there(
+    settings, tmp_path: Path, kept: bool
+) -> None:
+    settings.LYRA_HOME = tmp_path
+    if kept:
+        demo.make_accounts()
+        User.objects.get(username="admin").delete()
+    User.objects.create_user("admin", password="the operator's own")
+    before = User.objects.filter(username="admin").values().get()
+    passwords = demo.make_accounts()
+    assert passwords["admin"] is None
+    assert passwords["curator"]
+    assert User.objects.filter(username="admin").values().get() == before
+
+
+@pytest.mark.django_db
+def test_setting_up_among_peoples_own_accounts_says_so_and_acts_for_none(
+    settings, on_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.LYRA_HOME = on_tiny
+    monkeypatch.setattr(demo, "VERDICTS", _verdicts(tmp_path / "few.jsonl", pages=8))
+    User.objects.create_user("curator", password="somebody's own")
+    out = io.StringIO()
+    call_command("setup_demo", stdout=out)
+    lines = {line.split()[0]: line for line in out.getvalue().splitlines() if line.startswith("  ")}
+    assert "left as it is" in lines["curator"]
+    assert "left as it is" not in lines["admin"]
+    assert not CorrectionEvent.objects.filter(by__username="curator").exists()
 
 
 def test_the_demos_verdicts_are_what_the_design_asks_for() -> None:

@@ -1,9 +1,23 @@
 """/livez, /readyz, /metrics, and what a lost database looks like."""
 
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from itertools import islice
+from pathlib import Path
 from unittest import mock
 
+import psutil
 import pytest
+from django.conf import settings as current
 from django.core.cache import cache
 from django.db import OperationalError, connection
 from django.utils import timezone
@@ -87,6 +101,14 @@ def test_a_stale_queue_degrades(as_user, warm, workers):
     assert response.json()["checks"]["queue"]["clusters"]["lyra"]["ok"] is False
 
 
+def test_a_shared_cache_that_is_away_is_why_nobody_is_seen(as_user, warm, settings):
+    nowhere = {"BACKEND": "lyra_site.shared_cache.SharedCache", "LOCATION": "redis://127.0.0.1:1"}
+    settings.CACHES = {"default": nowhere}
+    response = as_user("rita").get("/readyz")
+    assert (response.status_code, response.json()["status"]) == (200, "degraded")
+    assert "LYRA_CACHE_URL cannot be reached" in response.json()["checks"]["queue"]["detail"]
+
+
 def test_a_worker_that_trains_shows_itself_by_its_run(as_user, cast, make_version, warm, workers):
     long_ago = timezone.now() - timedelta(hours=1)
     cache.set("probe:training", long_ago, timeout=None)
@@ -129,6 +151,71 @@ def test_metrics_need_a_permission_and_tell_what_was_answered(as_user, client, w
     assert "lyra_serving_revision 0.0" in text
     assert 'lyra_training_runs{status="queued"} 0.0' in text
     assert 'lyra_queue_heartbeat_age_seconds{cluster="lyra"}' in text
+
+
+def test_figures_of_several_processes_are_added_up(home: Path, manage, tiny: str) -> None:
+    """Whichever process is asked tells what all of them counted, and the database's truth once."""
+    token = _administrator(manage)
+    with _two_processes(home, tiny) as (master, port):
+        first, second = master.children()
+        for answering, other in ((first, second), (second, first)):
+            other.suspend()  # so that no other process can answer
+            _get(port, "/nli", body={"pairs": [{"premise": "a", "nli_hypothesis": "b"}]})
+            other.resume()
+            assert answering.is_running()
+        for other in (first, second):
+            other.suspend()
+            text = _get(port, "/metrics", token=token)
+            other.resume()
+            counted = re.findall(r"^lyra_predictions_total{.*} (\S+)$", text, re.MULTILINE)
+            assert sum(map(float, counted)) == 2
+            assert len(re.findall(r"^lyra_serving_revision", text, re.MULTILINE)) == 1
+            assert "pid=" not in text
+
+
+def _administrator(manage) -> str:
+    """A token of an administrator, in a home made for it."""
+    assert manage("migrate", "--verbosity=0").returncode == 0
+    make = ("createsuperuser", "--noinput", "--username=ada", "--email=ada@example.org")
+    assert manage(*make, DJANGO_SUPERUSER_PASSWORD="correct horse").returncode == 0
+    issued = manage("tokens", "issue", "ada", "--json")
+    return json.loads(issued.stdout.splitlines()[-1])["token"]
+
+
+@contextmanager
+def _two_processes(home: Path, base: str) -> Iterator[tuple[psutil.Process, int]]:
+    """gunicorn as we configure it, both of its processes with the model loaded."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    master = psutil.Popen(
+        [sys.executable, "-m", "gunicorn", "--config=lyra_site/gunicorn_conf.py", "lyra_site.wsgi"],
+        cwd=current.BASE_DIR,
+        env=os.environ
+        | {"LYRA_HOME": str(home), "PORT": str(port), "WEB_CONCURRENCY": "2"}
+        | {"LYRA_BASE_MODEL": base, "LYRA_COMPAT_OPEN": "1", "LYRA_TORCH_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        loaded = (line for line in master.stderr if "is loaded" in line)
+        assert len(list(islice(loaded, 2))) == 2, "it ended before both had loaded the model"
+        yield master, port
+    finally:
+        os.killpg(master.pid, signal.SIGKILL)
+        master.communicate()
+
+
+def _get(port: int, path: str, *, token: str = "", body: dict | None = None) -> str:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}{path}",
+        data=json.dumps(body).encode() if body else None,
+        headers={"Content-Type": "application/json"}
+        | ({"Authorization": f"Token {token}"} if token else {}),
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+        return answer.read().decode()
 
 
 def test_a_lost_database_is_503_with_retry_after_everywhere(client, cast, warm, no_database):

@@ -142,6 +142,19 @@ def test_a_second_server_in_the_same_home_is_refused(server: Server, base: str) 
     assert str(server.supervisor()) in second.stderr
 
 
+def test_nothing_is_restored_beside_a_running_server(server: Server, base: str) -> None:
+    refused = subprocess.run(
+        [sys.executable, "manage.py", "restore", "--force", "backup.tar"],
+        cwd=ROOT,
+        env=_environment(server.home, _free_port(), base),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode == 1
+    assert str(server.supervisor()) in refused.stderr
+
+
 def test_a_port_in_use_is_refused(server: Server, base: str, tmp_path: Path) -> None:
     port = int(server.url.rpartition(":")[2])
     second = subprocess.run(

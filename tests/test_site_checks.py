@@ -9,6 +9,9 @@ import pytest
 from django.conf import settings as current
 from django.core.checks import run_checks
 
+from lyra_site.settings import _write_first
+from tests.conftest import Manage
+
 
 def found() -> set[str]:
     return {message.id for message in run_checks()}
@@ -24,11 +27,21 @@ def found() -> set[str]:
         ("ALLOWED_HOSTS", ["*"], "lyra_site.W001"),
         ("LYRA_MAX_PAIRS", 0, "lyra_site.E005"),
         ("LYRA_PORT", 70_000, "lyra_site.E006"),
+        ("LYRA_CACHE_URL", "memcached://host", "lyra_site.E007"),
+        ("LYRA_CACHE_URL", "redis://", "lyra_site.E007"),
+        ("LYRA_CACHE_URL", "redis://host:port", "lyra_site.E007"),
+        ("LYRA_CACHE_URL", "redis://host/name", "lyra_site.E007"),
     ],
 )
 def test_a_bad_setting_is_refused(settings, name: str, value: object, check_id: str) -> None:
     setattr(settings, name, value)
     assert check_id in found()
+
+
+@pytest.mark.parametrize("url", ["", "redis://host", "rediss://u:p@[::1]:6379/2"])
+def test_a_cache_that_may_be_is_accepted(settings, url: str) -> None:
+    settings.LYRA_CACHE_URL = url
+    assert "lyra_site.E007" not in found()
 
 
 @pytest.mark.parametrize(
@@ -37,6 +50,7 @@ def test_a_bad_setting_is_refused(settings, name: str, value: object, check_id: 
         ("LYRA_SECRET_KEY", "short", "lyra_site.E001"),
         ("LYRA_MAX_PAIRS", "0", "lyra_site.E005"),
         ("LYRA_MAX_PAIRS", "many", "LYRA_MAX_PAIRS"),
+        ("LYRA_CACHE_URL", "localhost:6379", "lyra_site.E007"),
     ],
 )
 def test_gunicorn_does_not_start_with_it(tmp_path: Path, name: str, value: str, said: str) -> None:
@@ -51,3 +65,55 @@ def test_gunicorn_does_not_start_with_it(tmp_path: Path, name: str, value: str, 
     )
     assert done.returncode != 0
     assert said in done.stderr
+
+
+def test_processes_that_start_at_once_share_one_secret_key(home: Path) -> None:
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", "from lyra_site import settings; print(settings.SECRET_KEY)"],
+            cwd=current.BASE_DIR,
+            env=os.environ | {"LYRA_HOME": str(home)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(6)
+    ]
+    keys = {process.communicate()[0].strip() for process in started}
+    assert keys == {(home / "secret_key").read_text()}
+    assert len(keys.pop()) > 50
+    assert (home / "secret_key").stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in home.iterdir()] == ["secret_key"]
+
+
+def test_the_first_secret_key_stays(tmp_path: Path) -> None:
+    """Whoever comes second had found none a moment ago."""
+    path = tmp_path / "secret_key"
+    for text in ("first", "second"):
+        _write_first(path, text)
+    assert path.read_text() == "first"
+
+
+def test_a_secret_key_is_never_there_before_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process killed before its key is on disk leaves none behind."""
+
+    def crash(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", crash)
+    with pytest.raises(KeyboardInterrupt):
+        _write_first(tmp_path / "secret_key", "text")
+    assert not (tmp_path / "secret_key").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", "schlüssel".encode()])
+def test_a_secret_key_that_is_none_is_refused_in_one_line(
+    home: Path, manage: Manage, content: bytes
+) -> None:
+    (home / "secret_key").write_bytes(content)
+    refused = manage("check")
+    assert refused.returncode == 1
+    assert "secret" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    assert (home / "secret_key").read_bytes() == content

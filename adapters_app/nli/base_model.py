@@ -22,9 +22,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import logging as transformers_logging
 
 from adapters_app.nli.data import PairEncoder
 from corrections.labels import LABELS, Label
+
+# Models are loaded in servers, whose error output is a log file. Warnings are shown as ever.
+transformers_logging.disable_progress_bar()
 
 BUNDLED = "minilm-nli"
 BUNDLED_DIR = Path(__file__).parent / "bases" / BUNDLED

@@ -7,8 +7,14 @@ import signal
 import sys
 from typing import Any
 
+from django.db import connection
 from django_q import cluster
 from django_q.management.commands import qcluster
+
+from adapters_app import scratch
+from corrections import schema
+from corrections.acting import Refused
+from lyra_site import home
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -28,6 +34,11 @@ class WholeSentinel(cluster.Sentinel):
 
 class Command(qcluster.Command):
     def handle(self, *args: Any, **options: Any) -> None:
+        home.use()  # before it forks: as long as any process of the cluster lives, it is in use
+        if schema.is_behind():
+            raise Refused(schema.RUN_MIGRATE)
+        connection.close()  # no process may share it with its fork
+        scratch.sweep()  # of a cluster that was killed with what it did
         cluster.Sentinel = WholeSentinel
         if sys.platform == "linux":
             os.register_at_fork(after_in_child=_end_with_parent)

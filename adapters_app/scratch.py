@@ -1,0 +1,76 @@
+"""Directories for files on their way elsewhere, in LYRA_HOME/tmp; what the dead left is swept away.
+
+A directory belongs to whoever holds a lock on it (flock's), which ends with its process however
+that ends: process ids say nothing across containers that share a home.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from django.conf import settings
+
+
+@contextlib.contextmanager
+def directory() -> Iterator[Path]:
+    """An empty directory on the disk of LYRA_HOME, readable by its owner only, gone afterwards."""
+    with _place() as place:
+        made = Path(tempfile.mkdtemp(dir=place))
+        owner = _lock(made)
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+        os.close(owner)
+
+
+def keep() -> Path:
+    """An empty directory for as long as this process and its forks live; then it is swept away."""
+    with _place() as place:
+        made = Path(tempfile.mkdtemp(dir=place))
+        _lock(made)  # open until the process ends
+    return made
+
+
+def sweep() -> int:
+    """Remove directories whose owners are dead; return how many."""
+    with _place() as place:
+        left = [path for path in place.iterdir() if path.is_dir() and not _is_owned(path)]
+        for path in left:
+            shutil.rmtree(path, ignore_errors=True)
+    return len(left)
+
+
+@contextlib.contextmanager
+def _place() -> Iterator[Path]:
+    """LYRA_HOME/tmp, locked: nobody sweeps between the making of a directory and its lock."""
+    place = Path(settings.LYRA_HOME) / "tmp"
+    place.mkdir(parents=True, exist_ok=True)
+    descriptor = _lock(place)
+    try:
+        yield place
+    finally:
+        os.close(descriptor)
+
+
+def _lock(path: Path, flags: int = fcntl.LOCK_EX) -> int:
+    """An open descriptor of the directory that holds its lock; BlockingIOError only by LOCK_NB."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, flags)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _is_owned(path: Path) -> bool:
+    try:
+        os.close(_lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB))
+    except BlockingIOError:
+        return True
+    return False

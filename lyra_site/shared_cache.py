@@ -1,0 +1,60 @@
+"""Signs of life that cross hosts: Django's Redis cache, where a Redis that is away is an empty one.
+
+Nothing else is kept in the cache. Without it nobody is seen, which /readyz and the dashboard tell;
+but answers, trainings and promotions go on.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from django.core.cache import caches
+from django.core.cache.backends.redis import RedisCache
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+TIMEOUT_S = 1.0  # a page looks several times; a training looks every second
+
+logger = logging.getLogger(__name__)
+
+
+class SharedCache(RedisCache):
+    """Reads nothing and writes nothing while Redis is away, and says so in the log, once."""
+
+    away = ""  # why it could not be reached the last time
+
+    def __init__(self, server: str, params: dict[str, Any]) -> None:
+        patience = {
+            "socket_timeout": TIMEOUT_S,
+            "socket_connect_timeout": TIMEOUT_S,
+            "retry": Retry(NoBackoff(), 1),  # the connection may be one from before a restart
+        }
+        super().__init__(server, params | {"OPTIONS": patience | params.get("OPTIONS", {})})
+
+    def get(self, key: Any, default: Any = None, version: int | None = None) -> Any:
+        with self._forgiving():
+            return super().get(key, default, version)
+        return default
+
+    def set(self, *args: Any, **kwargs: Any) -> None:
+        with self._forgiving():
+            super().set(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _forgiving(self) -> Iterator[None]:
+        try:
+            yield
+        except RedisError as error:
+            if not self.away:
+                logger.warning("The Redis of LYRA_CACHE_URL cannot be reached: %s", error)
+            self.away = str(error)
+        else:
+            self.away = ""
+
+
+def problem() -> str:
+    """Why signs of life cannot be seen just now; empty where they can."""
+    away = getattr(caches["default"], "away", "")
+    return f"The Redis of LYRA_CACHE_URL cannot be reached: {away}" if away else ""
