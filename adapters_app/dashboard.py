@@ -11,15 +11,16 @@ from django.db.models import Count, Sum
 from django.urls import reverse
 from django.utils import timezone
 
-from adapters_app import evidence, liveness, registry, triggers
+from adapters_app import evidence, live, liveness, registry, triggers
 from adapters_app.models import (
     PredictionTally,
     Promotion,
+    Serving,
     ShadowEvaluation,
     TrainingRun,
 )
 from adapters_app.progress import progress
-from corrections.models import Correction
+from corrections.models import AuditSample, Correction
 
 RATE_DAYS = 30
 
@@ -59,9 +60,12 @@ def context(user: User) -> dict[str, Any]:
             "last_change": Promotion.objects.select_related("by").first(),
             "conditions": triggers.conditions(),
             "rate": correction_rate(),
+            **live_figures(serving),
         }
     if user.has_perm("corrections.view_correction"):
         found |= {"pending": Correction.objects.pending().count(), "queue": queue_counts()}
+    if user.has_perm("corrections.review_correction"):
+        found["audits"] = AuditSample.objects.waiting().count()
     if user.has_perm("adapters_app.view_trainingrun"):
         run = TrainingRun.objects.active().order_by("-status", "pk").first()
         found |= {
@@ -73,6 +77,15 @@ def context(user: User) -> dict[str, Any]:
     if sees_releases:
         found |= last_verdict()
     return found | {"next_step": next_step(user, found)}
+
+
+def live_figures(serving: Serving) -> dict[str, Any]:
+    """What drawn answers say of what serves, and of every version they were drawn of."""
+    found = live.figures()
+    return {
+        "live": live.of_serving(serving, found),
+        "live_versions": [each for each in found if each.responses.drawn or each.accuracy],
+    }
 
 
 def last_verdict() -> dict[str, Any]:
@@ -145,6 +158,13 @@ def _steps(user: User, found: dict[str, Any]) -> Iterator[NextStep]:
             "Accepted ones are learnt from.",
             "Review them",
             reverse("admin:corrections_correction_changelist") + "?status__exact=pending",
+        )
+    if found.get("audits"):
+        yield NextStep(
+            f"{_count(found['audits'], 'drawn answer waits', 'drawn answers wait')} to be judged. "
+            "They say how often the model is right.",
+            "Judge them",
+            reverse("admin:corrections_auditsample_changelist"),
         )
 
 

@@ -1,6 +1,7 @@
 """What the queue calls. Arguments are ids, results small strings; the truth is in TrainingRun."""
 
 import os
+import socket
 from typing import Any
 
 from django.apps import apps as registered_apps
@@ -12,6 +13,7 @@ from django_q.status import Stat
 
 from adapters_app import supervise, training, triggers
 from adapters_app.models import Serving, TrainingRun
+from corrections import audits
 from corrections.acting import system_user
 
 # name → (function, minutes between two calls)
@@ -29,12 +31,14 @@ def run(run_id: int) -> str:
 
 
 def reconcile() -> str:
-    """Every minute: settle expired leases, ring for forgotten runs, probe the queues."""
+    """Every minute: settle expired leases, ring for forgotten runs, probe the queues, and remove
+    the texts of drawn answers that nobody judged in time."""
     settled = training.requeue_expired()
     rung = training.ring_forgotten()
     for cluster in (Conf.PREFIX, settings.TRAINING_CLUSTER):
         training.probe(cluster)
-    return f"settled {settled}, rung {rung}"
+    expired = audits.expire()
+    return f"settled {settled}, rung {rung}, audits expired {expired}"
 
 
 def heartbeat_probe(cluster: str) -> None:
@@ -81,5 +85,8 @@ def _cluster_stops() -> bool:
     django-q2 tells its workers only after their task; its own statistics tell us in time.
     """
     return any(
-        stat.status == Conf.STOPPING and os.getpid() in stat.workers for stat in Stat.get_all()
+        stat.status == Conf.STOPPING
+        and os.getpid() in stat.workers
+        and stat.host == socket.gethostname()  # in a cache of several hosts ids are not unique
+        for stat in Stat.get_all()
     )

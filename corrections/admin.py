@@ -1,9 +1,10 @@
-"""The curator's pages: the queue, one verdict with its history, and the groups.
+"""The curator's pages: the queue, one verdict with its history, drawn answers, and the groups.
 
-Every change goes through `intake`; rows are never deleted, a wrong one is rejected.
+Every change goes through `intake` or `audits`; rows are never deleted, a wrong one is rejected.
 """
 
 import re
+from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 
@@ -11,20 +12,27 @@ from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.views.main import ERROR_FLAG
 from django.contrib.auth.models import User
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import PermissionDenied, ValidationError
 from django.db.models import Count, Model, QuerySet
 from django.forms import Form, ModelForm
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
 from django.shortcuts import get_object_or_404
+from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.views.decorators.http import require_POST
 
-from corrections import intake
-from corrections.forms import NEW_FIELDS, EditCorrectionForm, NewCorrectionForm, ReviewForm
+from corrections import audits, intake
+from corrections.forms import (
+    NEW_FIELDS,
+    AuditForm,
+    EditCorrectionForm,
+    NewCorrectionForm,
+    ReviewForm,
+)
 from corrections.labels import LABELS
-from corrections.models import Correction, CorrectionEvent, SourceGroup
+from corrections.models import AuditSample, Correction, CorrectionEvent, SourceGroup
 
 Status = Correction.Status
 SHOWN_CHARACTERS = 600  # of each text in the list
@@ -282,6 +290,131 @@ class CorrectionAdmin(admin.ModelAdmin):
         obj.refresh_from_db()
 
 
+class AuditStateFilter(admin.SimpleListFilter):
+    """Those that wait unless another state is asked for; expired ones have no texts to show."""
+
+    title = "state"
+    parameter_name = "state"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        expired = AuditSample.State.EXPIRED
+        return [(value, label) for value, label in AuditSample.State.choices if value != expired]
+
+    def value(self) -> str:
+        return super().value() or AuditSample.State.WAITING
+
+    def choices(self, changelist: Any) -> Iterator[Any]:
+        _everything, *states = super().choices(changelist)
+        yield from states
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset.filter(state=self.value())
+
+
+@admin.register(AuditSample)
+class AuditSampleAdmin(admin.ModelAdmin):
+    """Live answers drawn at random, oldest first, and the page that one is judged on.
+
+    What the model said is hidden until the sample is answered: who sees it first tends to agree
+    (anchoring), and the live accuracy would look better than it is.
+    """
+
+    list_display = ("pair", "drawn", "outcome")
+    list_display_links = None
+    list_filter = (AuditStateFilter, ("drawn_at", admin.DateFieldListFilter), "predicted_version")
+    list_per_page = 50
+    list_select_related = ("decided_by", "correction")
+    search_fields = ("premise", "hypothesis", "page_id")
+    ordering = ("drawn_at", "id")
+    actions = None
+
+    class Media:
+        css = {"all": ["corrections/review.css"]}
+
+    # --- Who may what: the texts are callers', so who may judge them may read them ---
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return request.user.has_perm("corrections.review_correction")
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    # --- The list ---
+
+    @admin.display(description="premise and hypothesis")
+    def pair(self, sample: AuditSample) -> SafeString:
+        return format_html(
+            '<div class="pair"><div>{}</div><div><a href="{}">{}</a></div></div>',
+            _cut(sample.premise) or "(removed)",
+            _audit_url(sample.pk),
+            _cut(sample.hypothesis) or "(removed)",
+        )
+
+    @admin.display(description="drawn", ordering="drawn_at")
+    def drawn(self, sample: AuditSample) -> SafeString:
+        return format_html(
+            '{}<br><span class="quiet">{}</span>',
+            f"{sample.drawn_at:%Y-%m-%d %H:%M}",
+            sample.page_id,
+        )
+
+    @admin.display(description="model → person")
+    def outcome(self, sample: AuditSample) -> SafeString:
+        if sample.correction is None:
+            why = format_html('<div class="why">{}</div>', sample.skip_reason)
+            return format_html("{}{}", sample.get_state_display(), why)
+        return format_html(
+            '<span class="label {0}">{0}</span><br>→ <span class="label {1}">{1}</span>',
+            sample.predicted_label,
+            sample.correction.correct_label,
+        )
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        if not _readable(request):
+            return HttpResponseRedirect(f"{request.path}?{ERROR_FLAG}=1")
+        context = {"title": "Drawn answers", "states": _states()}
+        return super().changelist_view(request, context | (extra_context or {}))
+
+    # --- One sample ---
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        """Judge one sample, then go on to the next."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        if not NUMBER.fullmatch(object_id):
+            raise Http404
+        samples = AuditSample.objects.select_related("decided_by", "correction")
+        sample = get_object_or_404(samples, pk=int(object_id))
+        form = AuditForm(request.POST or None)
+        if request.method == "POST" and form.is_valid() and _judge(request, sample, form):
+            return HttpResponseRedirect(_next_audit_url())
+        context = {
+            **self.admin_site.each_context(request),
+            "title": f"Drawn answer {sample.pk}",
+            "trail": [("Audit samples", reverse("admin:corrections_auditsample_changelist"))],
+            "opts": self.opts,
+            "sample": sample,
+            "form": form,
+            "labels": [(label.value, label.value[0]) for label in LABELS],
+            "waiting": AuditSample.objects.waiting().count(),
+        }
+        return TemplateResponse(request, "admin/corrections/auditsample/judge.html", context)
+
+
 @admin.register(SourceGroup)
 class SourceGroupAdmin(admin.ModelAdmin):
     """What belongs together, and its permanent fold. To look at only."""
@@ -306,6 +439,56 @@ class SourceGroupAdmin(admin.ModelAdmin):
 
     def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         return False
+
+
+def _judge(request: HttpRequest, sample: AuditSample, form: AuditForm) -> bool:
+    """Record what the form says; whether that was possible. Messages and the form say why not."""
+    decision, reason = form.cleaned_data["decision"], form.cleaned_data["reason"]
+    try:
+        if decision == AuditForm.CANNOT_TELL:
+            audits.skip(sample.pk, by=_user(request), reason=reason)
+            messages.success(request, f"Sample {sample.pk} is skipped; it counts as not answered.")
+        else:
+            judged = audits.answer(
+                sample.pk, by=_user(request), correct_label=decision, reason=reason
+            )
+            messages.success(request, _revealed(judged))
+    except audits.AlreadyDecided as error:
+        messages.error(request, str(error))
+    except ValidationError as error:
+        form.add_error(None, " ".join(error.messages))
+        return False
+    return True
+
+
+def _revealed(sample: AuditSample) -> str:
+    """What the model had said, now that a person has judged."""
+    said = f"Sample {sample.pk}: the model had said {sample.predicted_label} as well."
+    if sample.correction and sample.correction.correct_label != sample.predicted_label:
+        said = (
+            f"Sample {sample.pk}: the model had said {sample.predicted_label} "
+            f"({sample.confidence:.2f}); it is corrected to {sample.correction.correct_label}."
+        )
+    if sample.correction and sample.correction.quarantine:
+        said += f" It counts for live accuracy, not for training. {sample.correction.quarantine}"
+    return said
+
+
+def _states() -> list[tuple[str, str, int]]:
+    """(state, its name, samples) of the audit queue."""
+    found = dict(AuditSample.objects.order_by().values_list("state").annotate(rows=Count("pk")))
+    return [(value, label, found.get(value, 0)) for value, label in AuditSample.State.choices]
+
+
+def _audit_url(pk: int) -> str:
+    return reverse("admin:corrections_auditsample_change", args=[pk])
+
+
+def _next_audit_url() -> str:
+    following = AuditSample.objects.waiting().first()
+    if following is None:
+        return reverse("admin:corrections_auditsample_changelist")
+    return _audit_url(following.pk)
 
 
 def _user(request: HttpRequest) -> User:

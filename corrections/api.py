@@ -1,6 +1,7 @@
-"""REST: send a verdict, list and read verdicts, review them.
+"""REST: send a verdict, list and read verdicts, review them; the audit queue.
 
-Thin: each change is one function of `intake`; a refused review is 409 with the reason in `detail`.
+Thin: each change is one function of `intake` or `audits`; what they refuse is 409 with the reason
+in `detail`.
 """
 
 from typing import Any
@@ -17,10 +18,14 @@ from rest_framework.routers import SimpleRouter
 from rest_framework.serializers import BaseSerializer
 from rest_framework.viewsets import GenericViewSet
 
-from corrections import intake
+from corrections import audits, intake
 from corrections.intake import Seen
-from corrections.models import Correction, CorrectionEvent
+from corrections.models import AuditSample, Correction, CorrectionEvent
 from corrections.serializers import (
+    AuditAnswerSerializer,
+    AuditFilterSerializer,
+    AuditSampleSerializer,
+    AuditSkipSerializer,
     CorrectionFilterSerializer,
     CorrectionSerializer,
     CorrectionWithHistorySerializer,
@@ -108,8 +113,68 @@ class CorrectionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Generi
         return Response(self.get_serializer(self.get_object()).data)
 
 
+@extend_schema_view(
+    list=extend_schema(
+        parameters=[AuditFilterSerializer],
+        summary="Live answers drawn for audit, oldest first; by default those that wait.",
+    ),
+    retrieve=extend_schema(summary="One drawn answer."),
+)
+class AuditSampleViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericViewSet[Any]):
+    """The texts are callers': only who may judge them may read them."""
+
+    queryset = AuditSample.objects.select_related("decided_by")
+    serializer_class = AuditSampleSerializer
+    lookup_value_regex = "[0-9]{1,18}"
+    required_permission = {
+        "GET": "corrections.review_correction",
+        "POST": "corrections.review_correction",
+    }
+
+    def filter_queryset(self, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        if self.action != "list":
+            return queryset
+        filters = AuditFilterSerializer(data=self.request.query_params)
+        filters.is_valid(raise_exception=True)
+        return queryset.filter(state=filters.validated_data["state"])
+
+    @extend_schema(
+        summary="Say which label is right; it becomes an accepted correction.",
+        description="409 where somebody has answered already. The prediction is in the answer.",
+        request=AuditAnswerSerializer,
+        responses=AuditSampleSerializer,
+    )
+    @action(detail=True, methods=["post"])
+    def answer(self, request: Request, pk: str) -> Response:
+        sent = AuditAnswerSerializer(data=request.data)
+        sent.is_valid(raise_exception=True)
+        sample = self.get_object()
+        try:
+            sample = audits.answer(sample.pk, by=_user(request), **sent.validated_data)
+        except audits.AlreadyDecided as error:
+            raise Conflict(str(error)) from error
+        return Response(self.get_serializer(sample).data)
+
+    @extend_schema(
+        summary="Say that it cannot be told, and why; it counts as not answered.",
+        request=AuditSkipSerializer,
+        responses=AuditSampleSerializer,
+    )
+    @action(detail=True, methods=["post"])
+    def skip(self, request: Request, pk: str) -> Response:
+        sent = AuditSkipSerializer(data=request.data)
+        sent.is_valid(raise_exception=True)
+        sample = self.get_object()
+        try:
+            sample = audits.skip(sample.pk, by=_user(request), **sent.validated_data)
+        except audits.AlreadyDecided as error:
+            raise Conflict(str(error)) from error
+        return Response(self.get_serializer(sample).data)
+
+
 router = SimpleRouter(trailing_slash=False)
 router.register("corrections", CorrectionViewSet, basename="correction")
+router.register("audit-samples", AuditSampleViewSet, basename="audit-sample")
 
 
 def _narrowed(rows: QuerySet[Any], asked: dict[str, Any]) -> QuerySet[Any]:

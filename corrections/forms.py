@@ -1,4 +1,4 @@
-"""The forms of the correction pages: a new verdict, an edit of one, a review of one."""
+"""The forms of the correction pages: a new verdict, an edit or review of one, an audit answer."""
 
 from collections.abc import Callable
 from typing import Any
@@ -85,6 +85,30 @@ class ReviewForm(forms.Form):
 
     def seen(self) -> Seen:
         return Seen(self.cleaned_data["revision"], self.cleaned_data["seen_status"] or None)
+
+
+class AuditForm(forms.Form):
+    """What a person says of a drawn answer: a label, or that it cannot be told, and why."""
+
+    CANNOT_TELL = "skip"
+
+    decision = forms.ChoiceField(
+        choices=[*Correction.LABEL_CHOICES, (CANNOT_TELL, "cannot tell")], widget=forms.HiddenInput
+    )
+    reason = forms.CharField(
+        required=False,
+        max_length=MAX_NOTE,
+        # More than one line, so that Enter chooses no button.
+        widget=forms.Textarea(attrs={"rows": 2}),
+        label="Why",
+        help_text="With a verdict if you like; needed where it cannot be told.",
+    )
+
+    def clean(self) -> dict[str, Any]:
+        cleaned = super().clean() or {}
+        if cleaned.get("decision") == self.CANNOT_TELL and not cleaned.get("reason"):
+            self.add_error("reason", "Say why it cannot be told.")
+        return cleaned
 
 
 def _add_problems(

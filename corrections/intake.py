@@ -29,6 +29,7 @@ Action = CorrectionEvent.Action
 Pairs = list[tuple[str, str]]
 Predict = Callable[[Pairs], Sequence[Prediction]]
 Progress = Callable[[str, int, int], None]  # stage, done, total (0 = unknown)
+Then = Callable[[Correction], None]
 
 # What a curator may change in place. The pair itself is what the model was asked: a wrong one is
 # rejected, not rewritten.
@@ -73,12 +74,16 @@ def record_correction(
     external_id: str | None = None,
     annotator: str = "",
     corrected_at: datetime | None = None,
+    accept: bool = False,
+    then: Then | None = None,
 ) -> tuple[Correction, bool]:
     """Record a verdict; (correction, whether it is new).
 
     A known `external_id` with the content it had last time changes nothing, edits made here since
     included; with new content it is a revision, which goes back to pending and keeps the optional
-    fields that are None. Raises ValidationError with a message per field.
+    fields that are None. `accept` accepts it in `by`'s name, unless it is quarantined. `then` hears
+    of the row in the same transaction, and undoes everything by raising. Raises ValidationError
+    with a message per field.
     """
     fields = {
         "premise": premise,
@@ -100,7 +105,7 @@ def record_correction(
     draft = check(fields)
     if draft.prediction is None:
         raise ValidationError(_missing_prediction(fields))
-    [plan] = _write([draft], by=by, accept=False, restore=False)
+    [plan] = _write([draft], by=by, accept=accept, restore=False, then=then)
     return plan.row, plan.stored is None
 
 
@@ -353,8 +358,9 @@ def _write(
     accept: bool,
     restore: bool,
     progress: Progress | None = None,
+    then: Then | None = None,
 ) -> list[_Plan]:
-    """Record drafts with distinct external ids, in one transaction."""
+    """Record drafts with distinct external ids, in one transaction; `then` is told of each row."""
     drafts = _on_their_pages(drafts)
     survey = _survey(drafts, progress or _no_progress)
     while True:
@@ -367,6 +373,9 @@ def _write(
                 for number, placement in survey.place(locked, moving).items():
                     plans[number].placement = placement
                 _write_rows(plans, locked, by=by, accept=accept, restore=restore)
+                if then is not None:
+                    for plan in plans:
+                        then(plan.row)
             return plans
         except (folds.SurveyOutdatedError, _RowsChangedError):
             # Somebody else got in between and is done: at every retry one writer has finished.

@@ -1,6 +1,7 @@
 """What people said: verdicts on predictions, the page each came from, and who changed what.
 
-Writes with an actor live in `intake`; permanent folds and near-duplicates in `folds`.
+Writes with an actor live in `intake`; permanent folds and near-duplicates in `folds`; the queue of
+live answers drawn for audit in `audits`.
 """
 
 from django.conf import settings
@@ -261,3 +262,117 @@ class CorrectionEvent(models.Model):
 
     def __str__(self) -> str:
         return f"{self.action} {self.at:%Y-%m-%d %H:%M} by {self.by}"
+
+
+class AuditSampleQuerySet(models.QuerySet["AuditSample"]):
+    def waiting(self) -> "AuditSampleQuerySet":
+        return self.filter(state=AuditSample.State.WAITING)
+
+    def answerable(self) -> "AuditSampleQuerySet":
+        """What nobody has answered and somebody still could: a skip leaves it to the next one."""
+        unanswered = [AuditSample.State.WAITING, AuditSample.State.SKIPPED]
+        return self.filter(state__in=unanswered).exclude(premise="")
+
+
+class AuditSample(models.Model):
+    """A live answer drawn at random, waiting for a person's verdict; see `audits`.
+
+    Its texts are a caller's: they leave it when it is too old (LYRA_AUDIT_DAYS) and unanswered.
+    That it was drawn stays on record, since who did not answer belongs to the figures.
+    """
+
+    class State(models.TextChoices):
+        WAITING = "waiting", "waiting"
+        ANSWERED = "answered", "answered"
+        SKIPPED = "skipped", "skipped: cannot tell"
+        EXPIRED = "expired", "expired unanswered"
+
+    premise = models.TextField(blank=True)
+    hypothesis = models.TextField(blank=True)
+    page_id = models.CharField(max_length=250, blank=True, help_text="As the request named it.")
+    predicted_label = models.CharField(
+        max_length=8, choices=Correction.LABEL_CHOICES, help_text="What the caller was told."
+    )
+    raw_confidence = models.FloatField(help_text="Top softmax before calibration.")
+    confidence = models.FloatField(help_text="Calibrated probability of the predicted label.")
+    predicted_version = models.PositiveIntegerField(
+        null=True, blank=True, help_text="Number of the version that answered; empty = the base."
+    )
+    predicted_digest = models.CharField(max_length=64)
+    probability = models.FloatField(help_text="Chance with which it was drawn.")
+    drawn_at = models.DateTimeField()
+    state = models.CharField(max_length=8, choices=State.choices, default=State.WAITING)
+    decided_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.PROTECT, related_name="+"
+    )
+    decided_at = models.DateTimeField(null=True, blank=True)
+    skip_reason = models.TextField(blank=True)
+    correction = models.OneToOneField(
+        Correction, null=True, blank=True, on_delete=models.PROTECT, related_name="audit_sample"
+    )
+
+    objects = AuditSampleQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["drawn_at", "id"]
+        default_permissions = ()  # corrections.review_correction opens the queue
+        indexes = [
+            # The queue oldest first, how many wait, and what has become too old.
+            models.Index(fields=["state", "drawn_at", "id"], name="audit_queue")
+        ]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(probability__gt=0, probability__lte=1),
+                name="audit_probability_recorded",
+            ),
+            models.CheckConstraint(
+                condition=Q(predicted_label__in=list(Label)), name="audit_label_known"
+            ),
+            models.CheckConstraint(
+                condition=Q(state="answered", correction__isnull=False)
+                | (~Q(state="answered") & Q(correction__isnull=True)),
+                name="audit_answer_is_a_correction",
+            ),
+            models.CheckConstraint(
+                condition=~Q(state="skipped") | ~Q(skip_reason=""), name="audit_skip_has_a_reason"
+            ),
+            models.CheckConstraint(
+                condition=~Q(state__in=["waiting", "answered"])
+                | (~Q(premise="") & ~Q(hypothesis="")),
+                name="audit_texts_until_settled",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"audit sample {self.pk} ({self.state})"
+
+    @property
+    def is_answerable(self) -> bool:
+        return self.state in {self.State.WAITING, self.State.SKIPPED} and bool(self.premise)
+
+
+class AuditLoss(models.Model):
+    """Draws of a day and version that found no room in the queue: counted, their texts dropped."""
+
+    day = models.DateField()
+    predicted_version = models.PositiveIntegerField(null=True)
+    predicted_digest = models.CharField(max_length=64)
+    count = models.PositiveBigIntegerField(default=0)
+
+    class Meta:
+        default_permissions = ()
+        constraints = [
+            models.UniqueConstraint(
+                fields=["day", "predicted_version", "predicted_digest"],
+                condition=Q(predicted_version__isnull=False),
+                name="audit_loss_unique",
+            ),
+            models.UniqueConstraint(
+                fields=["day", "predicted_digest"],
+                condition=Q(predicted_version__isnull=True),
+                name="audit_loss_base_unique",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.day}: {self.count}"

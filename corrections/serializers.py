@@ -2,11 +2,12 @@
 
 from typing import Any
 
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from corrections.drafts import MAX_NOTE
 from corrections.labels import LABELS
-from corrections.models import Correction, CorrectionEvent
+from corrections.models import AuditSample, Correction, CorrectionEvent
 
 
 class NumberField(serializers.FloatField):
@@ -120,3 +121,57 @@ class CorrectionFilterSerializer(serializers.Serializer[Any]):
         default=None,
         help_text="true: pairs that people judged differently.",
     )
+
+
+class AuditPredictionSerializer(serializers.ModelSerializer[AuditSample]):
+    label = serializers.CharField(source="predicted_label")  # type: ignore[assignment]  # hides Field.label
+    version = serializers.IntegerField(source="predicted_version", allow_null=True)
+    digest = serializers.CharField(source="predicted_digest")
+
+    class Meta:
+        model = AuditSample
+        fields = ("label", "raw_confidence", "confidence", "version", "digest")
+
+
+class AuditSampleSerializer(serializers.ModelSerializer[AuditSample]):
+    """A drawn answer. What the model said is told once it is answered: it would sway people."""
+
+    prediction = serializers.SerializerMethodField(help_text="null until it is answered.")
+    decided_by = serializers.CharField(source="decided_by.username", default=None, read_only=True)
+
+    class Meta:
+        model = AuditSample
+        fields = (
+            "id",
+            "premise",
+            "hypothesis",
+            "page_id",
+            "drawn_at",
+            "probability",
+            "state",
+            "decided_by",
+            "decided_at",
+            "skip_reason",
+            "prediction",
+            "correction",
+        )
+
+    @extend_schema_field(AuditPredictionSerializer(allow_null=True))
+    def get_prediction(self, sample: AuditSample) -> dict[str, Any] | None:
+        answered = sample.state == AuditSample.State.ANSWERED
+        return dict(AuditPredictionSerializer(sample).data) if answered else None
+
+
+class AuditFilterSerializer(serializers.Serializer[Any]):
+    state = serializers.ChoiceField(
+        choices=AuditSample.State.choices, default=AuditSample.State.WAITING
+    )
+
+
+class AuditAnswerSerializer(serializers.Serializer[Any]):
+    correct_label = serializers.ChoiceField(choices=[label.value for label in LABELS])
+    reason = Text(default="")
+
+
+class AuditSkipSerializer(serializers.Serializer[Any]):
+    reason = Text(help_text="Why it cannot be told.")

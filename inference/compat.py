@@ -30,7 +30,7 @@ from rest_framework.views import APIView
 from adapters_app import registry
 from adapters_app.api import AnyAccept, signed_in
 from adapters_app.models import AdapterVersion, Promotion
-from inference import engine, tallies
+from inference import engine, sampling, tallies
 from inference.batching import ForwardFailed, Overloaded
 from inference.views import overloaded
 
@@ -151,6 +151,7 @@ class CompatNliView(CompatView):
         except LASTING_FAULTS as error:
             return Response({"ok": False, "results": [], "error": str(error)})
         tallies.count(answer)
+        sampling.draw(answer, pairs, raw=True)
         results = [
             {
                 "pair_id": pair_id,

@@ -6,6 +6,7 @@ from typing import Any
 from django.conf import settings
 from rest_framework import serializers
 
+from corrections.drafts import SHORT_TEXTS
 from corrections.labels import LABELS
 from inference.engine import ACTIVE, Answer
 
@@ -29,6 +30,12 @@ class TextField(serializers.CharField):
 class PairSerializer(serializers.Serializer[Any]):
     premise = TextField()
     hypothesis = TextField()
+    page_id = serializers.CharField(
+        required=False,
+        allow_blank=True,
+        max_length=SHORT_TEXTS["page_id"],
+        help_text="The page or document of the premise: answers of one page are judged as alike.",
+    )
 
 
 class PairsField(serializers.ListSerializer[Any]):

@@ -1,7 +1,8 @@
 """Live tallies: predictions per hour, version and label, kept in memory and flushed now and then.
 
 They are the denominator of the correction rate; a write per request would cost more than the
-prediction. What a crash loses is at most one interval's counts.
+prediction. What a crash loses is at most one interval's counts. The same thread flushes the answers
+that `sampling` drew.
 """
 
 import atexit
@@ -18,7 +19,7 @@ from django.db.models import F
 from django.utils import timezone
 
 from adapters_app.models import PredictionTally
-from inference import monitoring
+from inference import monitoring, sampling
 from inference.engine import Answer
 
 logger = logging.getLogger(__name__)
@@ -85,11 +86,16 @@ def start_flushing() -> None:
 
 def _flush_for_ever() -> None:
     while not _stop.wait(FLUSH_SECONDS):
-        flush()
+        _flush_all()
         connection.close()  # this thread's own; idle connections are not kept
 
 
 def _finish() -> None:
     _stop.set()
-    flush()
+    _flush_all()
     connection.close()
+
+
+def _flush_all() -> None:
+    flush()
+    sampling.flush()

@@ -8,7 +8,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from inference import engine, monitoring, tallies
+from inference import engine, monitoring, sampling, tallies
 from inference.batching import ForwardFailed, Overloaded
 from inference.serializers import NliAnswerSerializer, NliRequestSerializer, answer_json
 
@@ -36,8 +36,12 @@ class NliView(APIView):
     def post(self, request: Request) -> Response:
         asked = NliRequestSerializer(data=request.data)
         asked.is_valid(raise_exception=True)
-        pairs = [(pair["premise"], pair["hypothesis"]) for pair in asked.validated_data["pairs"]]
-        return Response(answer_json(predict(asked.validated_data["adapter"], pairs)))
+        adapter, rows = asked.validated_data["adapter"], asked.validated_data["pairs"]
+        pairs = [(row["premise"], row["hypothesis"]) for row in rows]
+        answer = predict(adapter, pairs)
+        if adapter == engine.ACTIVE:
+            sampling.draw(answer, pairs, page_ids=[row.get("page_id", "") for row in rows])
+        return Response(answer_json(answer))
 
 
 def predict(adapter: str, pairs: list[tuple[str, str]]) -> engine.Answer:

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.stats import binom, norm
 from sklearn.metrics import f1_score
 
+from adapters_app.nli.hajek import effective_groups, group_sums, ratio_error
 from corrections.labels import LABELS
 
 BINS = 10
@@ -189,16 +190,14 @@ def paired_difference(
     error has a floor of two discordant rows, so that agreement on few rows is not certainty.
     """
     share = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=float)
-    _, index = np.unique(groups, return_inverse=True)
-    total = np.bincount(index, weights=share * values)
-    size = np.bincount(index, weights=share)
+    total, size = group_sums(values, share, groups)
     count = len(size)
     estimate = float(total.sum() / size.sum())
     if count < 2:
         return Difference(estimate, float("inf"), -float("inf"), float("inf"), 1.0, 1.0)
     effective_rows = share.sum() ** 2 / (share**2).sum()
     floor = np.sqrt(2) / effective_rows
-    error = max(_ratio_error(total, size, estimate), floor)
+    error = max(ratio_error(total, size, estimate), floor)
     draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=DRAWS)
     sizes = draws @ size
     means = (draws @ total) / sizes
@@ -282,20 +281,6 @@ def needed_pairs(domain: Comparison) -> int:
     if domain.effective_groups < MIN_EFFECTIVE_GROUPS:
         wanted.append(domain.rows * MIN_EFFECTIVE_GROUPS / max(domain.effective_groups, 1.0))
     return max(1, int(np.ceil(max(wanted) - domain.rows)))
-
-
-def effective_groups(groups: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """Kish's effective number of groups: (Σw)² / Σ(w of a group)²."""
-    share = np.ones(len(groups)) if weights is None else np.asarray(weights, dtype=float)
-    _, index = np.unique(groups, return_inverse=True)
-    size = np.bincount(index, weights=share)
-    return float(size.sum() ** 2 / (size**2).sum())
-
-
-def _ratio_error(total: np.ndarray, size: np.ndarray, ratio: float) -> float:
-    count = len(size)
-    residual = total - ratio * size
-    return float(np.sqrt(count / (count - 1) * (residual**2).sum()) / size.sum())
 
 
 def _mean(values: np.ndarray, weights: np.ndarray | None) -> float:

@@ -1,0 +1,111 @@
+"""How often live answers are right: accuracy and correction rate of each version, from audits.
+
+Only answers drawn for audit carry these figures: each stands for 1/p live answers (Hájek), with an
+interval over pages; `corrections.audits` says why that is unbiased and what it assumes. What people
+chose to report has no known probability and is never in them. Complete labelled sets have one, 1,
+but are no live answers: their accuracy stands beside the figure, not in it. Rejected verdicts count
+nowhere; quarantine keeps a verdict out of training, not out of what was answered.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from django.db.models import Count, F, Q, Sum
+
+from adapters_app import training
+from adapters_app.models import Serving
+from adapters_app.nli.hajek import Share, share_of_groups
+from corrections import audits
+from corrections.audits import PredictedBy, Responses
+from corrections.models import AuditSample, Correction
+
+Sampling = Correction.Sampling
+
+
+@dataclass(frozen=True)
+class LiveFigures:
+    """One version's figures; without an audited answer its accuracy cannot be told and is None."""
+
+    version: int | None  # None = the base
+    digest: str
+    accuracy: Share | None = None
+    labelled_sets: Share | None = None  # on complete sets that it predicted
+    responses: Responses = field(default_factory=Responses)
+
+    @property
+    def name(self) -> str:
+        """What pages call it."""
+        return "the base" if self.version is None else f"v{self.version}"
+
+    @property
+    def correction_rate(self) -> Share | None:
+        """Share of its live answers that are wrong."""
+        return self.accuracy.complement if self.accuracy else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As REST tells it; null = cannot be told."""
+        rate = self.correction_rate
+        return asdict(self) | {
+            "adapter": "base" if self.version is None else self.name,
+            "correction_rate": asdict(rate) if rate else None,
+            "responses": asdict(self.responses) | {"rate": self.responses.rate},
+        }
+
+
+def figures() -> list[LiveFigures]:
+    """Figures of every version, and base, that anything is known of; newest version first."""
+    audited, labelled = _shares(Sampling.AUDIT), _shares(Sampling.COMPLETE)
+    responses = audits.responses()
+    known = audited.keys() | labelled.keys() | responses.keys()
+    return [
+        LiveFigures(
+            version=who.version,
+            digest=who.digest,
+            accuracy=audited.get(who),
+            labelled_sets=labelled.get(who),
+            responses=responses.get(who, Responses()),
+        )
+        for who in sorted(known, key=lambda who: (-(who.version or 0), who.digest))
+    ]
+
+
+def of_serving(serving: Serving, found: Iterable[LiveFigures]) -> LiveFigures:
+    """Those of `found` that speak of what serves; empty ones where none does."""
+    version = serving.version
+    if version is None:
+        who = PredictedBy(None, _base_digest())
+    else:
+        who = PredictedBy(version.number, version.artifact_digest)
+    known = {PredictedBy(each.version, each.digest): each for each in found}
+    return known.get(who) or LiveFigures(who.version, who.digest)
+
+
+def _shares(sampling: str) -> dict[PredictedBy, Share]:
+    """Share of right answers by who gave them, over verdicts of one kind of sampling."""
+    weight = 1 / F("sampling_probability")
+    right = Q(verdict=Correction.Verdict.CONFIRMED)
+    judged = Correction.objects.filter(sampling=sampling).exclude(status=Correction.Status.REJECTED)
+    groups = (
+        judged.exclude(predicted_digest="")  # nobody knows who gave that answer
+        .order_by()
+        .values_list("predicted_version", "predicted_digest", "group_id")
+        .annotate(size=Sum(weight), right=Sum(weight, filter=right, default=0.0), rows=Count("pk"))
+    )
+    found: dict[PredictedBy, list[tuple[float, float, int]]] = {}
+    for version, digest, _group, size, total, rows in groups:
+        found.setdefault(PredictedBy(version, digest), []).append((total, size, rows))
+    return {who: _share(sums) for who, sums in found.items()}
+
+
+def _share(sums: Sequence[tuple[float, float, int]]) -> Share:
+    """The share from each group's weighted hits, weight and rows."""
+    total, size, rows = np.array(sums).T
+    return share_of_groups(total, size, rows=int(rows.sum()))
+
+
+def _base_digest() -> str:
+    """The base that answers: the last one that was drawn from, else the last one measured."""
+    drawn = AuditSample.objects.filter(predicted_version=None).order_by("-drawn_at", "-id")
+    return drawn.values_list("predicted_digest", flat=True).first() or training.base_fingerprint()

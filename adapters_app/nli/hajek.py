@@ -1,0 +1,103 @@
+"""Weighted shares of clustered rows: Hájek's ratio, its standard error over groups, its interval.
+
+numpy only: the first page and the API compute live figures with it and import neither scipy nor
+torch. `weights` (n,) are inverse sampling probabilities, `groups` (n,) the pages rows come from.
+"""
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Share:
+    """The share of something among all rows, estimated from those drawn, with a 95 % interval."""
+
+    estimate: float
+    low: float
+    high: float
+    rows: int
+    groups: int
+    effective_groups: float
+
+    @property
+    def complement(self) -> "Share":
+        """The share of everything else."""
+        return Share(
+            1 - self.estimate,
+            1 - self.high,
+            1 - self.low,
+            self.rows,
+            self.groups,
+            self.effective_groups,
+        )
+
+
+def share(hits: np.ndarray, weights: np.ndarray, groups: np.ndarray) -> Share:
+    """Hájek's estimate of the share of rows with `hits` (n,) 0 or 1, n ≥ 1, see share_of_groups."""
+    total, size = group_sums(hits, weights, groups)
+    return share_of_groups(total, size, rows=len(hits))
+
+
+def share_of_groups(total: np.ndarray, size: np.ndarray, *, rows: int) -> Share:
+    """Hájek's estimate from each group's weighted hits and weight, both (groups,), groups ≥ 1.
+
+    The interval is Wilson's at the effective sample size, p (1 - p) over the variance between
+    groups (Korn & Graubard 1998; Dean & Pagano 2015), with the t quantile of Kish's effective
+    number of groups: it stays inside [0, 1], copying rows inside a page does not narrow it, and
+    unlike ± 1.96 standard errors it holds near 1 and with few pages. One group tells nothing about
+    others: its interval is everything.
+    """
+    estimate = float(total.sum() / size.sum())
+    effective = float(size.sum() ** 2 / (size**2).sum())
+    if len(size) < 2:
+        return Share(estimate, 0.0, 1.0, rows, len(size), effective)
+    error = ratio_error(total, size, estimate)
+    # Where all rows agree nothing is known of how alike a page's rows are: its pages count. Pages
+    # that agree by chance are not more than their rows.
+    n = min(estimate * (1 - estimate) / error**2, rows) if error > 0 else effective
+    t2 = t_quantile(max(effective - 1, 1.0)) ** 2
+    centre = (estimate + t2 / (2 * n)) / (1 + t2 / n)
+    half = math.sqrt(t2 * estimate * (1 - estimate) / n + (t2 / (2 * n)) ** 2) / (1 + t2 / n)
+    low, high = max(0.0, centre - half), min(1.0, centre + half)
+    return Share(estimate, low, high, rows, len(size), effective)
+
+
+def group_sums(
+    values: np.ndarray, weights: np.ndarray, groups: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each group's weighted sum of `values` (n,) and its weight, both (number of groups,)."""
+    _, index = np.unique(groups, return_inverse=True)
+    return np.bincount(index, weights=weights * values), np.bincount(index, weights=weights)
+
+
+def ratio_error(total: np.ndarray, size: np.ndarray, ratio: float) -> float:
+    """Linearised standard error of sum(total) / sum(size) over ≥ 2 groups (Cochran 1977, §6.4)."""
+    count = len(size)
+    residual = total - ratio * size
+    return float(np.sqrt(count / (count - 1) * (residual**2).sum()) / size.sum())
+
+
+def effective_groups(groups: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """Kish's effective number of groups: (Σw)² / Σ(w of a group)²."""
+    even = np.ones(len(groups)) if weights is None else np.asarray(weights, dtype=float)
+    _, size = group_sums(even, np.ones(len(even)), groups)
+    return float(size.sum() ** 2 / (size**2).sum())
+
+
+def t_quantile(freedom: float) -> float:
+    """Two-sided 95 % quantile of Student's t, from the normal one (Abramowitz & Stegun 26.7.5).
+
+    Within 0.3 % from 4 degrees of freedom on, 3 % short at 2, a quarter short at 1.
+    """
+    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    return (
+        z
+        + (z**3 + z) / (4 * freedom)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
+    )

@@ -1,0 +1,197 @@
+"""The audit queue: live answers drawn at random, and what people say of them.
+
+Live accuracy is estimated from these by inverse-propensity weighting, which is unbiased as long as
+nothing but a recorded chance decides who is in the sample. That is why
+
+- each answered pair is drawn by itself, with a probability that is stored beside it, before anybody
+  knows whether the answer is right (`inference.sampling`);
+- a draw that finds the queue full is not kept, in the order of arrival: how many came before it
+  decides, never what it says. The figure then speaks of the answers given while there was room, and
+  the draws that found none are counted beside it;
+- what is kept waits oldest first, and the prediction is hidden until it is judged;
+- nobody's answer is chosen away: who skips says why, what nobody judged in LYRA_AUDIT_DAYS expires,
+  and both are counted as non-response. They are the one assumption that is left: that answers
+  people judge are as often right as those they skip.
+
+What is too old loses its texts and stays on record as a draw. Dependencies run upwards: who draws
+hands samples to `enqueue`, who estimates reads what `responses` and the corrections say.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+from django.conf import settings
+from django.contrib.auth.models import User
+from django.core.exceptions import ValidationError
+from django.db import transaction
+from django.db.models import Count, F, Sum
+from django.utils import timezone
+
+from corrections import folds, intake
+from corrections.drafts import MAX_NOTE, check_edit
+from corrections.models import AuditLoss, AuditSample, Correction
+
+State = AuditSample.State
+NO_TEXTS = {"premise": "", "hypothesis": "", "page_id": ""}
+
+
+class AlreadyDecided(Exception):
+    """Somebody answered or skipped the sample, or it expired; the message says who and when."""
+
+
+class PredictedBy(NamedTuple):
+    """Who answered: a version's number (None = the base) and its digest."""
+
+    version: int | None
+    digest: str
+
+
+@dataclass(frozen=True)
+class Responses:
+    """What became of the draws of one version, in draws."""
+
+    answered: int = 0
+    waiting: int = 0
+    skipped: int = 0
+    expired: int = 0
+    not_kept: int = 0  # the queue was full
+
+    @property
+    def drawn(self) -> int:
+        """All of them, kept or not."""
+        return self.settled + self.waiting + self.not_kept
+
+    @property
+    def unanswered(self) -> int:
+        """Draws that people were asked about in vain."""
+        return self.skipped + self.expired
+
+    @property
+    def settled(self) -> int:
+        """Draws that people were asked about and that are over."""
+        return self.answered + self.unanswered
+
+    @property
+    def rate(self) -> float | None:
+        """Share of the settled draws that were answered; None where none is settled."""
+        return self.answered / self.settled if self.settled else None
+
+
+def predicted_by(sample: AuditSample) -> PredictedBy:
+    """Who gave the answer that was drawn."""
+    return PredictedBy(sample.predicted_version, sample.predicted_digest)
+
+
+def enqueue(samples: Sequence[AuditSample], losses: Mapping[PredictedBy, int]) -> int:
+    """Store drawn samples, oldest first, as long as there is room; return how many were kept.
+
+    `losses` are draws that the process could not hold; they and those without room are counted.
+    """
+    with transaction.atomic():
+        # Every writer's lock: two servers that flush at once must not both take the last places.
+        folds.lock_folds()
+        room = max(0, settings.LYRA_AUDIT_WAITING - AuditSample.objects.waiting().count())
+        AuditSample.objects.bulk_create(samples[:room])
+        _count_losses(Counter(losses) + Counter(predicted_by(each) for each in samples[room:]))
+    return min(room, len(samples))
+
+
+def answer(sample_id: int, *, by: User, correct_label: str, reason: str = "") -> AuditSample:
+    """Record `by`'s verdict on a sample as an accepted correction of known probability.
+
+    The verdict, its acceptance and the answered sample are one transaction; a verdict whose text
+    bridges groups of different folds is quarantined and stays pending, as any other. Raises
+    AlreadyDecided, ValidationError by field, AuditSample.DoesNotExist.
+    """
+    sample = AuditSample.objects.get(pk=sample_id)
+    _refuse_decided(sample)
+
+    def close(correction: Correction) -> None:
+        closed = AuditSample.objects.answerable().filter(pk=sample_id)
+        decision = {"decided_by": by, "decided_at": timezone.now()}
+        if not closed.update(state=State.ANSWERED, correction=correction, **decision):
+            raise AlreadyDecided(_decision(AuditSample.objects.get(pk=sample_id)))
+
+    intake.record_correction(
+        by=by,
+        premise=sample.premise,
+        hypothesis=sample.hypothesis,
+        predicted_label=sample.predicted_label,
+        predicted_confidence=sample.confidence,
+        predicted_version=sample.predicted_version,
+        predicted_digest=sample.predicted_digest,
+        correct_label=correct_label,
+        sampling=Correction.Sampling.AUDIT,
+        sampling_probability=sample.probability,
+        page_id=sample.page_id,
+        reason=reason,
+        accept=True,
+        then=close,
+    )
+    return AuditSample.objects.select_related("correction", "decided_by").get(pk=sample_id)
+
+
+def skip(sample_id: int, *, by: User, reason: str) -> AuditSample:
+    """Record that `by` cannot tell; somebody else still may answer, until the texts are removed.
+
+    Raises AlreadyDecided, ValidationError by field, AuditSample.DoesNotExist.
+    """
+    said = check_edit({"reason": reason})["reason"].strip()
+    if not said or len(said) > MAX_NOTE:
+        raise ValidationError({"reason": f"Say why it cannot be told, in 1 to {MAX_NOTE} letters."})
+    skipped = AuditSample.objects.waiting().filter(pk=sample_id)
+    decision = {"decided_by": by, "decided_at": timezone.now()}
+    changed = skipped.update(state=State.SKIPPED, skip_reason=said, **decision)
+    sample = AuditSample.objects.select_related("decided_by").get(pk=sample_id)
+    if not changed:
+        raise AlreadyDecided(_decision(sample))
+    return sample
+
+
+def expire() -> int:
+    """Remove the texts of samples older than LYRA_AUDIT_DAYS without an answer; how many waited."""
+    old = AuditSample.objects.filter(
+        drawn_at__lt=timezone.now() - timedelta(days=settings.LYRA_AUDIT_DAYS)
+    )
+    old.filter(state=State.SKIPPED).exclude(premise="").update(**NO_TEXTS)
+    return old.waiting().update(state=State.EXPIRED, **NO_TEXTS)
+
+
+def responses() -> dict[PredictedBy, Responses]:
+    """What became of all draws, by who answered."""
+    counts: dict[PredictedBy, dict[str, int]] = {}
+    states = AuditSample.objects.order_by().values_list(
+        "predicted_version", "predicted_digest", "state"
+    )
+    for version, digest, state, rows in states.annotate(rows=Count("pk")):
+        counts.setdefault(PredictedBy(version, digest), {})[state] = rows
+    losses = AuditLoss.objects.order_by().values_list("predicted_version", "predicted_digest")
+    for version, digest, rows in losses.annotate(rows=Sum("count")):
+        counts.setdefault(PredictedBy(version, digest), {})["not_kept"] = rows
+    return {who: Responses(**found) for who, found in counts.items()}
+
+
+def _count_losses(losses: Mapping[PredictedBy, int]) -> None:
+    day = timezone.now().date()
+    for who, rows in losses.items():
+        key: dict[str, Any] = {"day": day, "predicted_digest": who.digest}
+        key["predicted_version"] = who.version
+        AuditLoss.objects.get_or_create(**key)
+        AuditLoss.objects.filter(**key).update(count=F("count") + rows)
+
+
+def _refuse_decided(sample: AuditSample) -> None:
+    if not sample.is_answerable:
+        raise AlreadyDecided(_decision(sample))
+
+
+def _decision(sample: AuditSample) -> str:
+    """What became of a sample: “Sample 5 was answered by ana on 2026-01-05 at 10:11 UTC.”"""
+    if sample.state == State.EXPIRED or sample.decided_at is None:
+        return f"Sample {sample.pk} expired: its texts were removed."
+    when = f"{sample.decided_at:%Y-%m-%d at %H:%M} UTC"
+    gone = "" if sample.premise else "; its texts were removed"
+    return f"Sample {sample.pk} was {sample.state} by {sample.decided_by} on {when}{gone}."
