@@ -98,16 +98,36 @@ class ReadOnlyAdmin(admin.ModelAdmin):
         name = f"admin/{self.opts.app_label}/{self.opts.model_name}/{template}.html"
         return TemplateResponse(request, name, {**frame, **context}, status=status)
 
-    def routes(self, *routes: tuple[str, Any, str]) -> list[URLPattern]:
-        """(path, view, name) as URLs behind the admin's sign-in, named app_model_name."""
-        return [
-            path(
-                route,
-                self.admin_site.admin_view(view),
-                name=f"{self.opts.app_label}_{self.opts.model_name}_{name}",
-            )
-            for route, view, name in routes
+    def routes(self) -> list[tuple[str, Any, str]]:
+        """(path, view, name) of this model's own pages; they are named app_model_name."""
+        return []
+
+    def get_urls(self) -> list[URLPattern]:
+        model = f"{self.opts.app_label}_{self.opts.model_name}"
+        own = [
+            path(route, self.admin_site.admin_view(view), name=f"{model}_{name}")
+            for route, view, name in self.routes()
         ]
+        return [*own, *super().get_urls()]
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        return self.detail_view(request, object_id)
+
+    def detail_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """The page of one row."""
+        raise NotImplementedError
+
+
+@admin.display(description="for")
+def purpose(row: TrainingRun | AdapterVersion) -> str:
+    """What a run or version is meant for: a column of both lists."""
+    return " · ".join(filter(None, [row.get_scope_display(), row.domain]))
 
 
 @admin.register(TrainingRun)
@@ -117,7 +137,7 @@ class TrainingRunAdmin(ReadOnlyAdmin):
         "title",
         "state",
         "progress",
-        "purpose",
+        purpose,
         "requested_by",
         "when",
         "took",
@@ -127,15 +147,12 @@ class TrainingRunAdmin(ReadOnlyAdmin):
     search_fields = ("reason", "domain")
     list_select_related = ("requested_by", "version", "produced")
 
-    def get_urls(self) -> list[URLPattern]:
+    def routes(self) -> list[tuple[str, Any, str]]:
         return [
-            *self.routes(
-                ("request/", self.request_view, "request"),
-                ("queue/", self.queue_view, "queue"),
-                ("<int:pk>/progress/", self.progress_view, "progress"),
-                ("<int:pk>/cancel/", self.cancel_view, "cancel"),
-            ),
-            *super().get_urls(),
+            ("request/", self.request_view, "request"),
+            ("queue/", self.queue_view, "queue"),
+            ("<int:pk>/progress/", self.progress_view, "progress"),
+            ("<int:pk>/cancel/", self.cancel_view, "cancel"),
         ]
 
     @admin.display(description="run", ordering="id")
@@ -154,10 +171,6 @@ class TrainingRunAdmin(ReadOnlyAdmin):
         share = fraction(run)
         return stage(run) if share is None else f"{stage(run)}, {percent(share, 0)}"
 
-    @admin.display(description="for")
-    def purpose(self, run: TrainingRun) -> str:
-        return " · ".join(filter(None, [run.get_scope_display(), run.domain]))
-
     @admin.display(description="requested", ordering="requested_at")
     def when(self, run: TrainingRun) -> str:
         return moment(run.requested_at)
@@ -173,15 +186,6 @@ class TrainingRunAdmin(ReadOnlyAdmin):
             return run.error[:90] or "–"
         url = reverse("admin:adapters_app_adapterversion_change", args=[version.pk])
         return format_html('<a href="{}">{}</a>', url, version.name)
-
-    def change_view(
-        self,
-        request: HttpRequest,
-        object_id: str,
-        form_url: str = "",
-        extra_context: dict[str, Any] | None = None,
-    ) -> HttpResponse:
-        return self.detail_view(request, object_id)
 
     @method_decorator(require_safe)
     def detail_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
@@ -312,7 +316,7 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
     list_display = (
         "name_",
         "standing",
-        "purpose",
+        purpose,
         "learnt_from",
         "accuracy",
         "difference",
@@ -322,13 +326,10 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
     )
     search_fields = ("domain",)
 
-    def get_urls(self) -> list[URLPattern]:
+    def routes(self) -> list[tuple[str, Any, str]]:
         return [
-            *self.routes(
-                ("<int:pk>/promote/", self.promote_view, "promote"),
-                ("<int:pk>/evaluate/", self.evaluate_view, "evaluate"),
-            ),
-            *super().get_urls(),
+            ("<int:pk>/promote/", self.promote_view, "promote"),
+            ("<int:pk>/evaluate/", self.evaluate_view, "evaluate"),
         ]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[AdapterVersion]:
@@ -353,10 +354,6 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
     @admin.display(description="status")
     def standing(self, version: AdapterVersion) -> SafeString:
         return pill(standing(version))
-
-    @admin.display(description="for")
-    def purpose(self, version: AdapterVersion) -> str:
-        return " · ".join(filter(None, [version.get_scope_display(), version.domain]))
 
     @admin.display(description="learnt from", ordering="snapshot__rows")
     def learnt_from(self, version: AdapterVersion) -> str:
@@ -397,20 +394,11 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
             text = "Promote …"
         return format_html('<a href="{}">{}</a>', url, text)
 
-    def get_list_display(self, request: HttpRequest) -> tuple[str, ...]:
+    def get_list_display(self, request: HttpRequest) -> tuple[Any, ...]:
         """Without the buttons for people who may not use them."""
         if request.user.has_perm("adapters_app.promote_adapter"):
             return self.list_display
         return tuple(name for name in self.list_display if name != "buttons")
-
-    def change_view(
-        self,
-        request: HttpRequest,
-        object_id: str,
-        form_url: str = "",
-        extra_context: dict[str, Any] | None = None,
-    ) -> HttpResponse:
-        return self.detail_view(request, object_id)
 
     @method_decorator(require_safe)
     def detail_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
@@ -551,19 +539,10 @@ class PromotionAdmin(ReadOnlyAdmin):
         "evidence__candidate",
     )
 
-    def get_urls(self) -> list[URLPattern]:
-        return [
-            *self.routes(("rollback/", self.rollback_view, "rollback")),
-            *super().get_urls(),
-        ]
+    def routes(self) -> list[tuple[str, Any, str]]:
+        return [("rollback/", self.rollback_view, "rollback")]
 
-    def change_view(
-        self,
-        request: HttpRequest,
-        object_id: str,
-        form_url: str = "",
-        extra_context: dict[str, Any] | None = None,
-    ) -> HttpResponse:
+    def detail_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """An entry says all it has to say in the list."""
         return HttpResponseRedirect(reverse("admin:adapters_app_promotion_changelist"))
 
@@ -709,20 +688,14 @@ def _number(calibration: CalibrationEvaluation | None) -> str:
 def _calibrators(
     newer: CalibrationEvaluation, present: CalibrationEvaluation | None
 ) -> list[dict[str, Any]]:
-    """The calibrator that serves and the newer one, each with the figures of its own record."""
-    known, stage = (present, "after") if present else (newer, "before")
+    """The calibrator that serves and the newer one on the same pairs; dashes where not measured."""
+    names = ("brier", "ece", "log_loss")
     return [
         {
-            "name": name,
-            "rows": found.rows,
-            "brier": getattr(found, f"brier_{when}"),
-            "ece": getattr(found, f"ece_{when}"),
-            "log_loss": getattr(found, f"log_loss_{when}"),
-        }
-        for name, found, when in (
-            (str(present) if present else "no calibrator", known, stage),
-            (str(newer), newer, "after"),
-        )
+            "name": str(present or "no calibrator"),
+            **(registry.replaced_figures(newer, present) or {}),
+        },
+        {"name": str(newer), **{name: getattr(newer, f"{name}_after") for name in names}},
     ]
 
 

@@ -30,7 +30,7 @@ from rest_framework.serializers import BaseSerializer, Serializer
 from rest_framework.views import APIView
 from rest_framework.viewsets import GenericViewSet
 
-from adapters_app import registry, storage, training, triggers
+from adapters_app import live, registry, storage, training, triggers
 from adapters_app.models import (
     AdapterVersion,
     CalibrationEvaluation,
@@ -251,7 +251,9 @@ class ShadowEvaluationViewSet(ReadOnly):
     retrieve=extend_schema(summary="One calibrator: parameters, figures before and after, bins."),
 )
 class CalibrationViewSet(ReadOnly):
-    queryset = CalibrationEvaluation.objects.select_related("version", "created_by")
+    queryset = CalibrationEvaluation.objects.select_related(
+        "version", "replaces__version", "created_by"
+    )
     serializer_class = CalibrationSerializer
     filters = VersionFilterSerializer
     required_permission = {"GET": "adapters_app.view_calibrationevaluation"}
@@ -274,7 +276,7 @@ class StatsView(APIView):
     required_permission = {"GET": "adapters_app.view_serving"}
 
     @extend_schema(
-        summary="Verdicts, predictions, runs, what serves, and whether to train now.",
+        summary="Verdicts, predictions, live accuracy, runs, what serves, whether to train now.",
         responses=OpenApiTypes.OBJECT,
     )
     def get(self, request: Request) -> Response:
@@ -287,6 +289,7 @@ class StatsView(APIView):
                     "accepted_by_label": _counts(Correction.objects.accepted(), "correct_label"),
                 },
                 "predictions": _predictions(),
+                "live": _live(),
                 "training_runs": _counts(TrainingRun.objects.all(), "status"),
                 "adapter_versions": AdapterVersion.objects.count(),
                 "training_triggers": {
@@ -360,6 +363,15 @@ def _zipped(directory: Path) -> Any:
 
 def _counts(queryset: QuerySet[Any], field: str) -> dict[str, int]:
     return dict(queryset.order_by().values_list(field).annotate(Count("pk")))
+
+
+def _live() -> dict[str, Any]:
+    """Accuracy and correction rate of live answers, from audits: of what serves, and by version."""
+    found = live.figures()
+    return {
+        "serving": live.of_serving(registry.serving(), found).to_dict(),
+        "by_version": [each.to_dict() for each in found],
+    }
 
 
 def _predictions() -> list[dict[str, Any]]:

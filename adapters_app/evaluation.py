@@ -90,10 +90,13 @@ def stored_calibrator(calibration: CalibrationEvaluation | None) -> Calibrator:
 # --- calibration ----------------------------------------------------------------------------------
 
 
-def calibrate(logits: np.ndarray, rows: Judged) -> tuple[Calibrator, NewCalibration]:
+def calibrate(
+    logits: np.ndarray, rows: Judged, *, replaces: CalibrationEvaluation | None = None
+) -> tuple[Calibrator, NewCalibration]:
     """Fit and choose a calibrator on out-of-fold logits (snapshot rows, 3) of judged rows.
 
-    With fewer than 30 of them nothing is fitted: probabilities stay as they are.
+    With fewer than 30 of them nothing is fitted: probabilities stay as they are. `replaces` is the
+    version's calibrator so far, measured on the same rows.
     """
     own = logits[rows.index]
     if len(rows.rows) < CALIBRATION_ROWS:
@@ -109,10 +112,17 @@ def calibrate(logits: np.ndarray, rows: Judged) -> tuple[Calibrator, NewCalibrat
         parameters=chosen.to_dict(),
         rows=len(rows.rows),
         candidates=candidates,
+        replaces=replaces,
+        replaced=_scores(stored_calibrator(replaces), own, rows) if replaces else {},
         **{f"{name}_before": value for name, value in before.items()},
         **{f"{name}_after": value for name, value in after.items()},
     )
     return chosen, fitted
+
+
+def _scores(calibrator: Calibrator, logits: np.ndarray, rows: Judged) -> dict[str, float]:
+    figures = _figures(calibrator.predict_proba(logits), rows)
+    return {name: figures[name] for name in ("brier", "ece", "log_loss")}
 
 
 def _figures(probabilities: np.ndarray, rows: Judged) -> dict[str, Any]:

@@ -1,16 +1,19 @@
-"""Which workers are there: one answer for the admin's pages, /readyz and /metrics."""
+"""Which workers and web processes are there: one answer for pages, /readyz, /metrics, promote()."""
 
 from datetime import datetime, timedelta
 
 from django.conf import settings
+from django.db import models
 from django.db.models import Max
 from django.utils import timezone
 
 from adapters_app import training
-from adapters_app.models import TrainingRun
+from adapters_app.models import ServingProcess, TrainingRun
 
 # A probe goes through each queue every minute; after this long without a sign nobody is there.
 SILENT_AFTER = timedelta(minutes=4)
+# Web processes report every half a minute; one that misses this many seconds was killed.
+SERVER_SILENT_AFTER = timedelta(seconds=90)
 
 
 def clusters() -> tuple[str, str]:
@@ -38,3 +41,27 @@ def is_silent(last: datetime | None, now: datetime | None = None) -> bool:
 def silent_workers(now: datetime | None = None) -> list[str]:
     """Clusters whose worker has given no sign of life for a while."""
     return [name for name in clusters() if is_silent(last_sign(name), now)]
+
+
+# --- web processes --------------------------------------------------------------------------------
+
+
+def saw_server(name: str, *, base_name: str, base_fingerprint: str) -> None:
+    """The web process `name` (host:pid) lives and answers with this base."""
+    now = timezone.now()
+    ServingProcess.objects.update_or_create(
+        name=name,
+        defaults={"base_name": base_name, "base_fingerprint": base_fingerprint, "seen_at": now},
+    )
+    ServingProcess.objects.filter(seen_at__lt=now - SERVER_SILENT_AFTER).delete()
+
+
+def server_ended(name: str) -> None:
+    """The web process `name` answers no more."""
+    ServingProcess.objects.filter(name=name).delete()
+
+
+def servers() -> "models.QuerySet[ServingProcess]":
+    """Web processes that live, by name; each says which base it answers with."""
+    alive = ServingProcess.objects.filter(seen_at__gte=timezone.now() - SERVER_SILENT_AFTER)
+    return alive.order_by("name")

@@ -144,7 +144,7 @@ class TrainingRun(models.Model):
 class AdapterVersion(models.Model):
     """One trained adapter, immutable: the released fit and its five fold-blind siblings.
 
-    Migration 0003 has the database itself refuse to change what it is, or to delete it.
+    Migrations 0003 and 0005 have the database itself refuse to change or to delete it.
     """
 
     number = models.PositiveIntegerField(unique=True, editable=False)
@@ -216,6 +216,17 @@ class CalibrationEvaluation(models.Model):
     bins_before = models.JSONField()
     bins_after = models.JSONField()
     candidates = models.JSONField(default=dict, help_text="{method: cross-validated log loss}")
+    replaces = models.ForeignKey(
+        "self",
+        null=True,
+        blank=True,
+        on_delete=models.PROTECT,
+        related_name="+",
+        help_text="The calibrator its version had then, measured on the same rows.",
+    )
+    replaced = models.JSONField(
+        default=dict, help_text="{brier, ece, log_loss} of `replaces` on these rows."
+    )
     created_at = models.DateTimeField(auto_now_add=True)
     created_by = models.ForeignKey(USER, on_delete=models.PROTECT, related_name="+")
 
@@ -323,6 +334,22 @@ class Serving(models.Model):
         return f"{self.version.name if self.version else 'base'} (revision {self.revision})"
 
 
+class ServingProcess(models.Model):
+    """A web process and the base it answers with, as it says itself for as long as it lives."""
+
+    name = models.CharField(max_length=200, unique=True, help_text="host:pid")
+    base_name = models.CharField(max_length=255)
+    base_fingerprint = models.CharField(max_length=64)
+    seen_at = models.DateTimeField()
+
+    class Meta:
+        default_permissions = ()
+        verbose_name_plural = "serving processes"
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class LedgerIsAppendOnly(TypeError):
     """A line of the ledger was about to be changed or deleted; write a new one instead."""
 
@@ -382,6 +409,7 @@ class Promotion(models.Model):
     objects = PromotionQuerySet.as_manager()
 
     class Meta:
+        verbose_name_plural = "ledger"
         ordering = ["-id"]
         base_manager_name = "objects"  # Django's own plain manager would let a line be changed
         constraints = [

@@ -5,21 +5,19 @@ Loads torch; only management commands that work on a model import it.
 
 import platform
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from django.conf import settings
 from django.contrib.auth.models import User
 
-from adapters_app import evaluation, registry, snapshots, storage, training
+from adapters_app import evaluation, registry, scratch, snapshots, storage, training
 from adapters_app.evaluation import Contestant
 from adapters_app.fitting import FitStep, Fitted, fit
 from adapters_app.models import (
@@ -40,6 +38,7 @@ from adapters_app.snapshots import SnapshotRow
 from adapters_app.training import Lease
 from corrections.labels import LABELS
 
+T = TypeVar("T")
 PACKAGES = ("torch", "transformers", "peft", "safetensors", "numpy")
 
 
@@ -87,6 +86,10 @@ class Progress:
             loss=at.loss,
         )
 
+    def outlast(self, act: Callable[[], T]) -> T:
+        """`act()`, waiting for a database that is away; see `training.outlast`."""
+        return training.outlast(self._lease, act)
+
     def _look(self) -> None:
         if self._should_stop():
             raise Stopped
@@ -121,8 +124,9 @@ def carry_out(lease: Lease, *, should_stop: Callable[[], bool]) -> None:
         Stopped, CancelRequested, LeaseLost: it was ended from outside.
         CannotTrain and the errors of `nli`, `storage` and `snapshots`: with a sentence for users.
     """
-    run = TrainingRun.objects.select_related("version").get(pk=lease.run_id)
     progress = Progress(lease, should_stop)
+    runs = TrainingRun.objects.select_related("version__snapshot")
+    run = progress.outlast(lambda: runs.get(pk=lease.run_id))
     _check_disk()
     work = _prepare(lease, run, progress)
     if run.version is not None:
@@ -153,7 +157,7 @@ def train_version(work: Work) -> AdapterVersion:
     stored = _store(work, config, fitted, figures)
 
     work.progress.stage("shadow", "Comparing with what serves, out of fold.")
-    serving = registry.serving()
+    serving = work.progress.outlast(registry.serving)
     candidate = Contestant(
         logits=fitted.logits,
         guard_logits=_guard_logits(work, fitted.released),
@@ -172,33 +176,33 @@ def train_version(work: Work) -> AdapterVersion:
     )
 
     work.progress.stage("registering", f"Verdict: {measured.verdict}.")
-    return registry.register(
-        work.lease,
-        version=registry.NewVersion(
-            snapshot=work.snapshot,
-            base_name=work.run.base_name,
-            base_fingerprint=work.base.fingerprint,
-            artifact_digest=stored.released,
-            sibling_digests=stored.siblings,
-            artifact_bytes=stored.size,
-            trainable_parameters=fitted.trainable_parameters,
-            config=config.to_dict(),
-            metrics=figures,
-        ),
-        calibration=calibration,
-        evaluation=measured,
+    version = registry.NewVersion(
+        snapshot=work.snapshot,
+        base_name=work.run.base_name,
+        base_fingerprint=work.base.fingerprint,
+        artifact_digest=stored.released,
+        sibling_digests=stored.siblings,
+        artifact_bytes=stored.size,
+        trainable_parameters=fitted.trainable_parameters,
+        config=config.to_dict(),
+        metrics=figures,
+    )
+    return work.progress.outlast(
+        lambda: registry.register(
+            work.lease, version=version, calibration=calibration, evaluation=measured
+        )
     )
 
 
 def shadow_evaluate(work: Work, version: AdapterVersion) -> ShadowEvaluation:
     """Measure an existing version on the accepted verdicts of now, against what serves now."""
     _check_fits(work.base, version)
-    serving = registry.serving()
+    serving = work.progress.outlast(registry.serving)
     _check_differs(version, serving.version)
     work.progress.stage("base", "The base answers every pair.")
     base = _base_contestant(work)
     work.progress.stage("shadow", f"{version.name} against what serves, out of fold.")
-    calibration = registry.latest_calibration(version)
+    calibration = work.progress.outlast(lambda: registry.latest_calibration(version))
     candidate = _contestant_of(work, version, calibration)
     measured = evaluation.measure(
         snapshot=work.snapshot,
@@ -213,8 +217,10 @@ def shadow_evaluate(work: Work, version: AdapterVersion) -> ShadowEvaluation:
         later=_later(work, version, candidate.calibrator),
     )
     work.progress.stage("registering", f"Verdict: {measured.verdict}.")
-    return registry.record_evaluation(
-        work.lease, version=version, calibration=calibration, evaluation=measured
+    return work.progress.outlast(
+        lambda: registry.record_evaluation(
+            work.lease, version=version, calibration=calibration, evaluation=measured
+        )
     )
 
 
@@ -236,7 +242,8 @@ def calibrate_again(
             f"needs {evaluation.CALIBRATION_ROWS}."
         )
     logits = _sibling_logits(base, version.sibling_digests, rows, on_batch)
-    _, fitted = evaluation.calibrate(logits, known)
+    present = registry.present_calibration(version)
+    _, fitted = evaluation.calibrate(logits, known, replaces=present)
     return registry.record_calibration(version, fitted, by=by)
 
 
@@ -340,7 +347,7 @@ def _read(base: Base, digest: str) -> Artifact:
 
 
 def _store(work: Work, config: TrainConfig, fitted: Fitted, figures: dict[str, Any]) -> Stored:
-    with _scratch() as directory:
+    with scratch.directory() as directory:
         siblings = [
             _put(directory, work, config, sibling, figures, role=f"sibling blind to fold {k}")
             for k, sibling in enumerate(fitted.siblings)
@@ -404,15 +411,6 @@ def _card(work: Work, config: TrainConfig, figures: dict[str, Any], role: str) -
     )
 
 
-@contextmanager
-def _scratch() -> Iterator[Path]:
-    """A directory for files on their way to the store, on the disk whose space was checked."""
-    place = Path(settings.LYRA_HOME) / "tmp"
-    place.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place) as directory:
-        yield Path(directory)
-
-
 # --- checks ---------------------------------------------------------------------------------------
 
 
@@ -437,13 +435,13 @@ def configured_base() -> Base:
 
 def _prepare(lease: Lease, run: TrainingRun, progress: Progress) -> Work:
     progress.stage("snapshot", "Freezing the accepted verdicts.")
-    snapshot = snapshots.freeze()
-    training.froze(lease, snapshot)
+    snapshot = progress.outlast(snapshots.freeze)
+    progress.outlast(lambda: training.froze(lease, snapshot))
     rows = snapshots.load(snapshot)
     progress.stage("loading", f"{len(rows)} verdicts frozen. Loading {run.base_name}.")
     base = configured_base()
-    training.measured_base(lease, fingerprint=base.fingerprint)
-    served = registry.serving().version
+    progress.outlast(lambda: training.measured_base(lease, fingerprint=base.fingerprint))
+    served = progress.outlast(registry.serving).version
     if served is not None:
         _check_fits(base, served)
     return Work(lease, run, base, snapshot, rows, progress)

@@ -5,7 +5,7 @@ Only promote() and rollback() write the Serving row. No torch here.
 
 import getpass
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from django.conf import settings
@@ -13,7 +13,7 @@ from django.contrib.auth.models import User
 from django.db import transaction
 from django.db.models import Max
 
-from adapters_app import storage, training
+from adapters_app import liveness, storage, training
 from adapters_app.models import (
     AdapterVersion,
     CalibrationEvaluation,
@@ -68,6 +68,8 @@ class NewCalibration:
     bins_before: list[dict[str, Any]]
     bins_after: list[dict[str, Any]]
     candidates: dict[str, float]
+    replaces: CalibrationEvaluation | None = None
+    replaced: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,12 @@ def latest_evidence(version: AdapterVersion) -> ShadowEvaluation | None:
 def latest_calibration(version: AdapterVersion) -> CalibrationEvaluation | None:
     """The newest calibrator fitted for a version."""
     return version.calibrations.first()
+
+
+def present_calibration(version: AdapterVersion) -> CalibrationEvaluation | None:
+    """What a version answers with: the calibrator that serves with it, else its newest."""
+    row = serving()
+    return row.calibration if row.version == version else latest_calibration(version)
 
 
 # --- registering ----------------------------------------------------------------------------------
@@ -196,7 +204,7 @@ def _add_calibration(
         number=last + 1,
         base_fingerprint=version.base_fingerprint,
         created_by=by,
-        **asdict(fitted),
+        **_fields(fitted),
     )
 
 
@@ -211,7 +219,7 @@ def _add_evaluation(
     )
 
 
-def _fields(new: NewVersion | NewEvaluation) -> dict[str, Any]:
+def _fields(new: NewVersion | NewCalibration | NewEvaluation) -> dict[str, Any]:
     """Field values without copying: dataclasses.asdict() would deep-copy model instances."""
     return {name: getattr(new, name) for name in type(new).__dataclass_fields__}
 
@@ -238,7 +246,8 @@ def promote(
     `evidence_id` and `calibration_id` name what the decision was taken on, if that is known.
 
     Raises:
-        PromotionRefused: the gate, a stale page, damaged files; the message says which.
+        PromotionRefused: the gate, a stale page, another base, damaged files or a store that is
+            away; the message says which.
     """
     _need_reason(reason)
     _need_four_eyes(version, by)
@@ -277,7 +286,8 @@ def rollback(
     `to` is a version that once served, "base", or None for the one before in the walk back.
 
     Raises:
-        PromotionRefused: nothing to go back to, a stale page, damaged files.
+        PromotionRefused: nothing to go back to, a stale page, another base, damaged files or a
+            store that is away.
     """
     _need_reason(reason)
     revision, target = _rollback_target(to, expected_revision)
@@ -326,21 +336,34 @@ def newer_calibration(row: Serving) -> CalibrationEvaluation | None:
     return newest
 
 
+def replaced_figures(
+    newer: CalibrationEvaluation, present: CalibrationEvaluation | None
+) -> dict[str, float] | None:
+    """{brier, ece, log_loss} of the calibrator that serves, on the pairs `newer` was fitted on.
+
+    Uncalibrated answers stand in where none serves; None where it was not measured on those pairs.
+    """
+    if present is None:
+        return {name: getattr(newer, f"{name}_before") for name in ("brier", "ece", "log_loss")}
+    return newer.replaced if newer.replaces_id == present.pk else None
+
+
 def calibrates_worse(
     newer: CalibrationEvaluation, present: CalibrationEvaluation | None
 ) -> list[str]:
-    """The figures in which a calibrator is worse than the present one, in words with both numbers.
+    """What speaks against a newer calibrator, in words with both numbers.
 
-    Each is judged by its own record, so on the verdicts it was fitted on; with none in service the
-    newer one is compared with uncalibrated answers on its own verdicts.
+    Both are judged on the pairs the newer one was fitted on, which favours it a little: what is
+    found is a real loss. Figures of each on pairs of its own would compare the pairs.
     """
-    known = present or newer
-    stage = "after" if present else "before"
+    figures = replaced_figures(newer, present)
+    if figures is None:
+        return [f"nobody has compared it with {present} on the same pairs: calibrate again"]
     found = []
     for name, words in (("brier", "Brier score"), ("log_loss", "log loss")):
-        had, has = getattr(known, f"{name}_{stage}"), getattr(newer, f"{name}_after")
+        had, has = figures[name], getattr(newer, f"{name}_after")
         if has > had:
-            found.append(f"its {words} is {has:.4f} on {newer.rows} pairs, now {had:.4f}")
+            found.append(f"its {words} on {newer.rows} pairs is {has:.4f}, now {had:.4f}")
     return found
 
 
@@ -381,7 +404,7 @@ def _newer_calibrator(
     worse = calibrates_worse(newer, row.calibration)
     if worse and not override:
         raise PromotionRefused(
-            f"{newer} does not calibrate better than what serves: {' and '.join(worse)}. To "
+            f"{newer} is not shown to calibrate as well as what serves: {' and '.join(worse)}. To "
             "promote it all the same, override the gate; the ledger keeps your reason."
         )
     return {"calibration": newer, "overridden": bool(worse)}
@@ -467,23 +490,36 @@ def _need_four_eyes(version: AdapterVersion, by: User) -> None:
 
 
 def _need_usable(version: AdapterVersion) -> None:
-    """The files are whole and the configured base is the one they were made for."""
-    configured = training.base_fingerprint()
-    if version.base_name != training.base_label():
-        raise PromotionRefused(
-            f"{version.name} was trained on the base {version.base_name}; this server is set to "
-            f"{training.base_label()}."
-        )
-    if configured and version.base_fingerprint != configured:
-        raise PromotionRefused(
-            f"{version.name} was trained on another copy of {version.base_name} (fingerprint "
-            f"{version.base_fingerprint[:12]}, now {configured[:12]}). Train again."
-        )
+    """Those who answer have the base it was made for, and its files are whole."""
+    _need_same_base(version)
     try:
         storage.verify(version.artifact_digest)
         storage.fetch(version.artifact_digest)
     except (storage.ArtifactMissing, storage.ArtifactCorrupt) as error:
         raise PromotionRefused(f"{version.name} cannot serve. {error}") from error
+    except OSError as error:
+        raise PromotionRefused(
+            f"{version.name} cannot be looked at just now. {error.strerror or error}"
+        ) from error
+
+
+def _need_same_base(version: AdapterVersion) -> None:
+    """Ask the web processes; where none lives, the settings and what a run last measured."""
+    found = [
+        (f"{server.name} answers with", server.base_name, server.base_fingerprint)
+        for server in liveness.servers()
+    ]
+    if not found:
+        found = [("this server is set to", training.base_label(), training.base_fingerprint())]
+    for whose, name, fingerprint in found:
+        same = fingerprint == version.base_fingerprint if fingerprint else name == version.base_name
+        if not same:
+            raise PromotionRefused(
+                f"{version.name} was trained on the base {version.base_name} (fingerprint "
+                f"{version.base_fingerprint[:12]}), but {whose} {name} (fingerprint "
+                f"{fingerprint[:12] or 'not measured yet'}). An adapter answers only with its own: "
+                "bring that base back, or train on this one."
+            )
 
 
 def _need_difference(version: AdapterVersion, row: Serving) -> None:

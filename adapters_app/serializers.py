@@ -27,6 +27,11 @@ class VersionName(serializers.StringRelatedField[Any]):
     """An adapter version as “v7”."""
 
 
+@extend_schema_field({"type": "string", "nullable": True, "example": "v7/c2 (temperature)"})
+class CalibrationName(serializers.StringRelatedField[Any]):
+    """A calibrator by the name it is shown under."""
+
+
 @extend_schema_field({"type": "string", "nullable": True})
 class UserName(serializers.StringRelatedField[Any]):
     """A user by name."""
@@ -100,6 +105,7 @@ class AdapterVersionSerializer(serializers.ModelSerializer[AdapterVersion]):
 class CalibrationSerializer(serializers.ModelSerializer[CalibrationEvaluation]):
     version = VersionName(help_text="Null = the base model.")
     name = serializers.CharField(source="__str__", read_only=True)
+    replaces = CalibrationName(help_text="What it was compared with on the same pairs.")
     created_by = UserName()
 
     class Meta:
@@ -137,7 +143,7 @@ class PromotionSerializer(serializers.ModelSerializer[Promotion]):
 
 class ServingSerializer(serializers.ModelSerializer[Serving]):
     version = VersionName(help_text="Null = the base model.")
-    calibration = serializers.StringRelatedField()  # type: ignore[var-annotated]
+    calibration = CalibrationName()
 
     class Meta:
         model = Serving

@@ -12,6 +12,7 @@ from django.core.files.storage import storages
 
 from adapters_app.models import Snapshot
 from adapters_app.nli.config import TrainConfig
+from adapters_app.storage import reaching_store
 from corrections.labels import Label
 from corrections.models import Correction
 
@@ -99,10 +100,14 @@ def select() -> Selection:
     return Selection([row[1] for row in chosen], left_out, [row[2:] for row in chosen])
 
 
+@reaching_store()
 def freeze() -> Snapshot:
     """Store the accepted verdicts of now as an immutable file named by its SHA-256, and its row.
 
     The same verdicts give the same file and the same row.
+
+    Raises:
+        OSError: artifact storage cannot be written.
     """
     selection = select()
     rows = _read(selection.ids)
@@ -128,11 +133,13 @@ def freeze() -> Snapshot:
     return kept
 
 
+@reaching_store()
 def load(snapshot: Snapshot) -> list[SnapshotRow]:
     """Rows of a snapshot by correction id, verified by its digest.
 
     Raises:
         SnapshotCorrupt: the file is missing or altered.
+        OSError: artifact storage cannot be read.
     """
     try:
         with storages["artifacts"].open(snapshot.storage_name) as file:

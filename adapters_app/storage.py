@@ -7,7 +7,8 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
 
@@ -32,6 +33,24 @@ class ArtifactMissing(LookupError):
 
 class ArtifactCorrupt(ValueError):
     """Stored bytes are not the ones that were stored under this digest."""
+
+
+class StoreUnavailable(OSError):
+    """The store cannot be reached, or refuses: what a disk says with an OSError of its own."""
+
+
+@contextmanager
+def reaching_store() -> Iterator[None]:
+    """In this block, or a function this decorates, a store that is away is StoreUnavailable.
+
+    Django's own storages raise OSError then, which is passed on. Others name what they raise in
+    `faults`, as S3ArtifactStorage does: boto's errors are no OSErrors.
+    """
+    faults: tuple[type[Exception], ...] = getattr(storages[ARTIFACTS], "faults", ())
+    try:
+        yield
+    except faults as error:
+        raise StoreUnavailable(f"The artifact store cannot be used: {error}") from error
 
 
 class DurableFileSystemStorage(FileSystemStorage):
@@ -61,11 +80,12 @@ class DurableFileSystemStorage(FileSystemStorage):
         return name
 
 
+@reaching_store()
 def put(directory: Path) -> str:
     """Store the files of an artifact directory; returns the digest of its tensor file.
 
     Raises:
-        OSError: the store cannot be written (for example, the disk is full).
+        OSError: the store cannot be written (for example, the disk is full, or S3 is away).
     """
     store = storages[ARTIFACTS]
     sums = {path.name: _sha256(path) for path in sorted(directory.iterdir())}
@@ -90,6 +110,7 @@ def fetch(digest: str) -> Path:
     Raises:
         ArtifactMissing: the store does not have it.
         ArtifactCorrupt: what the store has is not what was stored.
+        OSError: the store cannot be read, or the local copy not be written.
     """
     cached = Path(settings.LYRA_ARTIFACT_CACHE) / digest
     if cached.is_dir() and not _wrong_with(cached, digest):
@@ -107,16 +128,18 @@ def fetch(digest: str) -> Path:
     return cached
 
 
+@reaching_store()
 def holds(digest: str) -> bool:
     """Whether the store has a complete artifact of this digest (its bytes are not looked at)."""
     return storages[ARTIFACTS].exists(_key(digest, SUMS))
 
 
+@reaching_store()
 def verify(digest: str) -> None:
     """Check the artifact in the store itself, whatever local copy this host has.
 
     Raises:
-        ArtifactMissing, ArtifactCorrupt: as `fetch`.
+        ArtifactMissing, ArtifactCorrupt, OSError: as `fetch`.
     """
     store = storages[ARTIFACTS]
     for name, expected in _sums(digest).items():
@@ -128,12 +151,14 @@ def verify(digest: str) -> None:
             raise ArtifactCorrupt(f"Artifact {digest[:12]}: {name} was altered in storage.")
 
 
+@reaching_store()
 def size(digest: str) -> int:
     """Bytes the artifact takes in the store."""
     store = storages[ARTIFACTS]
     return sum(store.size(_key(digest, name)) for name in (*_sums(digest), SUMS))
 
 
+@reaching_store()
 def prune_orphans(*, dry_run: bool = False) -> list[str]:
     """Delete stored artifacts and snapshots that nothing names; returns their storage names.
 
@@ -198,6 +223,7 @@ def _files_of(store: Storage, digest: str) -> list[str]:
     return [_key(digest, name) for name in _listed(store, f"{ARTIFACTS}/{digest}")[1]]
 
 
+@reaching_store()
 def _download(digest: str, into: Path) -> None:
     store = storages[ARTIFACTS]
     for name in (*_sums(digest), SUMS):

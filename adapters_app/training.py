@@ -5,10 +5,10 @@ No torch here: `supervise` starts the process that trains, `recipe` is what that
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from django.conf import settings
 from django.contrib.auth.models import User
@@ -34,11 +34,14 @@ from corrections.labels import LABELS
 # The second attempt answers accidents (a restart, an out-of-memory kill); a third would only loop.
 MAX_ATTEMPTS = 2
 BEAT_S = 1.0  # progress is written at most this often
+RETRY_S = 1.0  # between two tries to reach a database that is away
 CURVE_POINTS = 400
 LOG_LINES = 60
 RUN_TASK = "adapters_app.tasks.run"
 PROBE_TASK = "adapters_app.tasks.heartbeat_probe"
 Status = TrainingRun.Status
+DATABASE_AWAY = (OperationalError, InterfaceError)
+T = TypeVar("T")
 
 
 class TrainingRefused(Exception):
@@ -262,10 +265,31 @@ def heartbeat(
             lease.curve = lease.curve[::2]
     try:
         _beat(lease)
-    except (OperationalError, InterfaceError) as error:
-        connection.close()  # opened again by the next query
-        if clock - lease.written_at > settings.LYRA_LEASE_S:
-            raise LeaseLost(f"run {lease.run_id}: the database is out of reach") from error
+    except DATABASE_AWAY as error:
+        _let_go_if_too_late(lease, error)
+
+
+def outlast(lease: Lease, act: Callable[[], T]) -> T:
+    """What `act` returns; while the database is away it is tried again, until the lease is over.
+
+    `act` reads, or writes in one transaction and only while the lease holds. So a commit that went
+    through, but whose answer was lost, is not made twice: the next try raises LeaseLost.
+
+    Raises:
+        LeaseLost: the run is not ours any more, or the database was away for the time of a lease.
+    """
+    while True:
+        try:
+            return act()
+        except DATABASE_AWAY as error:
+            _let_go_if_too_late(lease, error)
+        time.sleep(RETRY_S)
+
+
+def _let_go_if_too_late(lease: Lease, error: Exception) -> None:
+    connection.close()  # opened again by the next query
+    if time.monotonic() - lease.written_at > settings.LYRA_LEASE_S:
+        raise LeaseLost(f"run {lease.run_id}: the database is out of reach: {error}") from error
 
 
 def _beat(lease: Lease) -> None:
@@ -290,6 +314,7 @@ def renew(lease: Lease) -> None:
         LeaseLost: too late, the run is not ours any more.
     """
     _keep(lease, lease_expires_at=_lease_end(timezone.now()))
+    lease.written_at = time.monotonic()
 
 
 def watch(lease: Lease) -> None:

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ACTIVE, BASE = "active", "base"
-# Forward passes hold a few requests; a queue this many requests deep is answered with 503.
-WAITING_REQUESTS = 16
 # Files that are not there, unreadable or damaged; a device that is not there or full. The errors
 # of our own loaders are ValueErrors.
 LOAD_ERRORS = (
@@ -227,7 +225,7 @@ def warm_in_background() -> None:
     """
     global _warming
     with _warming_lock:
-        if _warming is None or not (_warming.is_alive() or _models.base_loaded):
+        if _warming is None or not (_warming.is_alive() or _models.base_fingerprint):
             _warming = threading.Thread(target=_load_base_quietly, name="warm", daemon=True)
             _warming.start()
 
@@ -236,13 +234,15 @@ class Loaded(NamedTuple):
     """What this process holds in memory."""
 
     nli: bool
+    base_fingerprint: str  # empty until the base is loaded
     embedding: bool
     digests: tuple[str, ...]
 
 
 def loaded() -> Loaded:
     """Say what is loaded, loading nothing."""
-    return Loaded(_models.base_loaded, _models.encoder_loaded, _models.resident())
+    fingerprint = _models.base_fingerprint
+    return Loaded(bool(fingerprint), fingerprint, _models.encoder_loaded, _models.resident())
 
 
 def _answer(answering: Answering, logits: np.ndarray) -> Answer:
@@ -310,8 +310,8 @@ class _Models:
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     @property
-    def base_loaded(self) -> bool:
-        return self._base is not None
+    def base_fingerprint(self) -> str:
+        return self._base.fingerprint if self._base else ""
 
     @property
     def encoder_loaded(self) -> bool:
@@ -445,7 +445,7 @@ def _torch_side() -> _TorchSide:
 def _batcher() -> Batcher:
     return Batcher(
         max_pairs=settings.LYRA_MAX_PAIRS,
-        max_waiting=WAITING_REQUESTS * settings.LYRA_MAX_PAIRS,
+        max_waiting=settings.LYRA_MAX_WAITING_PAIRS,
         on_pass=monitoring.PASS_PAIRS.observe,
     )
 
@@ -455,6 +455,6 @@ def _embedding_batcher() -> Batcher:
     """A queue of its own: texts are not behind pairs. The same bounds."""
     return Batcher(
         max_pairs=settings.LYRA_MAX_PAIRS,
-        max_waiting=WAITING_REQUESTS * settings.LYRA_MAX_PAIRS,
+        max_waiting=settings.LYRA_MAX_WAITING_PAIRS,
         unit="texts",
     )

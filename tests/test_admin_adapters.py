@@ -506,9 +506,15 @@ def test_inconclusive_evidence_needs_the_box_ticked(rita, make_version):
 def fit_again(version, by, **changes):
     """A calibrator fitted later than the one the version was measured with."""
     fitted = version.calibrations.first()
+    made = {
+        "method": "platt",
+        "rows": 300,
+        "replaces": version.calibrations.first(),
+        "replaced": {"brier": 0.42, "ece": 0.06, "log_loss": 0.95},
+    }
     fitted.pk, fitted.number, fitted._state.adding = None, fitted.number + 1, True
     fitted.created_by = by
-    for name, value in {"method": "platt", "rows": 300, **changes}.items():
+    for name, value in {**made, **changes}.items():
         setattr(fitted, name, value)
     fitted.save()
     return fitted
@@ -548,8 +554,10 @@ def test_the_version_that_serves_is_given_its_newer_calibrator(
     assert "Use the newer calibrator …" in text_of(rita.get(url(version)))
     page = text_of(rita.get(url(version, "promote")))
     assert "Use the newer calibrator of v1?" in page
-    assert "v1/c1 (temperature) 200" in page
-    assert "v1/c2 (platt) 300" in page
+    assert "Both on the 300 out-of-fold pairs" in page
+    # Its own record says 0.4, 0.05 and 0.9, of other pairs.
+    assert "v1/c1 (temperature) 0.420 0.060 0.950" in page
+    assert "v1/c2 (platt) 0.400 0.050 0.900" in page
     confirm(rita, version)
     assert registry.serving().calibration == newer
     assert "v1: calibrator c1 → c2" in text_of(rita.get(LEDGER))
@@ -564,10 +572,22 @@ def test_a_newer_calibrator_that_is_not_better_needs_an_override(
     promote(version, releaser)
     fit_again(version, trainer, brier_after=0.45)
     page = text_of(rita.get(url(version, "promote")))
-    assert "The newer calibrator is not better. Its Brier score is 0.4500 on 300 pairs" in page
+    assert "not shown to be as good. Its Brier score on 300 pairs is 0.4500, now 0.4200." in page
     assert confirm(rita, version).status_code == 409
     confirm(rita, version, override="on")
     assert registry.serving().calibration.number == 2
+
+
+def test_a_newer_calibrator_without_figures_to_compare_shows_none(
+    rita, releaser, trainer, make_version
+):
+    version = make_version()
+    promote(version, releaser)
+    fit_again(version, trainer, replaces=None)
+    page = text_of(rita.get(url(version, "promote")))
+    assert "Nobody has compared it with v1/c1 (temperature) on the same pairs" in page
+    assert "v1/c1 (temperature) – – –" in page
+    assert "override" in rita.get(url(version, "promote")).context["form"].fields
 
 
 def test_a_worse_version_needs_an_override(rita, make_version):
@@ -640,6 +660,18 @@ def test_a_stale_rollback_is_refused(rita, administrator, three_promoted):
     assert registry.serving().version == three_promoted[1]
 
 
+def test_the_confirmation_of_a_rollback_names_the_calibrator_that_comes_back(
+    rita, releaser, trainer, make_version
+):
+    version = make_version()
+    promote(version, releaser)
+    fit_again(version, trainer)
+    confirm(rita, version)
+    page = text_of(rita.get(ROLLBACK))
+    assert "Roll back to v1?" in page
+    assert "Platt scaling on 300 pairs temperature scaling on 200 pairs" in page
+
+
 def test_there_is_nowhere_to_go_back_to_from_the_base(rita, db):
     assert "The base already serves." in text_of(rita.get(ROLLBACK))
 
@@ -648,6 +680,12 @@ def test_there_is_nowhere_to_go_back_to_from_the_base(rita, db):
 def test_a_version_that_never_served_is_not_rolled_back_to(rita, make_version, to):
     make_version(), make_version()
     assert rita.get(ROLLBACK, {"to": to}).status_code == 404
+
+
+def test_the_ledger_is_called_so_everywhere(rita, ada, three_promoted):
+    assert ">Ledger</a>" in rita.get(INDEX).content.decode()
+    assert "Promotions" not in text_of(ada.get(INDEX))
+    assert "Ledger" in text_of(rita.get(ROLLBACK))
 
 
 def test_the_ledger_tells_who_what_why_and_on_what_evidence(rita, three_promoted):

@@ -10,7 +10,7 @@ from adapters_app import storage, training
 from adapters_app.models import Promotion, TrainingRun
 from tests.versions import promote
 
-pytest_plugins = ("tests.serving",)
+pytest_plugins = ("tests.serving", "tests.s3")
 
 API = "/api/v1"
 
@@ -158,6 +158,18 @@ def test_a_store_that_cannot_be_read_is_503_and_named(rita, make_version, monkey
     assert response.status_code == 503
     assert response.json()["detail"].startswith("v1: ")
     assert (fault.strerror or str(fault)) in response.json()["detail"]
+
+
+def test_a_store_that_is_away_is_told_at_every_door(rita, make_version, s3):
+    make_version()
+    s3.go_away()
+    refused = decide(rita, "v1/promote", expected_revision=0)
+    assert refused.status_code == 409
+    assert "The artifact store cannot be used" in refused.json()["detail"]
+    for what in ("card", "download"):
+        response = rita.get(f"{API}/adapters/v1/{what}")
+        assert response.status_code == 503
+        assert response.json()["detail"].startswith("v1: ")
 
 
 @pytest.mark.parametrize("what", ["card", "download"])

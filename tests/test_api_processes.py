@@ -1,4 +1,5 @@
-"""Two web servers on one database: what one promotes, the other answers with at once."""
+"""Two web servers on one database: what one promotes, the other answers with at once; and what
+they say of themselves, and to more clients than they can serve."""
 
 import json
 import os
@@ -9,18 +10,23 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from django.conf import settings as current
 from django.db import connection
 from knox.models import AuthToken
 
+from adapters_app import liveness, storage
+from adapters_app.nli.base_model import load_base
 from tests.conftest import ROOT
-from tests.versions import PAIR
+from tests.tiny import tiny_base
+from tests.versions import PAIR, register, write_adapter
 
 pytest_plugins = ("tests.serving",)
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -80,9 +86,58 @@ def test_both_servers_answer_with_what_either_promotes(hosts, make_version, tiny
     assert first.who_answers() == (*base, 2)
 
 
+def test_servers_tell_the_releaser_that_a_version_belongs_to_another_base(
+    hosts, cast, settings, tmp_path, tiny_model
+):
+    """The version was trained where the base had the same name, but other files."""
+    until(lambda: liveness.servers().count() == 2, what="both servers say what they have loaded")
+    other = replace(load_base(tiny_base(tmp_path / "other", seed=1)), name=settings.LYRA_BASE_MODEL)
+    digest = storage.put(tmp_path / write_adapter(tmp_path, other, seed=1))
+    register(cast["tom"], 1, digest, other)
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        hosts[0].post("adapters/v1/promote", reason="measured better", expected_revision=0)
+    detail = json.load(refused.value)["detail"]
+    assert refused.value.code == 409
+    assert other.fingerprint[:12] in detail
+    assert tiny_model.fingerprint[:12] in detail
+    hosts[1].process.terminate()
+    until(lambda: liveness.servers().count() == 1, what="a server that ends takes its word back")
+
+
+def test_a_server_with_too_much_to_do_says_when_to_come_back_and_recovers(start):
+    """As many clients as it has threads, each with as many pairs as one request may hold."""
+    server, refused = start("one"), threading.Event()
+    server.wait_until_it_answers()
+    full = [PAIR | {"premise": "rain " * (current.LYRA_MAX_CHARS // 5)}] * current.LYRA_MAX_PAIRS
+
+    def ask_again_and_again(_: int) -> set[tuple[int, str | None]]:
+        seen = set()
+        while not refused.is_set():
+            try:
+                server.post("nli", pairs=full)
+            except urllib.error.HTTPError as error:
+                seen.add((error.code, error.headers["Retry-After"]))
+                refused.set()
+        return seen
+
+    with ThreadPoolExecutor(current.LYRA_THREADS) as pool:
+        found = pool.map(ask_again_and_again, range(current.LYRA_THREADS))
+    assert set().union(*found) == {(503, "1")}
+    assert server.who_answers()[0] == "base"
+
+
+def until(holds: Callable[[], bool], *, what: str) -> None:
+    deadline, pause = time.monotonic() + STOP_S, threading.Event()
+    while time.monotonic() < deadline:
+        if holds():
+            return
+        pause.wait(POLL_S)
+    pytest.fail(f"not within {STOP_S:.0f} s: {what}")
+
+
 @pytest.fixture
-def hosts(on_tiny: Path, settings, cast) -> Iterator[list[Host]]:
-    """Two servers that answer, for a releaser."""
+def start(on_tiny: Path, settings, cast) -> Iterator[Callable[[str], Host]]:
+    """Start a server in a home of that name, for a releaser."""
     environment = os.environ | {
         "DATABASE_URL": f"sqlite:///{connection.settings_dict['NAME']}",
         "LYRA_ARTIFACTS": settings.STORAGES["artifacts"]["OPTIONS"]["location"],
@@ -92,13 +147,16 @@ def hosts(on_tiny: Path, settings, cast) -> Iterator[list[Host]]:
     }
     _, token = AuthToken.objects.create(cast["rita"])
     with ExitStack() as stack:
-        started = [
-            stack.enter_context(_started(on_tiny / name, environment, token))
-            for name in ("one", "two")
-        ]
-        for host in started:
-            host.wait_until_it_answers()
-        yield started
+        yield lambda name: stack.enter_context(_started(on_tiny / name, environment, token))
+
+
+@pytest.fixture
+def hosts(start) -> list[Host]:
+    """Two servers that answer."""
+    started = [start("one"), start("two")]
+    for host in started:
+        host.wait_until_it_answers()
+    return started
 
 
 @contextmanager

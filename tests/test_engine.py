@@ -1,11 +1,14 @@
 """What answers: by whom, with which calibrator, and what happens when it cannot be loaded."""
 
+import functools
 import itertools
+import shutil
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import numpy as np
 import pytest
+from django.conf import settings as current
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -13,10 +16,11 @@ from adapters_app import registry, storage
 from adapters_app.models import Serving
 from inference import engine
 from inference.batching import Batcher, Overloaded
+from lyra_site import gunicorn_conf
 from tests.tiny import tiny_base
 from tests.versions import PAIR, promote
 
-pytest_plugins = ("tests.serving",)
+pytest_plugins = ("tests.serving", "tests.s3")
 
 PAIRS = [
     (PAIR["premise"], PAIR["hypothesis"]),
@@ -133,16 +137,33 @@ def test_a_version_whose_files_are_gone_is_refused_by_name_and_nobody_answers_fo
     assert engine.answer("base", PAIRS).adapter == "base"
 
 
-def test_a_version_of_another_base_is_refused(make_version):
-    version = make_version()
-    version.base_fingerprint = "0" * 64
-    with pytest.raises(engine.EngineUnavailable, match="v1"):
-        engine._models.adapted(_with_digest(version, "1" * 64))
+def test_a_store_that_is_away_stops_only_what_has_no_local_copy(
+    make_version, cast, on_tiny, s3, monkeypatch
+):
+    promote(make_version(), cast["rita"])
+    s3.go_away()
+    assert engine.answer("active", PAIRS).adapter == "v1"
+    shutil.rmtree(on_tiny / "cache")
+    monkeypatch.setattr(engine, "_models", engine._Models())
+    with pytest.raises(engine.EngineUnavailable, match="v1 cannot be loaded: The artifact store"):
+        engine.answer("active", PAIRS)
+    assert engine.answer("base", PAIRS).adapter == "base"
 
 
-def _with_digest(version, digest):
-    version.artifact_digest = digest
-    return version
+def test_a_base_replaced_under_the_same_name_stops_its_versions_by_name(
+    make_version, cast, settings, tmp_path, tiny, tiny_model, monkeypatch
+):
+    """The files of the base are others when the server starts again: no silent wrong answer."""
+    promote(make_version(), cast["rita"])
+    settings.LYRA_BASE_MODEL = str(shutil.copytree(tiny, tmp_path / "base"))
+    assert engine.answer("active", PAIRS).adapter == "v1"
+    tiny_base(tmp_path / "base", seed=1)
+    monkeypatch.setattr(engine, "_models", engine._Models())
+    theirs = engine.answer("base", PAIRS).digest
+    refusal = f"v1 cannot be loaded: .*{tiny_model.fingerprint[:12]}.*{theirs[:12]}"
+    for _ in range(2):
+        with pytest.raises(engine.EngineUnavailable, match=refusal):
+            engine.answer("active", PAIRS)
 
 
 def test_a_base_that_cannot_be_loaded_is_refused_with_its_reason(on_tiny, db, settings):
@@ -193,6 +214,43 @@ def test_requests_during_swaps_are_each_answered_by_one_version(make_version, mo
 def _serving_row(version):
     calibration = version.calibrations.select_related("version").get() if version else None
     return Serving(version=version, calibration=calibration, revision=1)
+
+
+def test_overload_is_reached_with_the_threads_that_a_server_has(on_tiny, monkeypatch):
+    """One full request is in the model and two wait; the other threads are free at once."""
+    gate, entered = threading.Event(), threading.Event()
+    monkeypatch.setattr(registry, "serving", lambda: _serving_row(None))
+    monkeypatch.setattr(engine, "_batcher", functools.cache(engine._batcher.__wrapped__))
+    predictor = engine.serving_predictor().predictor
+    forward = predictor._forward
+
+    def slow(*batch):
+        entered.set()
+        gate.wait(60)
+        return forward(*batch)
+
+    monkeypatch.setattr(predictor, "_forward", slow)
+    full = PAIRS[:1] * current.LYRA_MAX_PAIRS
+    with ThreadPoolExecutor(gunicorn_conf.threads) as pool:
+        asked = [pool.submit(engine.answer, "active", full)]
+        assert entered.wait(60)
+        asked += [pool.submit(engine.answer, "active", full) for _ in range(pool._max_workers - 1)]
+        first = itertools.islice(as_completed(asked, timeout=60), len(asked) - 3)
+        assert {type(each.exception()) for each in first} == {Overloaded}
+        # A single pair finds no room either, and is told so instead of waiting.
+        with pytest.raises(Overloaded, match=f"{2 * len(full)} pairs are waiting"):
+            engine.answer("active", PAIRS[:1])
+        gate.set()
+    answered = [each.result() for each in asked if each.exception() is None]
+    assert [len(answer.results) for answer in answered] == [len(full)] * 3
+
+
+def test_small_requests_of_all_threads_are_no_overload(on_tiny, monkeypatch):
+    monkeypatch.setattr(registry, "serving", lambda: _serving_row(None))
+    monkeypatch.setattr(engine, "_batcher", functools.cache(engine._batcher.__wrapped__))
+    with ThreadPoolExecutor(gunicorn_conf.threads) as pool:
+        answers = list(pool.map(lambda _: engine.answer("active", PAIRS), range(100)))
+    assert all(len(answer.results) == len(PAIRS) for answer in answers)
 
 
 def test_embeddings_have_length_one(on_tiny):

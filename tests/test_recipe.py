@@ -1,6 +1,7 @@
 """A whole run in this process, on a tiny base: what is learnt, judged, stored and registered."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from adapters_app.nli.train import TrainingDiverged, train
 from adapters_app.recipe import CannotTrain, Stopped
 from adapters_app.training import CancelRequested
 from corrections.models import Correction
+from tests.tiny import tiny_base
 from tests.verdicts import accept
 
 pytest_plugins = ("tests.serving",)
@@ -118,13 +120,19 @@ def test_the_same_data_and_seed_give_the_same_artifact_which_is_not_compared_wit
         carry_out(version=second)
 
 
-def test_an_existing_version_is_measured_against_what_serves_now(carry_out, tina):
+def register_with_a_setting_that_is_gone(lease, *, version, register=registry.register, **rest):
+    return register(lease, version=replace(version, config=version.config | {"gone": 1}), **rest)
+
+
+def test_an_existing_version_is_measured_against_what_serves_now(carry_out, tina, monkeypatch):
     accept()
-    first, second = carry_out().produced, carry_out(seed=7).produced
+    first = carry_out().produced
+    with monkeypatch.context() as older_release:
+        older_release.setattr(registry, "register", register_with_a_setting_that_is_gone)
+        second = carry_out(seed=7).produced
+    assert second.config["gone"] == 1
     registry.promote(first, by=tina, reason="test", expected_revision=0, override=True)
     accept(30, pages=5, start=1000)
-    # Trained by an older release, which knew a setting that is gone.
-    AdapterVersion.objects.update(config=second.config | {"gone": 1})
     run = carry_out(version=second)
     evidence = evidence_of(run)
     assert (evidence.candidate, evidence.incumbent) == (second, first)
@@ -260,11 +268,12 @@ def test_an_artifact_that_was_not_stored_is_never_registered(carry_out, monkeypa
     assert not AdapterVersion.objects.exists()
 
 
-def test_a_served_version_of_another_base_is_named(carry_out, tina):
+def test_a_served_version_of_another_base_is_named(carry_out, tina, settings, tmp_path):
     accept()
+    settings.LYRA_BASE_MODEL = tiny_base(tmp_path / "base")
     version = carry_out().produced
     registry.promote(version, by=tina, reason="test", expected_revision=0, override=True)
-    AdapterVersion.objects.update(base_fingerprint="e" * 64)
+    tiny_base(tmp_path / "base", seed=1)
     with pytest.raises(CannotTrain, match="roll back to the base first"):
         carry_out()
 
@@ -272,9 +281,16 @@ def test_a_served_version_of_another_base_is_named(carry_out, tina):
 def test_a_version_is_calibrated_again_on_more_verdicts(carry_out, tina):
     accept()
     version = carry_out().produced
+    first = version.calibrations.get()
+    own = {name: getattr(first, f"{name}_after") for name in ("brier", "ece", "log_loss")}
+    second = recipe.calibrate_again(version, by=tina)
+    assert (second.replaces, second.rows) == (first, 90)
+    assert second.replaced == pytest.approx(own)  # the same pairs
     accept(30, pages=5, start=1000)
-    fitted = recipe.calibrate_again(version, by=tina)
-    assert (fitted.number, fitted.rows, fitted.created_by) == (2, 120, tina)
+    third = recipe.calibrate_again(version, by=tina)
+    assert (third.number, third.rows, third.created_by) == (3, 120, tina)
+    assert third.replaces == second
+    assert third.replaced["log_loss"] != pytest.approx(own["log_loss"], abs=1e-6)
 
 
 def test_verdicts_the_siblings_rule_out_are_listed():

@@ -2,18 +2,24 @@
 
 import hashlib
 import os
+import subprocess
+import sys
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from django.conf import settings as current
 from django.core.files.base import ContentFile
 from django.core.files.storage import storages
 from django.utils import timezone
 
-from adapters_app import storage
-from adapters_app.models import TrainingRun
-from adapters_app.storage import ArtifactCorrupt, ArtifactMissing
+from adapters_app import snapshots, storage
+from adapters_app.models import Snapshot, TrainingRun
+from adapters_app.storage import ArtifactCorrupt, ArtifactMissing, StoreUnavailable
 from corrections.acting import system_user
+
+pytest_plugins = ("tests.s3",)
 
 
 @pytest.fixture(autouse=True)
@@ -117,6 +123,92 @@ def test_a_damaged_local_copy_is_replaced(written):
     (copy / storage.TENSORS).write_bytes(b"bit rot")
     assert (storage.fetch(digest) / storage.TENSORS).read_bytes() == b"tensors"
     assert os.listdir(copy.parent) == [digest]
+
+
+# --- S3 -------------------------------------------------------------------------------------------
+
+
+def test_an_artifact_goes_to_s3_and_back(written, s3):
+    digest = storage.put(written)
+    assert storage.put(written) == digest
+    assert f"lyra/artifacts/{digest}/{storage.SUMS}" in s3.objects
+    assert storage.holds(digest)
+    storage.verify(digest)
+    assert (storage.fetch(digest) / storage.TENSORS).read_bytes() == b"tensors"
+    assert storage.size(digest) == sum(map(len, s3.objects.values()))
+
+
+def test_what_s3_does_not_have_is_missing_and_what_it_altered_is_corrupt(written, s3):
+    with pytest.raises(ArtifactMissing):
+        storage.fetch("0" * 64)
+    digest = storage.put(written)
+    s3.objects[f"lyra/artifacts/{digest}/manifest.json"] = b"forged"
+    with pytest.raises(ArtifactCorrupt, match=r"manifest\.json"):
+        storage.verify(digest)
+
+
+@pytest.mark.django_db
+def test_orphans_in_s3_are_pruned(written, s3, monkeypatch):
+    digest = storage.put(written)
+    monkeypatch.setattr(storage, "ORPHAN_AGE", timedelta(seconds=-5))
+    assert storage.prune_orphans() == [f"artifacts/{digest}"]
+    assert not s3.objects
+
+
+FAULTS = {
+    "gone": lambda s3: s3.go_away(),
+    "forbidding": lambda s3: setattr(s3, "refuses", 403),
+    "overloaded": lambda s3: setattr(s3, "refuses", 503),
+}
+USES: list[Callable[[str, Path], object]] = [
+    lambda _, written: storage.put(written),
+    lambda digest, _: storage.fetch(digest),
+    lambda digest, _: storage.holds(digest),
+    lambda digest, _: storage.verify(digest),
+    lambda digest, _: storage.size(digest),
+    lambda *_: storage.prune_orphans(),
+    lambda *_: snapshots.freeze(),
+    lambda *_: snapshots.load(Snapshot(digest="5" * 64)),
+]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_s3_that_cannot_be_used_is_said_in_one_way(written, s3, fault):
+    digest = storage.put(written)
+    fault(s3)
+    for use in USES:
+        with pytest.raises(StoreUnavailable, match="The artifact store cannot be used: "):
+            use(digest, written)
+
+
+def test_a_download_that_breaks_off_is_no_damage(written, s3):
+    digest = storage.put(written)
+    s3.breaks_off = True
+    for use in (storage.fetch, storage.verify):
+        with pytest.raises(StoreUnavailable):
+            use(digest)
+    s3.breaks_off = False
+    storage.verify(digest)
+    storage.fetch(digest)
+
+
+def test_s3_without_its_package_is_refused_by_name_before_anything_starts():
+    program = (
+        "import importlib.util as util, sys; find = util.find_spec; "
+        "util.find_spec = lambda name: None if name == 'boto3' else find(name); "
+        "import lyra_site.settings"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"LYRA_ARTIFACTS": "s3://bucket/lyra"},
+        cwd=current.BASE_DIR,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "LYRA_ARTIFACTS=s3://bucket/lyra needs django-storages" in done.stderr
 
 
 # --- pruning --------------------------------------------------------------------------------------

@@ -1,21 +1,34 @@
 """A run from request to end, as rows: who may write to it, and what its requester is told."""
 
 import io
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
+from django.conf import settings as current
 from django.contrib.auth.models import User
 from django.core.management.base import OutputWrapper
-from django.db import DatabaseError, connection, transaction
+from django.db import DatabaseError, OperationalError, connection, transaction
 from django.utils import timezone
 from django_q.models import OrmQ
 
-from adapters_app import supervise, training
+from adapters_app import recipe, registry, snapshots, storage, supervise, training
 from adapters_app.following import follow
-from adapters_app.models import TrainingRun
+from adapters_app.models import AdapterVersion, TrainingRun
+from adapters_app.nli.base_model import Base
 from adapters_app.training import CancelRequested, LeaseLost, TrainingRefused
 from corrections.acting import Refused
+from tests.test_recipe import QUICK
 from tests.verdicts import accept
+from tests.versions import write_adapter
+
+pytest_plugins = ("tests.serving",)
 
 Status = TrainingRun.Status
 
@@ -220,11 +233,194 @@ def test_without_the_database_for_the_time_of_a_lease_the_run_is_let_go(
         training.heartbeat(lease, stage="released")
 
 
-def test_a_trainer_that_let_go_of_a_run_that_is_still_ours_is_started_again(queued):
-    lease = claim(queued)
-    supervise._settle(lease, supervise.EXIT_LEASE_LOST, "")
+def test_a_trainer_that_let_go_of_a_run_that_is_still_ours_is_started_again_once(queued):
+    supervise._output(queued.pk).write_text("the database is out of reach: it is locked\n")
+    supervise._settle(claim(queued), supervise.EXIT_LEASE_LOST, "")
     queued.refresh_from_db()
     assert (queued.status, queued.attempts) == (Status.QUEUED, 1)
+    supervise._settle(claim(queued), supervise.EXIT_LEASE_LOST, "")
+    queued.refresh_from_db()
+    assert queued.status == Status.FAILED
+    assert "could not reach the database" in queued.error
+    assert "it is locked" in queued.error
+
+
+def finish(lease: training.Lease, directory: Path, base: Base) -> AdapterVersion:
+    """Register what a training of `lease` made, as the recipe does."""
+    digest = storage.put(directory / write_adapter(directory, base, seed=1))
+    snapshot = snapshots.freeze()
+    before_and_after = {
+        f"{name}_{when}": 0.5
+        for name in ("brier", "ece", "log_loss")
+        for when in ("before", "after")
+    }
+    return registry.register(
+        lease,
+        version=registry.NewVersion(
+            snapshot=snapshot,
+            base_name=base.name,
+            base_fingerprint=base.fingerprint,
+            artifact_digest=digest,
+            sibling_digests=[digest] * 5,
+            artifact_bytes=1,
+            trainable_parameters=1,
+            config={},
+            metrics={},
+        ),
+        calibration=registry.NewCalibration(
+            method="none",
+            parameters={},
+            rows=0,
+            bins_before=[],
+            bins_after=[],
+            candidates={},
+            **before_and_after,
+        ),
+        evaluation=registry.NewEvaluation(
+            incumbent=None,
+            incumbent_calibration=None,
+            snapshot=snapshot,
+            rows_fingerprint="6" * 64,
+            rows=0,
+            groups=0,
+            effective_groups=0.0,
+            verdict="inconclusive",
+            needed_pairs=None,
+            figures={},
+            per_label={},
+            flips=[],
+            guard={},
+            later={},
+            advice=[],
+        ),
+    )
+
+
+def finished_once(run: TrainingRun) -> bool:
+    run.refresh_from_db()
+    version = AdapterVersion.objects.get()
+    counts = (version.calibrations.count(), version.evaluations.count())
+    return run.status == Status.SUCCEEDED and counts == (1, 1)
+
+
+@contextmanager
+def another_process_holds_the_lock() -> Iterator[Callable[[], None]]:
+    """SQLite's write lock is somebody else's until the function that is given is called."""
+    program = (
+        "import sqlite3, sys\n"
+        "other = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+        "other.execute('BEGIN IMMEDIATE')\n"
+        "print('locked', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, connection.settings_dict["NAME"]],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout.readline() == b"locked\n"
+        yield lambda: other.communicate()[0]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_end_of_a_run_waits_for_a_locked_database(queued, on_tiny, tiny_model, monkeypatch):
+    lease = claim(queued)
+    monkeypatch.setattr(training, "RETRY_S", 0)
+    monkeypatch.setitem(connection.settings_dict["OPTIONS"], "timeout", 0.1)
+    connection.close()  # the next one waits that long for the lock
+    tries = []
+    with another_process_holds_the_lock() as release:
+
+        def act() -> AdapterVersion:
+            tries.append(len(tries))
+            if len(tries) == 3:
+                release()
+            return finish(lease, on_tiny, tiny_model)
+
+        training.outlast(lease, act)
+    assert len(tries) == 3
+    assert finished_once(queued)
+    connection.close()
+
+
+def test_the_end_of_a_run_survives_a_lost_connection(lease_on_postgresql, on_tiny, tiny_model):
+    lose_connection()
+    training.outlast(lease_on_postgresql, lambda: finish(lease_on_postgresql, on_tiny, tiny_model))
+    assert finished_once(TrainingRun.objects.get())
+
+
+def test_a_commit_whose_answer_was_lost_is_not_made_twice(lease_on_postgresql, on_tiny, tiny_model):
+    def commit_and_lose_the_answer() -> None:
+        finish(lease_on_postgresql, on_tiny, tiny_model)
+        raise OperationalError("server closed the connection unexpectedly")
+
+    with pytest.raises(LeaseLost, match="held by somebody else or over"):
+        training.outlast(lease_on_postgresql, commit_and_lose_the_answer)
+    assert finished_once(TrainingRun.objects.get())
+
+
+def test_nobody_waits_for_the_database_longer_than_a_lease(lease_on_postgresql, settings):
+    lease = lease_on_postgresql
+    training.renew(lease)
+    lease.written_at -= settings.LYRA_LEASE_S
+    lose_connection()
+    with pytest.raises(LeaseLost, match="out of reach"):
+        training.outlast(lease, lambda: training.fail(lease, "too late"))
+    assert TrainingRun.objects.get().status == Status.RUNNING
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_whole_run_survives_a_database_that_is_away_for_a_moment_at_every_call(
+    queued, on_tiny, monkeypatch
+):
+    """Each statement that a run makes fails the first time, at every stage."""
+    TrainingRun.objects.update(config=queued.config | QUICK)
+    lease, seen, heartbeat = claim(queued), set(), training.heartbeat
+    monkeypatch.setattr(training, "RETRY_S", 0)
+
+    def forget_at_a_new_stage(lease, **told):
+        if "stage" in told:
+            seen.clear()
+        heartbeat(lease, **told)
+
+    monkeypatch.setattr(training, "heartbeat", forget_at_a_new_stage)
+
+    def away_once(execute, sql, params, many, context):
+        if sql not in seen:
+            seen.add(sql)
+            raise OperationalError("server closed the connection unexpectedly")
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(away_once):
+        recipe.carry_out(lease, should_stop=lambda: False)
+    assert finished_once(queued)
+    assert any("INSERT" in statement for statement in seen)
+
+
+# --- the store is away ----------------------------------------------------------------------------
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_run_whose_store_is_away_fails_with_an_explanation(queued):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        nobody = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    environment = {
+        "DATABASE_URL": f"sqlite:///{connection.settings_dict['NAME']}",
+        "LYRA_ARTIFACTS": "s3://bucket/lyra",
+        "AWS_ENDPOINT_URL_S3": nobody,
+        "AWS_DEFAULT_REGION": "here",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "LYRA_MIN_FREE_MIB": "1",
+    }
+    subprocess.run(
+        [sys.executable, str(current.BASE_DIR / "manage.py"), "run_training", str(queued.pk)],
+        env=os.environ | environment,
+        check=False,
+    )
+    queued.refresh_from_db()
+    assert queued.status == Status.FAILED
+    assert queued.error.startswith("The artifact store cannot be used: Could not connect")
 
 
 # --- ending ---------------------------------------------------------------------------------------

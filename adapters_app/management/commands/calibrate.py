@@ -11,7 +11,7 @@ from adapters_app.nli.artifact import ArtifactCorrupt
 from adapters_app.nli.base_model import BaseModelError
 from adapters_app.snapshots import SnapshotCorrupt
 from adapters_app.storage import ArtifactCorrupt as StoredArtifactCorrupt
-from adapters_app.storage import ArtifactMissing
+from adapters_app.storage import ArtifactMissing, StoreUnavailable
 from corrections.acting import ActingCommand, Refused, WrongUsage
 
 REFUSALS = (
@@ -21,6 +21,7 @@ REFUSALS = (
     ArtifactCorrupt,
     StoredArtifactCorrupt,
     ArtifactMissing,
+    StoreUnavailable,
 )
 
 

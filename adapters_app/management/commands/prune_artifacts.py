@@ -20,7 +20,10 @@ class Command(ActingCommand):
     def act(self, *, by: User, dry_run: bool, **_: Any) -> dict[str, Any]:
         if TrainingRun.objects.filter(status=TrainingRun.Status.RUNNING).exists():
             raise Refused("A run is running and may be about to use what looks unused; try later.")
-        orphans = storage.prune_orphans(dry_run=dry_run)
+        try:
+            orphans = storage.prune_orphans(dry_run=dry_run)
+        except storage.StoreUnavailable as error:
+            raise Refused(str(error)) from error
         for orphan in orphans:
             self.stdout.write(orphan)
         return {"pruned": orphans, "dry_run": dry_run}

@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 from argparse import ArgumentParser
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from django.contrib.auth.models import User
@@ -18,7 +20,7 @@ from adapters_app.nli.train import OutOfMemory, TrainingDiverged
 from adapters_app.recipe import CannotTrain, Stopped
 from adapters_app.snapshots import SnapshotCorrupt
 from adapters_app.storage import ArtifactCorrupt as StoredArtifactCorrupt
-from adapters_app.storage import ArtifactMissing
+from adapters_app.storage import ArtifactMissing, StoreUnavailable
 from adapters_app.training import CancelRequested, Lease, LeaseLost
 from corrections.acting import ActingCommand, Refused, WrongUsage
 
@@ -32,6 +34,7 @@ EXPLAINED = (
     ArtifactCorrupt,
     StoredArtifactCorrupt,
     ArtifactMissing,
+    StoreUnavailable,
 )
 FULL = {errno.ENOSPC, errno.EDQUOT}
 PR_SET_PDEATHSIG = 1
@@ -46,17 +49,19 @@ class Command(ActingCommand):
         parser.add_argument("--token", type=int, help="we are the child of its lease's holder")
         parser.add_argument("--parent", type=int, help="process id of the lease's holder")
 
-    def act(
-        self, *, by: User, run_id: int, token: int | None, parent: int | None, **_: Any
-    ) -> dict[str, Any]:
+    def handle(self, *args: Any, **options: Any) -> None:
+        if options["token"] is None:
+            super().handle(*args, **options)
+        else:  # whoever holds a lease has been let in already
+            _work(Lease(options["run_id"], options["token"]), options["parent"] or os.getppid())
+
+    def act(self, *, by: User, run_id: int, **_: Any) -> dict[str, Any]:
         if not TrainingRun.objects.filter(pk=run_id).exists():
             raise WrongUsage(f"There is no run {run_id}.")
-        if token is not None:
-            _work(Lease(run_id, token), parent or os.getppid())
-        elif not supervise.train(run_id):
+        if not supervise.train(run_id):
             raise Refused(f"Run {run_id} cannot be claimed: {_why_not(run_id)}.")
         run = TrainingRun.objects.get(pk=run_id)
-        if token is None and run.status != TrainingRun.Status.SUCCEEDED:
+        if run.status != TrainingRun.Status.SUCCEEDED:
             raise Refused(f"Run {run_id} is {run.status}. {run.error}".strip())
         return {"run": run_id, "status": run.status}
 
@@ -65,21 +70,30 @@ def _work(lease: Lease, parent: int) -> None:
     """The child's whole life. The lease decides: whoever lost it writes nothing any more."""
     should_stop = _Stop(parent)
     try:
-        recipe.carry_out(lease, should_stop=should_stop)
-    except LeaseLost:
+        close = _carry_out(lease, should_stop)
+        training.outlast(lease, close)
+    except (LeaseLost, *training.DATABASE_AWAY) as error:
+        print(error, file=sys.stderr)  # noqa: T201  for the holder of the lease, and the log
         sys.exit(supervise.EXIT_LEASE_LOST)
+
+
+def _carry_out(lease: Lease, should_stop: Callable[[], bool]) -> Callable[[], bool]:
+    """Do the work; what then closes the run's row. A success has closed it already."""
+    try:
+        recipe.carry_out(lease, should_stop=should_stop)
     except Stopped:
-        training.give_back(lease)
+        return partial(training.give_back, lease)
     except CancelRequested:
-        training.cancelled(lease)
+        return partial(training.cancelled, lease)
     except EXPLAINED as error:
-        training.fail(lease, str(error))
+        return partial(training.fail, lease, str(error))
     except MemoryError:
-        training.fail(lease, _NO_MEMORY)
+        return partial(training.fail, lease, _NO_MEMORY)
     except OSError as error:
         if error.errno not in FULL:
             raise  # the holder of the lease reports it, with the last line of our output
-        training.fail(lease, _DISK_FULL)
+        return partial(training.fail, lease, _DISK_FULL)
+    return lambda: True
 
 
 class _Stop:
