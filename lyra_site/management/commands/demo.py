@@ -22,7 +22,7 @@ from lyra_site import demo
 
 # What would make the demo work on somebody's own system instead of a fresh one.
 OWN_SYSTEM = ("DATABASE_URL", "LYRA_ARTIFACTS", "LYRA_COMMAND_USER", "LYRA_FOUR_EYES")
-PAGES = 100
+PAGES = 88
 
 
 class Command(BaseCommand):
