@@ -25,6 +25,8 @@ TENSORS = "adapter_model.safetensors"
 SUMS = "SHA256SUMS"
 # An artifact is stored minutes before the version that names it is committed.
 ORPHAN_AGE = timedelta(hours=1)
+# Names begin with these until what they name is whole, or is gone.
+WRITING, FETCHING, DAMAGED = ".writing-", ".fetching-", ".damaged-"
 
 
 class ArtifactMissing(LookupError):
@@ -65,7 +67,7 @@ class DurableFileSystemStorage(FileSystemStorage):
     def _save(self, name: str, content: File) -> str:
         target = Path(self.path(name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".writing-") as beside:
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=WRITING) as beside:
             for chunk in content.chunks():
                 beside.write(chunk)
             beside.flush()
@@ -116,7 +118,7 @@ def fetch(digest: str) -> Path:
     if cached.is_dir() and not _wrong_with(cached, digest):
         return cached
     cached.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(dir=cached.parent, prefix=".fetching-"))
+    beside = Path(tempfile.mkdtemp(dir=cached.parent, prefix=FETCHING))
     try:
         _download(digest, beside)
         fault = _wrong_with(beside, digest)
@@ -162,7 +164,8 @@ def size(digest: str) -> int:
 def prune_orphans(*, dry_run: bool = False) -> list[str]:
     """Delete stored artifacts and snapshots that nothing names; returns their storage names.
 
-    Nothing is deleted while a run is running: it may be about to name what looks like an orphan.
+    What a killed process left half-written goes with them, in the store and in this host's cache;
+    of these the last part of the path is returned. Nothing is deleted while a run is running: it may be about to name what looks like an orphan.
     """
     if TrainingRun.objects.filter(status=TrainingRun.Status.RUNNING).exists():
         return []
@@ -179,10 +182,33 @@ def prune_orphans(*, dry_run: bool = False) -> list[str]:
         for name in _listed(store, "snapshots")[1]
         if PurePosixPath(name).stem not in snapshots and _is_old(store, [f"snapshots/{name}"])
     ]
+    unfinished = _unfinished(store)
     if not dry_run:
         for orphan in orphans:
             _delete(store, orphan)
-    return orphans
+        for path in unfinished:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+    return orphans + [path.name for path in unfinished]
+
+
+def _unfinished(store: Storage) -> list[Path]:
+    """What only a killed process leaves: everything else removes it, whole or not."""
+    cache = Path(settings.LYRA_ARTIFACT_CACHE)
+    found = [*cache.glob(f"{FETCHING}*"), *cache.glob(f"{DAMAGED}*")]
+    if isinstance(store, FileSystemStorage):
+        found += Path(store.location).rglob(f"{WRITING}*")
+    return [path for path in sorted(found) if _is_left(path)]
+
+
+def _is_left(path: Path) -> bool:
+    """Whether nobody can still be writing it; one that has just been finished has gone."""
+    try:
+        return path.stat().st_mtime < (timezone.now() - ORPHAN_AGE).timestamp()
+    except FileNotFoundError:
+        return False
 
 
 def _named_digests() -> set[str]:
@@ -244,7 +270,7 @@ def _swap_in(beside: Path, cached: Path, digest: str) -> None:
         except OSError:
             if cached.is_dir() and not _wrong_with(cached, digest):
                 return
-            damaged = Path(tempfile.mkdtemp(dir=cached.parent, prefix=".damaged-"))
+            damaged = Path(tempfile.mkdtemp(dir=cached.parent, prefix=DAMAGED))
             cached.rename(damaged)
             shutil.rmtree(damaged)
     raise ArtifactCorrupt(f"The local copy {cached} cannot be replaced.")

@@ -237,6 +237,25 @@ def test_orphans_are_pruned_once_they_are_old(written, store):
 
 
 @pytest.mark.django_db
+def test_what_a_killed_process_left_half_written_goes_too(written, store, settings):
+    digest = storage.put(written)
+    copy = storage.fetch(digest)
+    cache = Path(settings.LYRA_ARTIFACT_CACHE)
+    (store / "artifacts" / digest / ".writing-a").write_bytes(b"ten")
+    for name in (".fetching-b", ".damaged-c"):
+        (cache / name).mkdir()
+        (cache / name / storage.TENSORS).write_bytes(b"ten")
+    assert storage.prune_orphans() == []
+    make_old(cache)
+    make_old(store)
+    left = {".writing-a", ".fetching-b", ".damaged-c"}
+    assert left < set(storage.prune_orphans(dry_run=True))
+    assert left < set(storage.prune_orphans())
+    assert not left & {path.name for place in (store, cache) for path in place.rglob("*")}
+    assert not copy.exists()
+
+
+@pytest.mark.django_db
 def test_nothing_is_pruned_while_a_run_may_be_about_to_name_it(written, store):
     storage.put(written)
     make_old(store)
