@@ -20,7 +20,7 @@ from django.views.decorators.http import require_POST, require_safe
 from django_q.models import OrmQ, Schedule, Task
 from django_q.status import Stat
 
-from adapters_app import charts, evidence, registry, training, triggers
+from adapters_app import charts, evidence, liveness, registry, training, triggers
 from adapters_app.forms import PromoteForm, ReleaseForm, RequestTrainingForm
 from adapters_app.models import (
     AdapterVersion,
@@ -286,12 +286,13 @@ class TrainingRunAdmin(ReadOnlyAdmin):
 
     @method_decorator(require_safe)
     def queue_view(self, request: HttpRequest) -> HttpResponse:
-        """What django-q2 is doing, for reading only."""
+        """What django-q2 and the web processes are doing, for reading only."""
         allow(request, "adapters_app.view_trainingrun")
         return self.page(
             request,
             "queue",
             "Queue",
+            servers=liveness.servers(),
             clusters=[
                 {**vars(cluster), "uptime": cluster.uptime()}
                 for cluster in sorted(Stat.get_all(), key=lambda stat: (stat.host, stat.pid))

@@ -12,7 +12,7 @@ from django.contrib.messages import get_messages
 from django.test import Client
 from django.utils import timezone
 
-from adapters_app import registry, storage, training
+from adapters_app import liveness, registry, storage, training
 from adapters_app.forms import CONFIG_HELP, RequestTrainingForm
 from adapters_app.models import (
     AdapterVersion,
@@ -706,6 +706,13 @@ def test_the_queue_page_shows_what_waits(tina, trainer, three_verdicts):
     assert f"training adapters_app.tasks.run {run.pk} not yet" in page
     assert "adapters_app.tasks.reconcile" in page
     assert "No worker is running." in page
+
+
+def test_the_queue_page_shows_which_base_the_web_processes_answer_with(tina, db):
+    assert "None has loaded a base" in text_of(tina.get(f"{RUNS}queue/"))
+    liveness.saw_server("web-1:7", base_name="minilm-nli", base_fingerprint="abcdef123456789")
+    page = text_of(tina.get(f"{RUNS}queue/"))
+    assert "web-1:7 minilm-nli abcdef123456" in page
 
 
 def test_the_queue_library_has_no_pages_of_its_own(ada, db):
