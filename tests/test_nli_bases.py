@@ -12,8 +12,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 
-from adapters_app.nli import anchors, base_model, guard
-from adapters_app.nli.base_model import BUNDLED, BUNDLED_DIR, Base, BaseModelError, load_base
+from adapters_app.nli import anchors, checkpoint, guard
+from adapters_app.nli.base_model import Base, load_base
+from adapters_app.nli.checkpoint import BUNDLED, BUNDLED_DIR, BaseModelError
 from adapters_app.nli.predict import Predictor
 from corrections.labels import LABELS
 
@@ -40,7 +41,7 @@ def test_it_is_small_and_safe_to_load() -> None:
 
 
 def test_another_encoder_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-    directory = base_model.encoder_directory()
+    directory = checkpoint.encoder_directory()
     for path in directory.iterdir():
         if path.is_file():
             (tmp_path / path.name).symlink_to(path)
@@ -48,7 +49,7 @@ def test_another_encoder_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path) -
     (tmp_path / "model.safetensors").unlink()
     weights["pooler.dense.bias"] = weights["pooler.dense.bias"] + 1
     save_file(weights, tmp_path / "model.safetensors")
-    monkeypatch.setattr(base_model, "encoder_directory", lambda: tmp_path)
+    monkeypatch.setattr(checkpoint, "encoder_directory", lambda: tmp_path)
     with pytest.raises(BaseModelError, match="SHA-256 differs"):
         load_base(BUNDLED)
 
@@ -87,6 +88,6 @@ def test_anchors_are_apart_from_the_guard_set() -> None:
 
 def test_the_card_names_the_files_it_describes() -> None:
     facts = json.loads((BUNDLED_DIR / "facts.json").read_text())
-    assert facts["encoder_sha256"] == base_model.ENCODER_SHA256
-    weights = (base_model.encoder_directory() / "model.safetensors").read_bytes()
+    assert facts["encoder_sha256"] == checkpoint.ENCODER_SHA256
+    weights = (checkpoint.encoder_directory() / "model.safetensors").read_bytes()
     assert hashlib.sha256(weights).hexdigest() == facts["encoder_sha256"]

@@ -12,7 +12,8 @@ from peft import PeftModel
 from adapters_app.nli import artifact as artifacts
 from adapters_app.nli.base_model import Base, BaseModelError, load_base
 from adapters_app.nli.config import TrainConfig
-from adapters_app.nli.data import Example, batches_by_length, collate
+from adapters_app.nli.data import Example, collate
+from adapters_app.nli.encoding import batches_by_length
 from adapters_app.nli.predict import Predictor
 from adapters_app.nli.train import Anchors, TrainingDiverged, TrainResult, train
 from corrections.labels import LABELS, Label
