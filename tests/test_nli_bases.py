@@ -1,5 +1,6 @@
 """What ships: the bundled base, the guard set and the anchors are what their cards say."""
 
+import dataclasses
 import hashlib
 import json
 from collections import Counter
@@ -12,10 +13,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 
-from adapters_app.nli import anchors, checkpoint, guard
+from adapters_app.nli import anchors, checkpoint, guard, reference
 from adapters_app.nli.base_model import Base, load_base
 from adapters_app.nli.checkpoint import BUNDLED, BUNDLED_DIR, BaseModelError
-from adapters_app.nli.predict import Predictor
+from adapters_app.nli.predict import Predictor, TorchEngine
 from corrections.labels import LABELS
 
 
@@ -91,3 +92,14 @@ def test_the_card_names_the_files_it_describes() -> None:
     assert facts["encoder_sha256"] == checkpoint.ENCODER_SHA256
     weights = (checkpoint.encoder_directory() / "model.safetensors").read_bytes()
     assert hashlib.sha256(weights).hexdigest() == facts["encoder_sha256"]
+
+
+def test_the_stored_logits_are_this_bases(minilm: Base) -> None:
+    """Made by `manage.py store_reference`; without them the fast engine starts through torch."""
+    files = checkpoint.find(BUNDLED)
+    stored, tokenizer = reference.stored(files, BUNDLED_DIR / "nothing")
+    made, text = TorchEngine(minilm).reference(files.digest)
+    assert json.loads(tokenizer) == json.loads(text)
+    np.testing.assert_allclose(stored.bare, made.bare, atol=1e-4)
+    np.testing.assert_allclose(stored.probed, made.probed, atol=1e-4)
+    assert dataclasses.replace(made, bare=stored.bare, probed=stored.probed) == stored

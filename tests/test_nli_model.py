@@ -184,7 +184,7 @@ def test_stopping_early_follows_the_same_path(bert: Base) -> None:
     early = train(bert, EXAMPLES, CONFIG, epochs_to_run=1)
     assert len(early.epochs) == 1
     for name, tensor in early.epochs[0].artifact.tensors.items():
-        assert torch.equal(tensor, whole[name])
+        np.testing.assert_array_equal(tensor, whole[name])
 
 
 # --- encoding -------------------------------------------------------------------------------------
@@ -272,13 +272,13 @@ def test_tensors_that_do_not_fit_are_refused(bert: Base, tmp_path: Path, change:
     if change == "missing":
         del fitted.tensors[name]
     elif change == "extra":
-        fitted.tensors["base_model.model.extra.weight"] = torch.zeros(1)
+        fitted.tensors["base_model.model.extra.weight"] = np.zeros(1, dtype=np.float32)
     elif change == "shape":
-        fitted.tensors[name] = torch.zeros(1, 1)
+        fitted.tensors[name] = np.zeros((1, 1), dtype=np.float32)
     elif change == "dtype":
-        fitted.tensors[name] = fitted.tensors[name].half()
+        fitted.tensors[name] = fitted.tensors[name].astype(np.float16)
     else:
-        fitted.tensors[name] = torch.full_like(fitted.tensors[name], float("nan"))
+        fitted.tensors[name] = np.full_like(fitted.tensors[name], np.nan)
     digest = artifacts.write(tmp_path, fitted, {}, "", base_name="bert")
     with pytest.raises(artifacts.ArtifactCorrupt):
         artifacts.read(tmp_path / digest, base=bert)
