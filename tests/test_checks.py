@@ -31,6 +31,7 @@ def test_the_settings_as_shipped_are_right():
         ("LYRA_LEASE_S", 59, "lyra.E012"),
         ("LYRA_BASE_MODEL", " ", "lyra.E013"),
         ("LYRA_DEVICE", "gpu", "lyra.E014"),
+        ("LYRA_ENGINE", "fast", "lyra.E021"),
         ("TRAINING_CLUSTER", "elsewhere", "lyra.E016"),
     ],
 )
