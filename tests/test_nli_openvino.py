@@ -190,10 +190,11 @@ def test_an_engine_that_agrees_passes(engines: Both) -> None:
 @pytest.mark.parametrize("name", ["layer.1.output.dense.weight", "classifier.weight"])
 def test_an_engine_that_computes_something_else_is_caught(engines: Both, name: str) -> None:
     base = engines.openvino.base
-    weights = {
-        key: array * 1.1 if key.endswith(name) else array for key, array in base.weights.items()
-    }
-    wrong = OpenVinoEngine(dataclasses.replace(base, weights=weights), precision="f32", threads=1)
+    weights = base.weights()
+    (key,) = (key for key in weights if key.endswith(name))
+    altered = weights | {key: weights[key] * np.float32(1.1)}
+    changed = dataclasses.replace(base, weights=lambda: altered)
+    wrong = OpenVinoEngine(changed, precision="f32", threads=1)
     with pytest.raises(Disagreement, match="off by up to"):
         reference.check(wrong, engines.reference, "f32")
 

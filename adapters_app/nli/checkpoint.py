@@ -3,7 +3,8 @@
 import hashlib
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 BUNDLED = "minilm-nli"
@@ -45,19 +46,40 @@ class Files:
         described: dict[str, Any] = json.loads((self.directory / CONFIG).read_text())
         return described
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name → shape of every parameter; only the file's header is read.
+
+        Raises:
+            BaseModelError: not a file of arrays.
+        """
+        with self._reading():
+            shapes = _shapes(self.directory / WEIGHTS)
+            if self.bundled:
+                shapes = {f"bert.{name}": shape for name, shape in shapes.items()}
+                change = _shapes(bundled_change())
+                shapes |= {
+                    n.removeprefix(PREFIX): s for n, s in change.items() if ".lora_" not in n
+                }
+        return shapes
+
     def weights(self) -> dict[str, np.ndarray]:
         """Name → float32 array, named as transformers names the classifier's parameters.
 
         Raises:
             BaseModelError: not a file of float arrays.
         """
-        try:
+        with self._reading():
             weights = load_file(self.directory / WEIGHTS)
             if self.bundled:
                 return _with_bundled_change(weights)
+            return {name: array.astype(np.float32, copy=False) for name, array in weights.items()}
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
         except (OSError, SafetensorError, KeyError, TypeError, AttributeError) as error:
             raise BaseModelError(f"{self.directory / WEIGHTS}: {error!r}") from error
-        return {name: array.astype(np.float32, copy=False) for name, array in weights.items()}
 
 
 def find(name: str, *, revision: str = "") -> Files:
@@ -129,6 +151,11 @@ def bundled_scaling() -> float:
     """LoRA's alpha / rank of the bundled base's change."""
     scaling = json.loads((BUNDLED_DIR / "adapter_config.json").read_text())
     return float(scaling["lora_alpha"] / scaling["r"])
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    with safe_open(path, framework="np") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
 def _with_bundled_change(encoder: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -238,7 +238,16 @@ class _Graph:
         )
 
 
-_Slice = tuple[Node, Node]  # start and stop
+@dataclass(frozen=True, eq=False)
+class _Distances:
+    """Consecutive distances of a pass: rows `start` to `stop` of `table` (distances, hidden)."""
+
+    table: np.ndarray
+    start: Node
+    stop: Node
+
+    def of(self, constant: Node, axis: int) -> Node:
+        return ops.slice(constant, self.start, self.stop, _ints(1), _ints(axis))
 
 
 class _Positions:
@@ -254,60 +263,59 @@ class _Positions:
     def __init__(self, graph: _Graph) -> None:
         self._graph = graph
         window = graph.window
-        distances = np.arange(window - 1, -window, -1)  # K(i-j), column by column as j grows
-        self._rows = _embedding_rows(distances, graph.config)
         embeddings = graph.weights["deberta.encoder.rel_embeddings.weight"]
         if "layer_norm" in graph.config.get("norm_rel_ebd", "none"):
             embeddings = _layer_norm(graph, embeddings)
-        self._falling = embeddings[self._rows]
-        self._rising = self._falling[::-1]
-        size = graph.length
-        end = ops.constant(np.array([window]))
-        one = _ints(1)
-        # Distances length-1 … 1-length, and 0 … 1-length for the first token alone.
-        self._all = ops.subtract(end, size), ops.subtract(ops.add(end, size), one)
-        self._first = ops.subtract(end, one), ops.subtract(ops.add(end, size), one)
+        # K(i-j), column by column as j grows; Q(i-j), as i does.
+        falling = embeddings[_embedding_rows(np.arange(window - 1, -window, -1), graph.config)]
+        rising = np.ascontiguousarray(falling[::-1])
+        middle, one = _ints(window), _ints(1)
+        start = ops.subtract(middle, graph.length)
+        stop = ops.subtract(ops.add(middle, graph.length), one)
+        self._falling = _Distances(falling, start, stop)  # length-1 … 1-length
+        self._rising = _Distances(rising, start, stop)
+        # 0 … 1-length: the first token alone asks.
+        self._first = _Distances(falling, ops.subtract(middle, one), stop)
+        self._embeddings = {
+            distances: distances.of(graph.constant(distances.table), 0)
+            for distances in (self._falling, self._rising, self._first)
+        }
 
     def of(self, attention: str, q: Node, k: Node) -> Node:
         """(rows, heads, length, length)"""
-        to_key = self._scores(q, f"{attention}.key_proj", self._falling, self._all)
-        to_query = self._scores(k, f"{attention}.query_proj", self._rising, self._all)
+        to_key = self._scores(q, f"{attention}.key_proj", self._falling)
+        to_query = self._scores(k, f"{attention}.query_proj", self._rising)
         return ops.add(self._skew(to_key), ops.transpose(self._skew(to_query), _ints(0, 1, 3, 2)))
 
     def of_first(self, attention: str, q: Node, k: Node) -> Node:
         """(rows, heads, 1, length): only the first token asks."""
-        to_key = self._scores(q, f"{attention}.key_proj", self._falling, self._first)
+        to_key = self._scores(q, f"{attention}.key_proj", self._first)
         module = f"{attention}.query_proj"
-        fixed, embeddings = self._tables(module, self._falling, self._first)
-        to_query = ops.reduce_sum(ops.multiply(k, fixed), _ints(-1), False)
+        projected = self._projected(module, self._first)
+        to_query = ops.reduce_sum(ops.multiply(k, projected), _ints(-1), False)
         if module in self._graph.adapters:
-            low, ranks = self._low_rank(k, module, embeddings)
+            low, ranks = self._low_rank(k, module, self._first)
             change = ops.reduce_sum(ops.multiply(low, ranks), _ints(-1), False)
             to_query = ops.add(to_query, change)
         return ops.add(to_key, ops.unsqueeze(to_query, _ints(2)))
 
-    def _scores(
-        self, x: Node, module: str, table: np.ndarray, distances: tuple[Node, Node]
-    ) -> Node:
+    def _scores(self, x: Node, module: str, distances: _Distances) -> Node:
         """x (rows, heads, n, size) by `module`'s projection of the distances: (…, n, distances)"""
-        fixed, embeddings = self._tables(module, table, distances)
-        scores = ops.matmul(x, fixed, False, True)
+        scores = ops.matmul(x, self._projected(module, distances), False, True)
         if module in self._graph.adapters:
-            low, ranks = self._low_rank(x, module, embeddings)
+            low, ranks = self._low_rank(x, module, distances)
             scores = ops.add(scores, ops.matmul(low, ranks, False, True))
         return scores
 
-    def _tables(self, module: str, table: np.ndarray, distances: _Slice) -> tuple[Node, Node]:
-        """Of the distances: the base's projections (heads, n, size), the embeddings (n, hidden)."""
+    def _projected(self, module: str, distances: _Distances) -> Node:
+        """The base's projection of the distances, (heads, distances, size)."""
         graph = self._graph
-        projected = table @ graph.weights[f"{module}.weight"].T + graph.weights[f"{module}.bias"]
-        by_head = projected.reshape(len(table), graph.head_count, graph.head_size).swapaxes(0, 1)
-        return (
-            ops.slice(graph.constant(by_head), *distances, _ints(1), _ints(1)),
-            ops.slice(graph.constant(table), *distances, _ints(1), _ints(0)),
-        )
+        weight, bias = graph.weights[f"{module}.weight"], graph.weights[f"{module}.bias"]
+        projected = distances.table @ weight.T + bias
+        by_head = projected.reshape(-1, graph.head_count, graph.head_size).swapaxes(0, 1)
+        return distances.of(graph.constant(by_head), 1)
 
-    def _low_rank(self, x: Node, module: str, embeddings: Node) -> tuple[Node, Node]:
+    def _low_rank(self, x: Node, module: str, distances: _Distances) -> tuple[Node, Node]:
         """Factors of what an adapter adds to x·projection: (x·B) gated, and embeddings·A."""
         graph = self._graph
         a, b = graph.adapters[module]
@@ -315,7 +323,7 @@ class _Positions:
         by_head = ops.transpose(by_head, _ints(1, 2, 0))  # (heads, size, ranks)
         return (
             graph.gated(ops.matmul(x, by_head, False, False)),
-            ops.matmul(embeddings, a, False, True),
+            ops.matmul(self._embeddings[distances], a, False, True),
         )
 
     def _skew(self, x: Node) -> Node:

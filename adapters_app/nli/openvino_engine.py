@@ -28,12 +28,16 @@ LENGTH_STEP = 8  # lengths are rounded up to this: few different shapes, little 
 
 @dataclass(frozen=True, eq=False)
 class Base:
-    """A base without torch: its weights, and what the reference says of it."""
+    """A base without torch: its files, and what the reference says of it.
+
+    `weights` reads them anew: once they are in a graph nothing else needs them in memory.
+    """
 
     name: str
     reference: Reference
     config: Mapping[str, Any]
-    weights: Mapping[str, np.ndarray]
+    shapes: Mapping[str, tuple[int, ...]]
+    weights: Callable[[], dict[str, np.ndarray]]
     encoder: PairEncoder
 
     @property
@@ -48,16 +52,16 @@ class Base:
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
         """Linear module outside the head → (outputs, inputs)."""
         return {
-            name.removesuffix(".weight"): (array.shape[0], array.shape[1])
-            for name, array in self.weights.items()
-            if name.endswith(".weight") and array.ndim == 2
+            name.removesuffix(".weight"): (shape[0], shape[1])
+            for name, shape in self.shapes.items()
+            if name.endswith(".weight") and len(shape) == 2
             if not self._in_head(name) and "embeddings" not in name
         }
 
     @property
     def head_shapes(self) -> dict[str, tuple[int, ...]]:
         """Parameter of the head → its shape."""
-        return {name: array.shape for name, array in self.weights.items() if self._in_head(name)}
+        return {name: shape for name, shape in self.shapes.items() if self._in_head(name)}
 
     def _in_head(self, name: str) -> bool:
         return name.split(".")[0] == self.head
@@ -73,7 +77,8 @@ def load_base(files: Files, reference: Reference, tokenizer: str) -> Base:
         name=files.name,
         reference=reference,
         config=files.config(),
-        weights=files.weights(),
+        shapes=files.shapes(),
+        weights=files.weights,
         encoder=PairEncoder(Tokenizer.from_str(tokenizer), reference.max_length),
     )
 
@@ -141,8 +146,10 @@ class OpenVinoEngine:
         self._compiling = threading.Lock()
         if set(base.head_shapes) != {f"{base.head}.weight", f"{base.head}.bias"}:
             raise Unsupported(f"a head of {', '.join(sorted(base.head_shapes))}")
-        self._usual = self._compiled(base.reference.target_modules)
-        self._bare = Predictor(self, self._usual, self._head(base.weights, ""))
+        weights = base.weights()
+        usual = tuple(sorted(base.reference.target_modules))
+        self._graphs[usual] = self._compile(usual, weights)
+        self._bare = Predictor(self, self._graphs[usual], self._head(weights, ""))
 
     @property
     def name(self) -> str:
@@ -221,13 +228,13 @@ class OpenVinoEngine:
         key = tuple(sorted(targets))
         with self._compiling:
             if key not in self._graphs:
-                self._graphs[key] = self._compile(key)
+                self._graphs[key] = self._compile(key, self.base.weights())
             return self._graphs[key]
 
-    def _compile(self, targets: tuple[str, ...]) -> _Compiled:
+    def _compile(self, targets: tuple[str, ...], weights: Mapping[str, np.ndarray]) -> _Compiled:
         base = self.base
         adapted = graph.stacks(base.linear_shapes, targets)
-        model = graph.build(base.config, base.weights, adapted, base.reference.max_length)
+        model = graph.build(base.config, weights, adapted, base.reference.max_length)
         compiled = self._core.compile_model(
             model,
             "CPU",
