@@ -212,7 +212,9 @@ class _Embedding:
 
 def score(probabilities: Sequence[Sequence[float]], labels: Sequence[int]) -> dict[str, Any]:
     """Figures of n labelled answers, see `nli.metrics.summary`; labels are indices of LABELS."""
-    figures: dict[str, Any] = _nli().metrics.summary(np.array(probabilities), np.array(labels))
+    from adapters_app.nli import metrics  # noqa: PLC0415  scikit-learn: no server needs it
+
+    figures: dict[str, Any] = metrics.summary(np.array(probabilities), np.array(labels))
     return figures
 
 
@@ -472,15 +474,14 @@ class _Nli(NamedTuple):
     artifact: ModuleType
     calibration: ModuleType
     engines: ModuleType
-    metrics: ModuleType
 
 
 @functools.cache
 def _nli() -> _Nli:
     """The parts of the model code that need no torch, loaded with the first answer."""
-    from adapters_app.nli import artifact, calibration, engines, metrics  # noqa: PLC0415
+    from adapters_app.nli import artifact, calibration, engines  # noqa: PLC0415
 
-    return _Nli(artifact, calibration, engines, metrics)
+    return _Nli(artifact, calibration, engines)
 
 
 class _TorchSide(NamedTuple):

@@ -242,6 +242,8 @@ class OpenVinoEngine:
                 "INFERENCE_PRECISION_HINT": self.precision,
                 "INFERENCE_NUM_THREADS": self._threads,
                 "PERFORMANCE_HINT": "LATENCY",  # one pass at a time, on all threads
+                # Several processes serve, and one trains: a thread tied to a core would wait there.
+                "ENABLE_CPU_PINNING": False,
             },
         )
         nothing = {}
