@@ -8,6 +8,7 @@ from django.apps import AppConfig
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, register
 
+ENGINES = ("auto", "openvino", "torch")
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
@@ -98,6 +99,19 @@ def check_base(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckM
             )
         )
     return messages
+
+
+@register()
+def check_engine(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
+    """lyra.E021: an engine there is."""
+    if settings.LYRA_ENGINE in ENGINES:
+        return []
+    return [
+        Error(
+            f"LYRA_ENGINE={settings.LYRA_ENGINE!r} is not one of {', '.join(ENGINES)}.",
+            id="lyra.E021",
+        )
+    ]
 
 
 @register()

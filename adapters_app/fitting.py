@@ -21,7 +21,8 @@ from adapters_app.nli.artifact import Artifact
 from adapters_app.nli.base_model import Base
 from adapters_app.nli.calibration import Identity
 from adapters_app.nli.config import TrainConfig
-from adapters_app.nli.data import Example, Pair
+from adapters_app.nli.data import Example
+from adapters_app.nli.encoding import Pair
 from adapters_app.nli.train import Anchors, Step, TrainResult, train
 from adapters_app.snapshots import SnapshotRow
 from corrections.labels import LABELS, Label

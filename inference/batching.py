@@ -8,13 +8,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from adapters_app.nli.data import Pair
-    from adapters_app.nli.predict import Predictor
 
 Forward = Callable[[Sequence[Any]], np.ndarray]  # n items → n rows
 # What a forward pass is known to raise: torch (also out of memory), tokenizers, odd input, kernels
@@ -64,10 +60,6 @@ class Batcher:
         self._turn = threading.Condition()
         self._queue: deque[_Job] = deque()
         self._running = False
-
-    def logits(self, predictor: "Predictor", pairs: Sequence["Pair"]) -> np.ndarray:
-        """Logits (n, 3) of `pairs`, columns in the order of LABELS; raises as `run` does."""
-        return self.run(predictor.logits, pairs)
 
     def run(self, forward: Forward, items: Sequence[Any]) -> np.ndarray:
         """`forward(items)`, perhaps in one call with the items of others for an equal `forward`.

@@ -1,4 +1,4 @@
-"""Who answers: this process's predictors, and the Serving row that says which of them it is.
+"""Who answers: this process's engine, and the Serving row that says which predictor it asks.
 
 The row is read for every request, so a promote is seen by the next request of every process. A
 predictor is immutable and swapped by reference: a request holds the one it started with to its
@@ -12,6 +12,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,15 +27,18 @@ from inference import monitoring
 from inference.batching import PASS_ERRORS, Batcher, ForwardFailed
 
 if TYPE_CHECKING:
-    from adapters_app.nli.base_model import Base
     from adapters_app.nli.calibration import Calibrator
-    from adapters_app.nli.data import Pair
+    from adapters_app.nli.checkpoint import Files
     from adapters_app.nli.embedding import SentenceEncoder
-    from adapters_app.nli.predict import Predictor
+    from adapters_app.nli.encoding import Pair
+    from adapters_app.nli.engines import Engine, Predictor
+    from adapters_app.nli.predict import TorchEngine
+    from adapters_app.nli.reference import Reference
 
 logger = logging.getLogger(__name__)
 
 ACTIVE, BASE = "active", "base"
+AUTO, OPENVINO, TORCH = "auto", "openvino", "torch"  # LYRA_ENGINE
 # Files that are not there, unreadable or damaged; a device that is not there or full. The errors
 # of our own loaders are ValueErrors.
 LOAD_ERRORS = (
@@ -45,6 +49,8 @@ LOAD_ERRORS = (
     SafetensorError,
     storage.ArtifactMissing,
 )
+# The fast engine is not installed, does not know this base, fails its check or falls over.
+FAST_ERRORS = (ImportError, OSError, RuntimeError, ValueError, MemoryError)
 
 
 class EngineUnavailable(RuntimeError):
@@ -132,8 +138,10 @@ def answer(adapter: str, pairs: Sequence["Pair"]) -> Answer:
     answering = serving_predictor(adapter)
     if not pairs:
         return _answer(answering, np.empty((0, len(LABELS)), dtype=np.float32))
+    rows = [(answering.predictor, pair) for pair in pairs]
     with monitoring.SECONDS.time():
-        logits = _batcher().logits(answering.predictor, pairs)
+        # Whoever answers, rows share a pass: the engine takes any mix of its predictors.
+        logits = _batcher().run(_models.engine().logits, rows)
     return _answer(answering, logits)
 
 
@@ -154,9 +162,10 @@ def serving_predictor(adapter: str = ACTIVE) -> Answering:
         version = None if adapter == BASE else _version(adapter)
         same = version == serving.version
         calibration = serving.calibration if same else _newest_calibration(version)
-    base = _models.base()
+    engine = _models.engine()
+    base = engine.base
     if version is None:
-        predictor, digest = _models.bare(), base.fingerprint
+        predictor, digest = engine.predictor(), base.fingerprint
         if calibration is not None and calibration.base_fingerprint != base.fingerprint:
             calibration = None  # it was fitted for another base model
     else:
@@ -201,9 +210,9 @@ class _Embedding:
 
 def score(probabilities: Sequence[Sequence[float]], labels: Sequence[int]) -> dict[str, Any]:
     """Figures of n labelled answers, see `nli.metrics.summary`; labels are indices of LABELS."""
-    figures: dict[str, Any] = _torch_side().metrics.summary(
-        np.array(probabilities), np.array(labels)
-    )
+    from adapters_app.nli import metrics  # noqa: PLC0415  scikit-learn: no server needs it
+
+    figures: dict[str, Any] = metrics.summary(np.array(probabilities), np.array(labels))
     return figures
 
 
@@ -225,8 +234,8 @@ def warm_in_background() -> None:
     """
     global _warming
     with _warming_lock:
-        if _warming is None or not (_warming.is_alive() or _models.base_fingerprint):
-            _warming = threading.Thread(target=_load_base_quietly, name="warm", daemon=True)
+        if _warming is None or not (_warming.is_alive() or _models.loaded_engine):
+            _warming = threading.Thread(target=_load_engine_quietly, name="warm", daemon=True)
             _warming.start()
 
 
@@ -237,12 +246,21 @@ class Loaded(NamedTuple):
     base_fingerprint: str  # empty until the base is loaded
     embedding: bool
     digests: tuple[str, ...]
+    engine: str  # "openvino bf16", "torch"; empty until it is loaded
+    engine_fault: str  # why the engine that was wanted does not answer
 
 
 def loaded() -> Loaded:
     """Say what is loaded, loading nothing."""
-    fingerprint = _models.base_fingerprint
-    return Loaded(bool(fingerprint), fingerprint, _models.encoder_loaded, _models.resident())
+    engine = _models.loaded_engine
+    return Loaded(
+        engine is not None,
+        engine.base.fingerprint if engine else "",
+        _models.encoder_loaded,
+        _models.resident(),
+        engine.name if engine else "",
+        _models.engine_fault,
+    )
 
 
 def _answer(answering: Answering, logits: np.ndarray) -> Answer:
@@ -284,34 +302,38 @@ def _version(text: str) -> AdapterVersion:
 def _newest_calibration(version: AdapterVersion | None) -> CalibrationEvaluation | None:
     calibrations = CalibrationEvaluation.objects.filter(version=version)
     if version is None:
-        calibrations = calibrations.filter(base_fingerprint=_models.base().fingerprint)
+        calibrations = calibrations.filter(base_fingerprint=_models.engine().base.fingerprint)
     return calibrations.select_related("version").order_by("-number").first()
 
 
 def _calibrator(calibration: CalibrationEvaluation | None) -> "Calibrator":
-    calibrators = _torch_side().calibration
+    calibrators = _nli().calibration
     if calibration is None:
         return calibrators.Identity()
     return calibrators.from_dict(calibration.method, calibration.parameters)
 
 
 class _Models:
-    """The base, the folded adapters (least recently used go first) and the sentence encoder.
+    """The engine, the adapters it holds (least recently used go first) and the sentence encoder.
 
     Each is loaded once, under a lock of its own: a slow or failing adapter holds up nobody else.
     """
 
     def __init__(self) -> None:
-        self._base: Base | None = None
-        self._bare: Predictor | None = None
+        self._engine: Engine | None = None
+        self._engine_fault = ""
         self._encoder: SentenceEncoder | None = None
         self._adapted: OrderedDict[str, Predictor] = OrderedDict()
         self._guard = threading.Lock()  # of the two dictionaries; held for no longer than a look-up
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     @property
-    def base_fingerprint(self) -> str:
-        return self._base.fingerprint if self._base else ""
+    def loaded_engine(self) -> "Engine | None":
+        return self._engine
+
+    @property
+    def engine_fault(self) -> str:
+        return self._engine_fault
 
     @property
     def encoder_loaded(self) -> bool:
@@ -321,19 +343,11 @@ class _Models:
         with self._guard:
             return tuple(self._adapted)
 
-    def base(self) -> "Base":
-        with self._lock("base"):
-            if self._base is None:
-                self._base = _load_base()
-            return self._base
-
-    def bare(self) -> "Predictor":
-        """The base as a predictor: always the same object, so that its requests share passes."""
-        base = self.base()
-        with self._lock("bare"):
-            if self._bare is None:
-                self._bare = _torch_side().predict.Predictor(base)
-            return self._bare
+    def engine(self) -> "Engine":
+        with self._lock("engine"):
+            if self._engine is None:
+                self._engine, self._engine_fault = _load_engine()
+            return self._engine
 
     def adapted(self, version: AdapterVersion) -> "Predictor":
         digest = version.artifact_digest
@@ -342,7 +356,7 @@ class _Models:
                 if digest in self._adapted:
                     self._adapted.move_to_end(digest)
                     return self._adapted[digest]
-            predictor = _fold(self.base(), version)
+            predictor = _load_adapter(self.engine(), version)
             with self._guard:
                 self._adapted[digest] = predictor
                 # One serves; LYRA_RESIDENT_ADAPTERS more are kept beside it.
@@ -379,7 +393,51 @@ def _loading(what: str) -> Iterator[None]:
         raise EngineUnavailable(f"{what} cannot be loaded: {error}") from error
 
 
-def _load_base() -> "Base":
+def _load_engine() -> tuple["Engine", str]:
+    """The engine that LYRA_ENGINE asks for; or torch, and why the other does not answer."""
+    if settings.LYRA_ENGINE == TORCH or (settings.LYRA_ENGINE == AUTO and _may_have_gpu()):
+        return _load_torch(), ""
+    fault = ""
+    try:
+        engine = _load_openvino()
+    except FAST_ERRORS as error:
+        # Torch says what is wrong with a base that it cannot load either.
+        reference = _load_torch()
+        expected = settings.LYRA_ENGINE == AUTO and isinstance(error, _nli().engines.Unsupported)
+        if expected:
+            logger.info("torch answers: %s", error)
+        else:
+            fault = f"the fast engine was not used: {error}"
+            logger.error("torch answers: %s", fault)
+        return reference, fault
+    logger.info("%s answers (base %s)", engine.name, engine.base.fingerprint[:12])
+    return engine, fault
+
+
+def _load_openvino() -> "Engine":
+    """Without torch, unless this base's reference logits are not stored yet.
+
+    Raises:
+        FAST_ERRORS
+    """
+    from adapters_app.nli import openvino_engine  # noqa: PLC0415  may not be installed
+
+    engine: Engine = openvino_engine.start(
+        settings.LYRA_BASE_MODEL,
+        revision=settings.LYRA_BASE_REVISION,
+        references=settings.LYRA_REFERENCES,
+        ask=_ask_torch,
+        threads=settings.LYRA_TORCH_THREADS,
+    )
+    return engine
+
+
+def _ask_torch(files: "Files") -> tuple["Reference", str]:
+    logger.info("asking torch, once, what other engines must answer for %s", files.name)
+    return _load_torch().reference(files.digest)
+
+
+def _load_torch() -> "TorchEngine":
     nli = _torch_side()
     name = settings.LYRA_BASE_MODEL
     with _loading(f"The base model {name}"):
@@ -390,30 +448,49 @@ def _load_base() -> "Base":
             device=nli.device,
         )
     logger.info("base model %s is loaded (%s) on %s", name, base.fingerprint[:12], nli.device)
-    return base
+    engine: TorchEngine = nli.predict.TorchEngine(base)
+    return engine
 
 
-def _fold(base: "Base", version: AdapterVersion) -> "Predictor":
-    nli = _torch_side()
+def _load_adapter(engine: "Engine", version: AdapterVersion) -> "Predictor":
+    artifact = _nli().artifact
     with _loading(version.name):
         directory = storage.fetch(version.artifact_digest)
-        artifact = nli.artifact.read(directory, base=base, digest=version.artifact_digest)
-        return nli.predict.Predictor(base, artifact)
+        read = artifact.read(directory, base=engine.base, digest=version.artifact_digest)
+        return engine.predictor(read)
 
 
-def _load_base_quietly() -> None:
+def _load_engine_quietly() -> None:
     try:
-        _models.base()
+        _models.engine()
     except EngineUnavailable as error:
         logger.error("%s", error)  # every request and /readyz will say it again
 
 
-class _TorchSide(NamedTuple):
+def _may_have_gpu() -> bool:
+    """Whether only torch can tell, and would answer on the GPU if there is one."""
+    if settings.LYRA_DEVICE == AUTO:
+        return any(Path("/dev").glob("nvidia[0-9]*"))
+    return bool(settings.LYRA_DEVICE != "cpu")
+
+
+class _Nli(NamedTuple):
     artifact: ModuleType
-    base_model: ModuleType
     calibration: ModuleType
+    engines: ModuleType
+
+
+@functools.cache
+def _nli() -> _Nli:
+    """The parts of the model code that need no torch, loaded with the first answer."""
+    from adapters_app.nli import artifact, calibration, engines  # noqa: PLC0415
+
+    return _Nli(artifact, calibration, engines)
+
+
+class _TorchSide(NamedTuple):
+    base_model: ModuleType
     embedding: ModuleType
-    metrics: ModuleType
     predict: ModuleType
     device: str
 
@@ -424,21 +501,14 @@ def _torch_side() -> _TorchSide:
     fork, and in every admin page and command."""
     import torch  # noqa: PLC0415
 
-    from adapters_app.nli import (  # noqa: PLC0415
-        artifact,
-        base_model,
-        calibration,
-        embedding,
-        metrics,
-        predict,
-    )
+    from adapters_app.nli import base_model, embedding, predict  # noqa: PLC0415
 
     if settings.LYRA_TORCH_THREADS:
         torch.set_num_threads(settings.LYRA_TORCH_THREADS)
     device = settings.LYRA_DEVICE
-    if device == "auto":
+    if device == AUTO:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return _TorchSide(artifact, base_model, calibration, embedding, metrics, predict, device)
+    return _TorchSide(base_model, embedding, predict, device)
 
 
 @functools.cache

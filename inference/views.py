@@ -73,4 +73,9 @@ def _refused(reason: str, message: str, *, wait: int) -> APIException:
 def describe_state() -> dict[str, Any]:
     """What this process holds in memory, for `GET /api/v1/stats` and /readyz."""
     loaded = engine.loaded()
-    return {"base_loaded": loaded.nli, "resident_adapters": list(loaded.digests)}
+    return {
+        "base_loaded": loaded.nli,
+        "resident_adapters": list(loaded.digests),
+        "engine": loaded.engine,
+        "engine_fault": loaded.engine_fault,
+    }

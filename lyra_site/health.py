@@ -57,7 +57,8 @@ class ReadyView(APIView):
         if not (checks["database"]["ok"] and checks["model"]["ok"]):
             status = UNAVAILABLE
         else:
-            status = OK if checks["queue"]["ok"] else DEGRADED
+            whole = checks["queue"]["ok"] and "engine_fault" not in checks["model"]
+            status = OK if whole else DEGRADED
         body: dict[str, Any] = {"status": status}
         if checks["database"]["ok"] and request.user.has_perm(DETAILS):
             body["checks"] = checks
@@ -92,13 +93,16 @@ def _model() -> dict[str, Any]:
         answering = engine.serving_predictor()
     except (engine.EngineUnavailable, *DATABASE_AWAY) as error:
         return {"ok": False, "detail": str(error)}
-    return {
+    loaded = engine.loaded()
+    state = {
         "ok": True,
         "adapter": answering.name,
         "digest": answering.digest,
         "calibrator": answering.calibration,
         "revision": answering.revision,
+        "engine": loaded.engine,
     }
+    return state | ({"engine_fault": loaded.engine_fault} if loaded.engine_fault else {})
 
 
 def _queue() -> dict[str, Any]:

@@ -233,6 +233,9 @@ STORAGES = {
 }
 # Verified local copies of what this host serves; safe to delete.
 LYRA_ARTIFACT_CACHE = LYRA_HOME / "artifact-cache"
+# What torch answered for bases other than the bundled one; other engines are held to it. Safe to
+# delete: made anew when needed.
+LYRA_REFERENCES = LYRA_HOME / "references"
 
 # --- Queue: rings a doorbell, see DJANGO_Q2 in the design -----------------------------------------
 # Where workers leave signs of life for /readyz and the dashboard. Unset: files in LYRA_HOME, which
@@ -293,7 +296,11 @@ LYRA_BASE_REVISION = env.str("LYRA_BASE_REVISION", default="")
 LYRA_BASE_ALLOW_DOWNLOAD = env.bool("LYRA_BASE_ALLOW_DOWNLOAD", default=False)
 # auto = CUDA where there is one, else the CPU; or cpu, cuda, cuda:1 …
 LYRA_DEVICE = env.str("LYRA_DEVICE", default="auto")
-# Threads torch may use in one process; 0 = torch decides.
+# Who computes the answers: auto = openvino where it runs and knows the base's architecture, else
+# torch; or openvino, torch. An engine that fails its check against torch's stored answers is not
+# used: torch answers, and the log and /readyz say why.
+LYRA_ENGINE = env.str("LYRA_ENGINE", default="auto")
+# Threads the engine may use in one process; 0 = it decides.
 LYRA_TORCH_THREADS = env.int("LYRA_TORCH_THREADS", default=0)
 
 # --- Serving --------------------------------------------------------------------------------------

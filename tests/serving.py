@@ -36,6 +36,7 @@ def on_tiny(settings, tmp_path: Path, tiny: str, monkeypatch: pytest.MonkeyPatch
     """A server of its own: the tiny base, an empty artifact store, nothing loaded."""
     settings.LYRA_BASE_MODEL = tiny
     settings.LYRA_ARTIFACT_CACHE = tmp_path / "cache"
+    settings.LYRA_REFERENCES = tmp_path / "references"
     settings.STORAGES = settings.STORAGES | {
         "artifacts": settings.STORAGES["artifacts"]
         | {"OPTIONS": {"location": str(tmp_path / "store")}}

@@ -13,3 +13,6 @@ os.environ["LYRA_HOME"] = _home.name
 os.environ["DJANGO_SETTINGS_MODULE"] = "lyra_site.settings"
 
 from lyra_site.settings import *  # noqa: E402, F403
+
+# Exact, for any tiny architecture; tests of the other engine ask for it.
+LYRA_ENGINE = "torch"

@@ -11,7 +11,17 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("corrections", "adapters_app", "inference", "lyra_site")
-HEAVY = ("torch", "transformers", "peft", "sklearn", "scipy", "sentence_transformers")
+HEAVY = (
+    "torch",
+    "transformers",
+    "peft",
+    "openvino",
+    "sklearn",
+    "scipy",
+    "sentence_transformers",
+)
+# The model code that serving can do with alone.
+LIGHT = ("artifact", "checkpoint", "encoding", "engines", "graph", "openvino_engine", "reference")
 # May import torch when imported: the recipe, and the commands that are a process to train in.
 TRAINING = {
     "adapters_app.recipe",
@@ -19,6 +29,7 @@ TRAINING = {
     "adapters_app.fitting",
     "adapters_app.management.commands.calibrate",
     "adapters_app.management.commands.run_training",
+    "adapters_app.management.commands.store_reference",
     "adapters_app.management.commands.train_base",
 }
 # The one place that imports it inside a function.
@@ -109,6 +120,11 @@ def test_what_every_process_imports_is_free_of_torch() -> None:
         "sys.exit(f'imported: {heavy}' if heavy else 0)\n"
     )
     _run(program, ",".join(HEAVY), *modules, DJANGO_SETTINGS_MODULE="lyra_site.settings")
+
+
+def test_the_fast_engine_needs_no_torch() -> None:
+    modules = [f"adapters_app.nli.{name}" for name in LIGHT]
+    _import_without(("torch", "transformers", "peft", "sklearn", "scipy"), modules)
 
 
 def test_only_the_engine_loads_torch_inside_a_function() -> None:

@@ -46,7 +46,7 @@ def queued(batcher: Batcher, n: int) -> None:
 
 def test_a_lone_request_runs_at_once(model):
     model.gate.set()
-    logits = Batcher(max_pairs=8, max_waiting=8).logits(model, [GOOD, GOOD])
+    logits = Batcher(max_pairs=8, max_waiting=8).run(model.logits, [GOOD, GOOD])
     assert logits.shape == (2, 3)
     assert model.passes == [2]
 
@@ -54,9 +54,9 @@ def test_a_lone_request_runs_at_once(model):
 def test_requests_that_arrive_during_a_pass_share_the_next_one_and_get_their_own_rows(model):
     batcher = Batcher(max_pairs=8, max_waiting=100)
     with ThreadPoolExecutor(4) as pool:
-        first = pool.submit(batcher.logits, model, [GOOD])
+        first = pool.submit(batcher.run, model.logits, [GOOD])
         assert model.started.wait(10)
-        others = [pool.submit(batcher.logits, model, [("x" * n, "h")] * n) for n in (1, 2, 3)]
+        others = [pool.submit(batcher.run, model.logits, [("x" * n, "h")] * n) for n in (1, 2, 3)]
         queued(batcher, 3)
         model.gate.set()
         assert first.result(10).shape == (1, 3)
@@ -68,9 +68,9 @@ def test_requests_that_arrive_during_a_pass_share_the_next_one_and_get_their_own
 def test_a_pass_holds_no_more_than_max_pairs_but_a_larger_request_still_goes(model):
     batcher = Batcher(max_pairs=4, max_waiting=100)
     with ThreadPoolExecutor(4) as pool:
-        pool.submit(batcher.logits, model, [GOOD])
+        pool.submit(batcher.run, model.logits, [GOOD])
         assert model.started.wait(10)
-        others = [pool.submit(batcher.logits, model, [GOOD] * n) for n in (3, 3, 9)]
+        others = [pool.submit(batcher.run, model.logits, [GOOD] * n) for n in (3, 3, 9)]
         queued(batcher, 3)
         model.gate.set()
         for other in others:
@@ -82,9 +82,9 @@ def test_different_predictors_never_share_a_pass(model):
     batcher, other = Batcher(max_pairs=8, max_waiting=100), Model()
     other.gate.set()
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(batcher.logits, model, [GOOD])
+        first = pool.submit(batcher.run, model.logits, [GOOD])
         assert model.started.wait(10)
-        second = pool.submit(batcher.logits, other, [GOOD])
+        second = pool.submit(batcher.run, other.logits, [GOOD])
         queued(batcher, 1)
         model.gate.set()
         first.result(10)
@@ -95,10 +95,10 @@ def test_different_predictors_never_share_a_pass(model):
 def test_a_bad_request_fails_alone(model):
     batcher = Batcher(max_pairs=8, max_waiting=100)
     with ThreadPoolExecutor(3) as pool:
-        pool.submit(batcher.logits, model, [GOOD])
+        pool.submit(batcher.run, model.logits, [GOOD])
         assert model.started.wait(10)
-        good = pool.submit(batcher.logits, model, [GOOD])
-        bad = pool.submit(batcher.logits, model, [BAD])
+        good = pool.submit(batcher.run, model.logits, [GOOD])
+        bad = pool.submit(batcher.run, model.logits, [BAD])
         queued(batcher, 2)
         model.gate.set()
         assert good.result(10).shape == (1, 3)
@@ -109,12 +109,12 @@ def test_a_bad_request_fails_alone(model):
 def test_the_queue_is_bounded(model):
     batcher = Batcher(max_pairs=4, max_waiting=4)
     with ThreadPoolExecutor(3) as pool:
-        pool.submit(batcher.logits, model, [GOOD])
+        pool.submit(batcher.run, model.logits, [GOOD])
         assert model.started.wait(10)
-        waiting = pool.submit(batcher.logits, model, [GOOD] * 4)
+        waiting = pool.submit(batcher.run, model.logits, [GOOD] * 4)
         queued(batcher, 1)
         with pytest.raises(Overloaded, match="4 pairs are waiting"):
-            batcher.logits(model, [GOOD])
+            batcher.run(model.logits, [GOOD])
         model.gate.set()
         waiting.result(10)
 
@@ -131,9 +131,9 @@ def test_a_crash_of_the_pass_leaves_nobody_waiting(model):
     fragile = Interrupted()
     batcher = Batcher(max_pairs=8, max_waiting=100)
     with ThreadPoolExecutor(3) as pool:
-        pool.submit(batcher.logits, fragile, [GOOD])
+        pool.submit(batcher.run, fragile.logits, [GOOD])
         assert fragile.started.wait(10)
-        others = [pool.submit(batcher.logits, fragile, [GOOD]) for _ in range(2)]
+        others = [pool.submit(batcher.run, fragile.logits, [GOOD]) for _ in range(2)]
         queued(batcher, 2)
         fragile.gate.set()
         errors = {type(other.exception(10)) for other in others}

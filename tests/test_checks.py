@@ -38,6 +38,7 @@ def test_the_settings_as_shipped_are_right():
         ("LYRA_MAX_WAITING_PAIRS", 0, "lyra.E020"),
         ("LYRA_MAX_WAITING_PAIRS", 7 * 256, "lyra.E020"),
         ("LYRA_THREADS", 3, "lyra.E020"),
+        ("LYRA_ENGINE", "fast", "lyra.E021"),
         ("TRAINING_CLUSTER", "elsewhere", "lyra.E016"),
     ],
 )

@@ -193,7 +193,7 @@ def test_an_adapter_shares_the_frozen_tensors_of_the_base(make_version):
     make_version()
     predictor = engine.serving_predictor("v1").predictor
     shared = predictor._model.bert.embeddings.word_embeddings.weight
-    assert shared is engine._models.base().model.bert.embeddings.word_embeddings.weight
+    assert shared is engine._models.engine().base.model.bert.embeddings.word_embeddings.weight
 
 
 def test_requests_during_swaps_are_each_answered_by_one_version(make_version, monkeypatch):

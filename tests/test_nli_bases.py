@@ -1,5 +1,6 @@
 """What ships: the bundled base, the guard set and the anchors are what their cards say."""
 
+import dataclasses
 import hashlib
 import json
 from collections import Counter
@@ -11,10 +12,12 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
+from tokenizers import Tokenizer
 
-from adapters_app.nli import anchors, base_model, guard
-from adapters_app.nli.base_model import BUNDLED, BUNDLED_DIR, Base, BaseModelError, load_base
-from adapters_app.nli.predict import Predictor
+from adapters_app.nli import anchors, checkpoint, guard, reference
+from adapters_app.nli.base_model import Base, load_base
+from adapters_app.nli.checkpoint import BUNDLED, BUNDLED_DIR, BaseModelError
+from adapters_app.nli.predict import Predictor, TorchEngine
 from corrections.labels import LABELS
 
 
@@ -40,7 +43,7 @@ def test_it_is_small_and_safe_to_load() -> None:
 
 
 def test_another_encoder_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-    directory = base_model.encoder_directory()
+    directory = checkpoint.encoder_directory()
     for path in directory.iterdir():
         if path.is_file():
             (tmp_path / path.name).symlink_to(path)
@@ -48,7 +51,7 @@ def test_another_encoder_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path) -
     (tmp_path / "model.safetensors").unlink()
     weights["pooler.dense.bias"] = weights["pooler.dense.bias"] + 1
     save_file(weights, tmp_path / "model.safetensors")
-    monkeypatch.setattr(base_model, "encoder_directory", lambda: tmp_path)
+    monkeypatch.setattr(checkpoint, "encoder_directory", lambda: tmp_path)
     with pytest.raises(BaseModelError, match="SHA-256 differs"):
         load_base(BUNDLED)
 
@@ -87,6 +90,17 @@ def test_anchors_are_apart_from_the_guard_set() -> None:
 
 def test_the_card_names_the_files_it_describes() -> None:
     facts = json.loads((BUNDLED_DIR / "facts.json").read_text())
-    assert facts["encoder_sha256"] == base_model.ENCODER_SHA256
-    weights = (base_model.encoder_directory() / "model.safetensors").read_bytes()
+    assert facts["encoder_sha256"] == checkpoint.ENCODER_SHA256
+    weights = (checkpoint.encoder_directory() / "model.safetensors").read_bytes()
     assert hashlib.sha256(weights).hexdigest() == facts["encoder_sha256"]
+
+
+def test_the_stored_logits_are_this_bases(minilm: Base) -> None:
+    """Made by `manage.py store_reference`; without them the fast engine starts through torch."""
+    files = checkpoint.find(BUNDLED)
+    stored, tokenizer = reference.stored(files, BUNDLED_DIR / "nothing")
+    made, text = TorchEngine(minilm).reference(files.digest)
+    assert Tokenizer.from_str(tokenizer).to_str() == text
+    np.testing.assert_allclose(stored.bare, made.bare, atol=1e-4)
+    np.testing.assert_allclose(stored.probed, made.probed, atol=1e-4)
+    assert dataclasses.replace(made, bare=stored.bare, probed=stored.probed) == stored

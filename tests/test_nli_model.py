@@ -12,7 +12,8 @@ from peft import PeftModel
 from adapters_app.nli import artifact as artifacts
 from adapters_app.nli.base_model import Base, BaseModelError, load_base
 from adapters_app.nli.config import TrainConfig
-from adapters_app.nli.data import Example, batches_by_length, collate
+from adapters_app.nli.data import Example, collate
+from adapters_app.nli.encoding import MOST_PADDING, batches_by_length
 from adapters_app.nli.predict import Predictor
 from adapters_app.nli.train import Anchors, TrainingDiverged, TrainResult, train
 from corrections.labels import LABELS, Label
@@ -183,7 +184,7 @@ def test_stopping_early_follows_the_same_path(bert: Base) -> None:
     early = train(bert, EXAMPLES, CONFIG, epochs_to_run=1)
     assert len(early.epochs) == 1
     for name, tensor in early.epochs[0].artifact.tensors.items():
-        assert torch.equal(tensor, whole[name])
+        np.testing.assert_array_equal(tensor, whole[name])
 
 
 # --- encoding -------------------------------------------------------------------------------------
@@ -216,6 +217,16 @@ def test_special_token_text_stays_text(base: Base) -> None:
 def test_batches_hold_every_row_once_longest_first() -> None:
     batches = batches_by_length([3, 9, 1, 9, 5], 2)
     assert batches == [[1, 3], [4, 0], [2]]
+
+
+def test_a_long_row_does_not_pad_a_batch_of_short_ones() -> None:
+    lengths = [20] * 30 + [500, 480]
+    batches = batches_by_length(lengths, 32)
+    assert sorted(i for batch in batches for i in batch) == list(range(32))
+    for batch in batches:
+        longest = max(lengths[i] for i in batch)
+        assert sum(longest - lengths[i] for i in batch) <= MOST_PADDING
+    assert len(batches) <= 3
 
 
 def test_alone_or_in_a_batch_the_answer_is_the_same(base: Base) -> None:
@@ -271,13 +282,13 @@ def test_tensors_that_do_not_fit_are_refused(bert: Base, tmp_path: Path, change:
     if change == "missing":
         del fitted.tensors[name]
     elif change == "extra":
-        fitted.tensors["base_model.model.extra.weight"] = torch.zeros(1)
+        fitted.tensors["base_model.model.extra.weight"] = np.zeros(1, dtype=np.float32)
     elif change == "shape":
-        fitted.tensors[name] = torch.zeros(1, 1)
+        fitted.tensors[name] = np.zeros((1, 1), dtype=np.float32)
     elif change == "dtype":
-        fitted.tensors[name] = fitted.tensors[name].half()
+        fitted.tensors[name] = fitted.tensors[name].astype(np.float16)
     else:
-        fitted.tensors[name] = torch.full_like(fitted.tensors[name], float("nan"))
+        fitted.tensors[name] = np.full_like(fitted.tensors[name], np.nan)
     digest = artifacts.write(tmp_path, fitted, {}, "", base_name="bert")
     with pytest.raises(artifacts.ArtifactCorrupt):
         artifacts.read(tmp_path / digest, base=bert)

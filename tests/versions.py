@@ -31,7 +31,7 @@ def write_adapter(home: Path, base: Base, *, seed: int) -> str:
     )
     generator = torch.Generator().manual_seed(seed)
     tensors = {
-        name: torch.randn(shape, generator=generator)
+        name: torch.randn(shape, generator=generator).numpy()
         for name, shape in artifact.expected_shapes(plan, base).items()
     }
     filled = artifact.Artifact(**{**plan.__dict__, "tensors": tensors})

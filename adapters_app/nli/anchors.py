@@ -5,7 +5,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from adapters_app.nli.data import Pair
+from adapters_app.nli.encoding import Pair
 
 PATH = Path(__file__).parent / "bases" / "anchors.jsonl"
 

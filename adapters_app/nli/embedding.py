@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import normalize
 from transformers import AutoModel, AutoTokenizer
 
-from adapters_app.nli.base_model import encoder_directory
+from adapters_app.nli.checkpoint import encoder_directory
 
 WINDOW = 256  # tokens; the model's own sentence_bert_config.json
 

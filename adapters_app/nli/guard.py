@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adapters_app.nli.data import Pair
+from adapters_app.nli.encoding import Pair
 from corrections.labels import Label
 
 PATH = Path(__file__).parent / "bases" / "guard.jsonl"

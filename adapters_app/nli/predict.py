@@ -1,5 +1,6 @@
 """Answering: an immutable predictor made of a base, an adapter and a calibrator."""
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -8,7 +9,11 @@ import torch
 from adapters_app.nli.artifact import Artifact
 from adapters_app.nli.base_model import Base, folded_weights, put_parameters
 from adapters_app.nli.calibration import Calibrator, Identity
-from adapters_app.nli.data import Pair, batches_by_length, collate
+from adapters_app.nli.data import collate
+from adapters_app.nli.encoding import Pair, batches_by_length
+from adapters_app.nli.engines import Predictor as AnyPredictor
+from adapters_app.nli.engines import Row
+from adapters_app.nli.reference import Reference, golden_pairs, pairs_sha256, probe
 
 BATCH = 32  # pairs per forward pass; larger gains nothing on a CPU
 
@@ -28,7 +33,8 @@ class Predictor:
         self._changed: dict[str, torch.Tensor] = {}
         self._model = base.model
         if artifact is not None:
-            self._changed = folded_weights(base.model, artifact.tensors, artifact.scaling)
+            tensors = {name: torch.tensor(array) for name, array in artifact.tensors.items()}
+            self._changed = folded_weights(base.model, tensors, artifact.scaling)
             self._model = base.structure_copy()
             put_parameters(self._model, self._changed)
         self._columns = list(base.label_columns)
@@ -78,3 +84,59 @@ class Predictor:
     def _forward(self, batch: dict[str, torch.Tensor]) -> np.ndarray:
         on_device = {key: value.to(self.base.device) for key, value in batch.items()}
         return self._model(**on_device).logits.float().cpu().numpy()
+
+
+class TorchEngine:
+    """The reference engine: any architecture, any device, fp32; one pass for each adapter."""
+
+    name = "torch"
+
+    def __init__(self, base: Base) -> None:
+        self.base = base
+        self._bare = Predictor(base)
+
+    def predictor(self, artifact: Artifact | None = None) -> Predictor:
+        """The base, always the same object; or an adapter that was read for this base."""
+        return self._bare if artifact is None else Predictor(self.base, artifact)
+
+    def logits(
+        self, rows: Sequence[Row], *, on_batch: Callable[[int], None] | None = None
+    ) -> np.ndarray:
+        """Raw scores, (n, 3) float32, columns in the order of LABELS, rows in the order given."""
+        members: defaultdict[AnyPredictor, list[int]] = defaultdict(list)
+        for i, (predictor, _) in enumerate(rows):
+            members[predictor].append(i)
+        out = np.empty((len(rows), len(self.base.label_columns)), dtype=np.float32)
+        done = 0
+        for predictor, chosen in members.items():
+
+            def heard(count: int, before: int = done) -> None:
+                if on_batch is not None:
+                    on_batch(before + count)
+
+            out[chosen] = predictor.logits([rows[i][1] for i in chosen], on_batch=heard)
+            done += len(chosen)
+        return out
+
+    def reference(self, files_digest: str) -> tuple[Reference, str]:
+        """What other engines are held to, and the tokenizer as JSON: see `reference`."""
+        base, pairs = self.base, golden_pairs()
+        tokenizer = base.tokenizer.backend_tokenizer.to_str()
+        probed = self.predictor(probe(base, base.target_modules))
+        stored = Reference(
+            files_digest=files_digest,
+            fingerprint=base.fingerprint,
+            label_columns=base.label_columns,
+            max_length=base.max_length,
+            pad_id=base.pad_id,
+            head=base.head,
+            target_modules=base.target_modules,
+            pairs_sha256=pairs_sha256(),
+            bare=_rows(self._bare.logits(pairs)),
+            probed=_rows(probed.logits(pairs)),
+        )
+        return stored, tokenizer
+
+
+def _rows(logits: np.ndarray) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(round(float(value), 6) for value in row) for row in logits)

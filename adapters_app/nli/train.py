@@ -19,9 +19,11 @@ from torch import nn
 from torch.nn import functional
 
 from adapters_app.nli.artifact import Artifact
-from adapters_app.nli.base_model import PREFIX, Base, put_parameters
+from adapters_app.nli.base_model import Base, put_parameters
+from adapters_app.nli.checkpoint import PREFIX
 from adapters_app.nli.config import AUTO, TrainConfig
-from adapters_app.nli.data import Encoded, Example, Pair, collate, shuffled_batches
+from adapters_app.nli.data import Example, collate, shuffled_batches
+from adapters_app.nli.encoding import Encoded, Pair
 from adapters_app.nli.predict import Predictor
 
 _GLOBAL_GENERATOR = threading.Lock()
@@ -344,7 +346,7 @@ def _take(base: Base, model: PeftModel, config: TrainConfig) -> Artifact:
     """
     share = config.interpolation
     base_state = dict(base.model.named_parameters())
-    tensors: dict[str, torch.Tensor] = {}
+    tensors: dict[str, np.ndarray] = {}
     for key, value in get_peft_model_state_dict(model, save_embedding_layers=False).items():
         tensor = value.detach().float().cpu().clone()
         if ".lora_B." in key:
@@ -352,7 +354,7 @@ def _take(base: Base, model: PeftModel, config: TrainConfig) -> Artifact:
         elif ".lora_A." not in key and share < 1:
             start = base_state[key.removeprefix(PREFIX)].float().cpu()
             tensor = start + share * (tensor - start)
-        tensors[key] = tensor.contiguous()
+        tensors[key] = tensor.contiguous().numpy()
     return Artifact(
         tensors=tensors,
         rank=config.rank,

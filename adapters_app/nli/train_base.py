@@ -21,14 +21,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.numpy import save_file
 from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
 from adapters_app.nli import metrics
 from adapters_app.nli.artifact import CARD, PEFT_CONFIG, TENSORS, Artifact
-from adapters_app.nli.base_model import ENCODER_SHA256, PREFIX, Base, load_encoder_with_fresh_head
+from adapters_app.nli.base_model import Base, load_encoder_with_fresh_head
+from adapters_app.nli.checkpoint import ENCODER_SHA256, PREFIX
 from adapters_app.nli.data import Example, collate, shuffled_batches
 from adapters_app.nli.predict import Predictor
 from adapters_app.nli.train import GRADIENT_NORM, Dropout, Step, linear_rate, multiplies_bf16
@@ -293,7 +294,7 @@ def low_rank_change(base: Base, tuned: nn.Module, rank: int) -> Artifact:
         else:
             tensors[f"{PREFIX}{name}"] = after.detach().float().cpu()
     return Artifact(
-        tensors={name: tensor.half().float() for name, tensor in tensors.items()},
+        tensors={name: tensor.half().float().numpy() for name, tensor in tensors.items()},
         rank=rank,
         alpha=float(rank),
         target_modules=("query", "key", "value", "dense"),
@@ -318,7 +319,7 @@ def _count(rows: Sequence[Row]) -> dict[str, int]:
 
 def _write(out: Path, artifact: Artifact, facts: Mapping[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.half().contiguous() for name, tensor in artifact.tensors.items()}
+    tensors = {name: tensor.astype(np.float16) for name, tensor in artifact.tensors.items()}
     save_file(tensors, out / TENSORS, metadata={"format": "pt"})
     described = {
         "peft_type": "LORA",

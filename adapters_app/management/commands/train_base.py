@@ -9,7 +9,8 @@ from django.core.management.base import BaseCommand, CommandError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from adapters_app.nli import base_model, train, train_base
+from adapters_app.nli import train, train_base
+from adapters_app.nli.checkpoint import BUNDLED_DIR
 
 LOG_EVERY = 100  # steps; a file gets lines where a terminal gets a bar
 
@@ -60,7 +61,7 @@ class Command(BaseCommand):
             try:
                 facts = train_base.train_base(
                     options["data"],
-                    options["out"] or base_model.BUNDLED_DIR,
+                    options["out"] or BUNDLED_DIR,
                     device=device,
                     limit=options["limit"],
                     on_step=show,

@@ -1,0 +1,110 @@
+"""Pairs as token ids, without torch: pair encoding, padding, batches of similar length."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tokenizers import Encoding, Tokenizer
+
+Pair = tuple[str, str]
+
+# Where a hypothesis alone fills the window, this much of it gives way to the premise.
+_LEAST_PREMISE_TOKENS = 16
+# Tokens of padding in a batch that cost about as much as a pass of its own.
+MOST_PADDING = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Token ids of one pair and the segment of each token."""
+
+    ids: list[int]
+    type_ids: list[int]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class PairEncoder:
+    """Encodes pairs as pairs, cutting the premise only; special-token text in the input stays text.
+
+    Uses the tokenizer's own post-processor. Tokenizers that put nothing between the two texts of a
+    pair (decoder models such as Qwen2) get the end-of-text token there and at the end: user text
+    cannot forge it.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, max_length: int, *, separator: int | None = None
+    ) -> None:
+        """`separator`: id of the end-of-text token, for tokenizers that put nothing in between."""
+        # A copy of its own: truncation, padding and special-token parsing are switched off on it.
+        self._backend = Tokenizer.from_str(tokenizer.to_str())
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._backend.encode_special_tokens = True
+        self.max_length = max_length
+        self._special = self._backend.num_special_tokens_to_add(True)
+        self._separator = separator if self._special == 0 else None
+        if self._separator is not None:
+            self._special = 2
+
+    def limited_to(self, max_length: int) -> "PairEncoder":
+        """The same encoder with a shorter window (never a longer one)."""
+        twin = copy.copy(self)
+        twin.max_length = min(max_length, self.max_length)
+        return twin
+
+    def encode(self, pairs: Sequence[Pair]) -> list[Encoded]:
+        """Encode n pairs, each at most `max_length` tokens long, in order."""
+        texts = [text for pair in pairs for text in pair]
+        parts = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [self._join(parts[i], parts[i + 1]) for i in range(0, len(parts), 2)]
+
+    def _join(self, premise: Encoding, hypothesis: Encoding) -> Encoded:
+        room = self.max_length - self._special
+        if len(hypothesis) > room - _LEAST_PREMISE_TOKENS:
+            hypothesis.truncate(max(room - min(len(premise), _LEAST_PREMISE_TOKENS), 1))
+        if len(premise) > room - len(hypothesis):
+            premise.truncate(room - len(hypothesis))
+        if self._separator is None:
+            joined = self._backend.post_process(premise, hypothesis, True)
+            return Encoded(joined.ids, joined.type_ids)
+        ids = [*premise.ids, self._separator, *hypothesis.ids, self._separator]
+        return Encoded(ids, [0] * len(ids))
+
+
+def padded(
+    rows: Sequence[Encoded], *, pad_id: int, multiple: int = 1, longest: int | None = None
+) -> dict[str, np.ndarray]:
+    """Rows padded to the longest, rounded up to `multiple` but not over `longest`.
+
+    Ids, attention mask and token types, each (n, length) int64.
+    """
+    length = max(len(row) for row in rows)
+    rounded = -(-length // multiple) * multiple
+    length = max(length, min(rounded, longest or rounded))
+    ids = np.full((len(rows), length), pad_id, dtype=np.int64)
+    mask = np.zeros((len(rows), length), dtype=np.int64)
+    types = np.zeros((len(rows), length), dtype=np.int64)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row.ids
+        mask[i, : len(row)] = 1
+        types[i, : len(row)] = row.type_ids
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+
+
+def batches_by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Indices in batches of similar length, longest first, so that little is padded.
+
+    A batch holds `batch_size` rows, or fewer where more would need over `MOST_PADDING` tokens.
+    """
+    batches: list[list[int]] = []
+    longest = padding = 0
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        padding += longest - lengths[i]
+        if not batches or len(batches[-1]) == batch_size or padding > MOST_PADDING:
+            batches.append([])
+            longest, padding = lengths[i], 0
+        batches[-1].append(i)
+    return batches

@@ -1,0 +1,47 @@
+"""What an engine is: it answers pairs for a base and any of its adapters, mixed in one call."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from adapters_app.nli.artifact import Adaptable, Artifact
+from adapters_app.nli.encoding import Pair
+
+
+class Unsupported(ValueError):
+    """An engine does not know such a base or adapter; another can answer."""
+
+
+class Predictor(Protocol):
+    """The base, or one adapter of it, as an engine holds it; immutable, safe in several threads."""
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory held beyond the base's."""
+
+    def logits(
+        self, pairs: Sequence[Pair], *, on_batch: Callable[[int], None] | None = None
+    ) -> np.ndarray:
+        """Raw scores, (n, 3) float32, columns in the order of LABELS, rows in the order given."""
+
+
+Row = tuple[Predictor, Pair]
+
+
+class Engine(Protocol):
+    """A loaded base. `name` says what computes, in words for people: "openvino bf16"."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def base(self) -> Adaptable: ...
+
+    def predictor(self, artifact: Artifact | None = None) -> Predictor:
+        """The base, or an adapter that was read for this base, ready to answer."""
+
+    def logits(
+        self, rows: Sequence[Row], *, on_batch: Callable[[int], None] | None = None
+    ) -> np.ndarray:
+        """Raw scores of rows for any mix of this engine's predictors, (n, 3) float32."""

@@ -1,0 +1,328 @@
+"""The fast engine on x86 processors: one compiled graph for the base and every adapter of it.
+
+No torch: weights, tokenizer and what the reference engine knows of the base come from files.
+"""
+
+import os
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from openvino import CompiledModel, Core
+from tokenizers import Tokenizer
+
+from adapters_app.nli import graph
+from adapters_app.nli.artifact import Artifact
+from adapters_app.nli.checkpoint import PREFIX, Files, find
+from adapters_app.nli.encoding import Encoded, Pair, PairEncoder, batches_by_length, padded
+from adapters_app.nli.engines import Row, Unsupported
+from adapters_app.nli.reference import NoReference, Reference, check, stored, write
+
+BATCH = 32  # pairs per forward pass
+LENGTH_STEP = 8  # lengths are rounded up to this: few different shapes, little padding
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """A base without torch: its files, and what the reference says of it.
+
+    `weights` reads them anew: once they are in a graph nothing else needs them in memory.
+    """
+
+    name: str
+    reference: Reference
+    config: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, ...]]
+    weights: Callable[[], dict[str, np.ndarray]]
+    encoder: PairEncoder
+
+    @property
+    def fingerprint(self) -> str:
+        return self.reference.fingerprint
+
+    @property
+    def head(self) -> str:
+        return self.reference.head
+
+    @property
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """Linear module outside the head → (outputs, inputs)."""
+        return {
+            name.removesuffix(".weight"): (shape[0], shape[1])
+            for name, shape in self.shapes.items()
+            if name.endswith(".weight") and len(shape) == 2
+            if not self._in_head(name) and "embeddings" not in name
+        }
+
+    @property
+    def head_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Parameter of the head → its shape."""
+        return {name: shape for name, shape in self.shapes.items() if self._in_head(name)}
+
+    def _in_head(self, name: str) -> bool:
+        return name.split(".")[0] == self.head
+
+
+def load_base(files: Files, reference: Reference, tokenizer: str) -> Base:
+    """Read a base that `reference` describes; `tokenizer` is its JSON.
+
+    Raises:
+        BaseModelError: the weights cannot be read.
+    """
+    return Base(
+        name=files.name,
+        reference=reference,
+        config=files.config(),
+        shapes=files.shapes(),
+        weights=files.weights,
+        encoder=PairEncoder(Tokenizer.from_str(tokenizer), reference.max_length),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Head:
+    """The last linear layer, in fp32, its outputs in the order of LABELS."""
+
+    weight: np.ndarray  # (3, hidden)
+    bias: np.ndarray
+
+    def __call__(self, pooled: np.ndarray) -> np.ndarray:
+        logits: np.ndarray = pooled @ self.weight.T + self.bias
+        return logits
+
+
+@dataclass(frozen=True, eq=False)
+class _Compiled:
+    """A graph for one choice of target modules, ready to run; `lock` is held while it does."""
+
+    model: CompiledModel
+    stacks: tuple[graph.Stack, ...]
+    nothing: Mapping[str, np.ndarray]  # LoRA inputs where no row has an adapter
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@dataclass(frozen=True, eq=False)
+class Predictor:
+    """The base or one adapter: views for the graph's inputs, and a head of its own."""
+
+    engine: "OpenVinoEngine"
+    compiled: _Compiled
+    head: _Head
+    matrices: Mapping[str, np.ndarray] = field(default_factory=dict)
+    rank: int = 0  # 0 = the base
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory this predictor holds beyond the base's."""
+        arrays = [*self.matrices.values(), self.head.weight, self.head.bias]
+        return sum(array.nbytes for array in arrays) if self.rank else 0
+
+    def logits(
+        self, pairs: Sequence[Pair], *, on_batch: Callable[[int], None] | None = None
+    ) -> np.ndarray:
+        """Raw scores, (n, 3) float32, columns in the order of LABELS, rows in the order given."""
+        return self.engine.logits([(self, pair) for pair in pairs], on_batch=on_batch)
+
+
+class OpenVinoEngine:
+    """Answers any mix of the base and its adapters in one forward pass.
+
+    Raises:
+        Unsupported: an architecture or a head that the graph does not know.
+    """
+
+    def __init__(self, base: Base, *, precision: str = "", threads: int = 0) -> None:
+        """`precision`: f32 or bf16; empty = bf16 where the processor multiplies it natively.
+        `threads`: 0 = all the processors this process may use."""
+        self.base = base
+        self._core = Core()
+        self.precision = precision or native_precision(self._core)
+        self._threads = threads or _processors()
+        self._graphs: dict[tuple[str, ...], _Compiled] = {}
+        self._compiling = threading.Lock()
+        if set(base.head_shapes) != {f"{base.head}.weight", f"{base.head}.bias"}:
+            raise Unsupported(f"a head of {', '.join(sorted(base.head_shapes))}")
+        weights = base.weights()
+        usual = tuple(sorted(base.reference.target_modules))
+        self._graphs[usual] = self._compile(usual, weights)
+        self._bare = Predictor(self, self._graphs[usual], self._head(weights, ""))
+
+    @property
+    def name(self) -> str:
+        return f"openvino {self.precision}"
+
+    def predictor(self, artifact: Artifact | None = None) -> Predictor:
+        """The base, always the same object; or an adapter that was read for this base.
+
+        Adapters of other modules than usual get a graph of their own, compiled once.
+        """
+        if artifact is None:
+            return self._bare
+        compiled = self._compiled(artifact.target_modules)
+        rank = -(-artifact.rank // graph.RANK_STEP) * graph.RANK_STEP
+        matrices: dict[str, np.ndarray] = {}
+        for stack in compiled.stacks:
+            a = np.zeros((len(stack.modules), rank, stack.inputs), dtype=np.float32)
+            b = np.zeros((len(stack.modules), rank, stack.outputs), dtype=np.float32)
+            for number, module in enumerate(stack.modules):
+                lora = f"{PREFIX}{module}.lora_"
+                a[number, : artifact.rank] = artifact.tensors[f"{lora}A.weight"]
+                b[number, : artifact.rank] = artifact.tensors[f"{lora}B.weight"].T
+            matrices[f"{stack.role}.A"] = a
+            matrices[f"{stack.role}.B"] = b * np.float32(artifact.scaling)
+        head = self._head(artifact.tensors, PREFIX)
+        return Predictor(self, compiled, head, matrices, rank)
+
+    def logits(
+        self, rows: Sequence[Row], *, on_batch: Callable[[int], None] | None = None
+    ) -> np.ndarray:
+        """Raw scores, (n, 3) float32, columns in the order of LABELS, rows in the order given.
+
+        `on_batch` is called with the number of rows done; it may raise to stop.
+        """
+        predictors = [_own(predictor) for predictor, _ in rows]
+        encoded = self.base.encoder.encode([pair for _, pair in rows])
+        out = np.empty((len(rows), len(self.base.reference.label_columns)), dtype=np.float32)
+        by_graph: defaultdict[_Compiled, list[int]] = defaultdict(list)
+        for i, predictor in enumerate(predictors):
+            by_graph[predictor.compiled].append(i)
+        done = 0
+        for compiled, members in by_graph.items():
+            for batch in batches_by_length([len(encoded[i]) for i in members], BATCH):
+                chosen = [members[i] for i in batch]
+                out[chosen] = self._forward(
+                    compiled, [encoded[i] for i in chosen], [predictors[i] for i in chosen]
+                )
+                done += len(chosen)
+                if on_batch is not None:
+                    on_batch(done)
+        return out
+
+    def _forward(
+        self, compiled: _Compiled, rows: Sequence[Encoded], predictors: Sequence[Predictor]
+    ) -> np.ndarray:
+        reference = self.base.reference
+        arrays = padded(
+            rows, pad_id=reference.pad_id, multiple=LENGTH_STEP, longest=reference.max_length
+        )
+        inputs: dict[str, np.ndarray] = {
+            graph.IDS: arrays[graph.IDS].astype(np.int32),
+            graph.MASK: arrays[graph.MASK].astype(np.float32),
+            **_mixed(compiled, predictors),
+        }
+        if self.base.config.get("type_vocab_size", 0) > 0:
+            inputs[graph.TYPES] = arrays[graph.TYPES].astype(np.int32)
+        with compiled.lock:
+            pooled = compiled.model(inputs, share_inputs=True, share_outputs=False)[0][:, 0]
+        logits = np.empty((len(rows), len(reference.label_columns)), dtype=np.float32)
+        for head in {predictor.head for predictor in predictors}:
+            own = [i for i, predictor in enumerate(predictors) if predictor.head is head]
+            logits[own] = head(pooled[own])
+        return logits
+
+    def _compiled(self, targets: Sequence[str]) -> _Compiled:
+        key = tuple(sorted(targets))
+        with self._compiling:
+            if key not in self._graphs:
+                self._graphs[key] = self._compile(key, self.base.weights())
+            return self._graphs[key]
+
+    def _compile(self, targets: tuple[str, ...], weights: Mapping[str, np.ndarray]) -> _Compiled:
+        base = self.base
+        adapted = graph.stacks(base.linear_shapes, targets)
+        model = graph.build(base.config, weights, adapted, base.reference.max_length)
+        compiled = self._core.compile_model(
+            model,
+            "CPU",
+            {
+                "INFERENCE_PRECISION_HINT": self.precision,
+                "INFERENCE_NUM_THREADS": self._threads,
+                "PERFORMANCE_HINT": "LATENCY",  # one pass at a time, on all threads
+                # Several processes serve, and one trains: a thread tied to a core would wait there.
+                "ENABLE_CPU_PINNING": False,
+            },
+        )
+        nothing = {}
+        for stack in adapted:
+            shape = len(stack.modules), graph.RANK_STEP
+            nothing[f"{stack.role}.A"] = np.zeros((*shape, stack.inputs), dtype=np.float32)
+            nothing[f"{stack.role}.B"] = np.zeros((*shape, stack.outputs), dtype=np.float32)
+        return _Compiled(compiled, adapted, nothing)
+
+    def _head(self, tensors: Mapping[str, np.ndarray], prefix: str) -> _Head:
+        name, columns = f"{prefix}{self.base.head}", list(self.base.reference.label_columns)
+        return _Head(tensors[f"{name}.weight"][columns], tensors[f"{name}.bias"][columns])
+
+
+def start(
+    name: str,
+    *,
+    revision: str,
+    references: Path,
+    ask: Callable[[Files], tuple[Reference, str]],
+    threads: int = 0,
+) -> OpenVinoEngine:
+    """Load a base by name and prove the engine on the golden pairs.
+
+    `references`: where references are kept; `ask` makes one that is not there yet, which takes the
+    reference engine.
+
+    Raises:
+        BaseModelError: the files are not here, or cannot be read without torch.
+        Unsupported: the graph does not know this architecture.
+        Disagreement: its answers are not the reference's.
+    """
+    files = find(name, revision=revision)
+    graph.refuse_variants(files.config())
+    try:
+        reference, tokenizer = stored(files, references)
+    except NoReference:
+        reference, tokenizer = ask(files)
+        write(reference, tokenizer, references)
+    engine = OpenVinoEngine(load_base(files, reference, tokenizer), threads=threads)
+    check(engine, reference, engine.precision)
+    return engine
+
+
+def native_precision(core: Core) -> str:
+    """bf16 where the processor multiplies it natively, else f32."""
+    able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "bf16" if "BF16" in able else "f32"
+
+
+def _mixed(compiled: _Compiled, predictors: Sequence[Predictor]) -> dict[str, np.ndarray]:
+    """LoRA inputs of a pass: the matrices of all its adapters side by side, and each row's gate."""
+    distinct = [each for each in dict.fromkeys(predictors) if each.rank]
+    columns: dict[Predictor, slice] = {}
+    end = 0
+    for predictor in distinct:
+        columns[predictor] = slice(end, end + predictor.rank)
+        end += predictor.rank
+    gate = np.zeros((len(predictors), max(end, graph.RANK_STEP)), dtype=np.float32)
+    for i, predictor in enumerate(predictors):
+        if predictor in columns:
+            gate[i, columns[predictor]] = 1
+    if not distinct:
+        matrices = compiled.nothing
+    elif len(distinct) == 1:
+        matrices = distinct[0].matrices
+    else:
+        matrices = {
+            name: np.concatenate([each.matrices[name] for each in distinct], axis=1)
+            for name in compiled.nothing
+        }
+    return {**matrices, graph.GATE: gate}
+
+
+def _own(predictor: object) -> Predictor:
+    if not isinstance(predictor, Predictor):
+        raise TypeError(f"{predictor!r} is of another engine")
+    return predictor
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0))

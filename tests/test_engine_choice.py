@@ -1,0 +1,97 @@
+"""Which engine answers; versions that share a pass; who is told when it is not the fast one."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from adapters_app.models import AdapterVersion
+from inference import engine
+from inference.batching import Batcher
+from tests.tiny import tiny_base
+from tests.versions import PAIR, promote
+
+pytest_plugins = ("tests.serving",)
+
+PAIRS = [(PAIR["premise"], PAIR["hypothesis"]), ("rain in the city", "the tax is lower")]
+
+
+@pytest.fixture
+def fast(settings, on_tiny: Path) -> Path:
+    settings.LYRA_ENGINE = "openvino"
+    return on_tiny
+
+
+def probabilities(answer: engine.Answer) -> np.ndarray:
+    return np.array([result.probabilities for result in answer.results])
+
+
+def test_a_promote_is_answered_by_the_fast_engine_as_torch_would(
+    fast, make_version: Callable[..., AdapterVersion], cast, settings, monkeypatch
+):
+    promote(make_version(), cast["rita"])
+    found = {name: probabilities(engine.answer(name, PAIRS)) for name in ("active", "base")}
+    assert engine.loaded().engine.startswith("openvino")
+    settings.LYRA_ENGINE = "torch"
+    monkeypatch.setattr(engine, "_models", engine._Models())
+    for name, fast_answer in found.items():
+        slow_answer = probabilities(engine.answer(name, PAIRS))
+        np.testing.assert_allclose(fast_answer, slow_answer, atol=0.06)  # bf16 where it is native
+    assert engine.loaded().engine == "torch"
+
+
+def test_requests_for_different_versions_share_a_pass(fast, make_version, monkeypatch):
+    versions = [make_version().name for _ in range(2)]
+    alone = {name: probabilities(engine.answer(name, PAIRS)) for name in ["base", *versions]}
+    passes: list[int] = []
+    batcher = Batcher(max_pairs=64, max_waiting=64, on_pass=passes.append)
+    rows = [(engine.serving_predictor(name).predictor, pair) for name in alone for pair in PAIRS]
+    logits = batcher.run(engine._models.engine().logits, rows)
+    assert passes == [6]
+    for number, name in enumerate(alone):
+        own = logits[2 * number : 2 * number + 2]
+        calibrated = engine.serving_predictor(name).calibrator.predict_proba(own)
+        np.testing.assert_allclose(calibrated, alone[name], atol=0.06)
+
+
+def test_an_engine_that_fails_its_check_is_replaced_and_everybody_is_told(
+    fast, as_user, db, caplog, monkeypatch
+):
+    engine.answer("base", PAIRS)  # stores what torch says
+    (path,) = (path for path in fast.glob("references/*.json") if "tokenizer" not in path.name)
+    stored = json.loads(path.read_text())
+    stored["bare"] = [[-value for value in row] for row in stored["bare"]]
+    path.write_text(json.dumps(stored))
+    monkeypatch.setattr(engine, "_models", engine._Models())
+    assert engine.answer("base", PAIRS).adapter == "base"
+    loaded = engine.loaded()
+    assert loaded.engine == "torch"
+    assert "golden pairs" in loaded.engine_fault
+    assert "golden pairs" in caplog.text
+    ready = as_user("rita").get("/readyz").json()
+    assert ready["status"] == "degraded"
+    assert "golden pairs" in ready["checks"]["model"]["engine_fault"]
+
+
+@pytest.mark.parametrize(("wanted", "is_a_fault"), [("auto", False), ("openvino", True)])
+def test_a_base_that_the_fast_engine_does_not_know_is_torchs(
+    on_tiny, db, settings, tmp_path, wanted, is_a_fault
+):
+    settings.LYRA_ENGINE, settings.LYRA_DEVICE = wanted, "cpu"
+    settings.LYRA_BASE_MODEL = tiny_base(tmp_path / "roberta", "roberta")
+    engine.answer("base", PAIRS)
+    assert engine.loaded().engine == "torch"
+    assert bool(engine.loaded().engine_fault) is is_a_fault
+    if is_a_fault:
+        assert "roberta" in engine.loaded().engine_fault
+
+
+def test_without_the_package_torch_answers(fast, db, monkeypatch):
+    def missing():
+        raise ImportError("No module named 'openvino'")
+
+    monkeypatch.setattr(engine, "_load_openvino", missing)
+    assert engine.answer("base", PAIRS).adapter == "base"
+    assert "No module named 'openvino'" in engine.loaded().engine_fault

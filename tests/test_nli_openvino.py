@@ -1,0 +1,281 @@
+"""The OpenVINO engine: exact against torch and PEFT, any mix in one pass, and held to its proof."""
+
+import dataclasses
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
+
+from adapters_app.nli import artifact as artifacts
+from adapters_app.nli import base_model, checkpoint, graph, reference
+from adapters_app.nli.artifact import Artifact
+from adapters_app.nli.engines import Unsupported
+from adapters_app.nli.openvino_engine import OpenVinoEngine, load_base, start
+from adapters_app.nli.predict import TorchEngine
+from adapters_app.nli.reference import Disagreement, NoReference
+from tests.tiny import WORDS, tiny_base
+
+ROOT = Path(__file__).resolve().parent.parent
+VOCABULARY = WORDS.split()
+PAIRS = [
+    ("the drug reduces risk", "the drug is effective"),
+    ("rain in the city and the law of the people", "the tax is lower"),
+    ("patients found no risk " * 4, "the dose is not safe"),
+    ("water", "health"),
+]
+
+
+@dataclasses.dataclass
+class Both:
+    """One tiny base in both engines."""
+
+    path: str
+    torch: TorchEngine
+    openvino: OpenVinoEngine
+    reference: reference.Reference
+
+
+@functools.cache
+def both(path: str) -> Both:
+    slow = TorchEngine(base_model.load_base(path))
+    files = checkpoint.find(path)
+    known, tokenizer = slow.reference(files.digest)
+    fast = OpenVinoEngine(load_base(files, known, tokenizer), precision="f32", threads=1)
+    return Both(path, slow, fast, known)
+
+
+@pytest.fixture(scope="module", params=["bert", "deberta-v2"])
+def engines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Both:
+    return both(tiny_base(tmp_path_factory.mktemp("base") / "model", request.param))
+
+
+def adapter(
+    engine: TorchEngine, *, seed: int, rank: int, targets: tuple[str, ...] = ()
+) -> Artifact:
+    base = engine.base
+    plan = Artifact(
+        tensors={},
+        rank=rank,
+        alpha=2.0 * rank,
+        target_modules=targets or base.target_modules,
+        head=base.head,
+        base_fingerprint=base.fingerprint,
+    )
+    random = np.random.default_rng(seed)
+    tensors = {
+        name: random.normal(scale=0.3, size=shape).astype(np.float32)
+        for name, shape in artifacts.expected_shapes(plan, base).items()
+    }
+    return dataclasses.replace(plan, tensors=tensors)
+
+
+def of_length(tokens: int) -> tuple[str, str]:
+    """A pair that is `tokens` long, with [CLS] and two [SEP]."""
+    words = [VOCABULARY[i % len(VOCABULARY)] for i in range(tokens - 4)]
+    return " ".join(words), "law"
+
+
+def test_the_base_and_an_adapter_answer_as_torch_does(engines: Both) -> None:
+    for artifact in (None, adapter(engines.torch, seed=1, rank=4)):
+        expected = engines.torch.predictor(artifact).logits(PAIRS)
+        found = engines.openvino.predictor(artifact).logits(PAIRS)
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_an_adapter_answers_as_peft_does(engines: Both, tmp_path: Path) -> None:
+    artifact = adapter(engines.torch, seed=2, rank=3)
+    digest = artifacts.write(tmp_path, artifact, {}, "", base_name=engines.path)
+    model = PeftModel.from_pretrained(
+        AutoModelForSequenceClassification.from_pretrained(engines.path), tmp_path / digest
+    ).eval()
+    tokens = AutoTokenizer.from_pretrained(engines.path)(
+        [p for p, _ in PAIRS], [h for _, h in PAIRS], padding=True, return_tensors="pt"
+    )
+    columns = list(engines.reference.label_columns)
+    expected = model(**tokens).logits.detach().numpy()[:, columns]
+    read = artifacts.read(tmp_path / digest, base=engines.openvino.base)
+    found = engines.openvino.predictor(read).logits(PAIRS)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_every_length_up_to_the_window_and_beyond_it(engines: Both) -> None:
+    pairs = [("", "law"), *map(of_length, (5, 7, 8, 9, 15, 16, 17, 31, 40, 65, 90, 127, 128, 300))]
+    expected = engines.torch.predictor().logits(pairs)
+    found = np.vstack([engines.openvino.predictor().logits([pair]) for pair in pairs])
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_each_row_of_a_mixed_pass_is_answered_as_if_alone(engines: Both) -> None:
+    """Base and adapters of several ranks, each with its own head, in one pass."""
+    fast = engines.openvino
+    artifacts_ = [None, *(adapter(engines.torch, seed=n, rank=n) for n in (1, 2, 8, 11, 16))]
+    predictors = [fast.predictor(artifact) for artifact in artifacts_]
+    rows = [(predictor, pair) for pair in PAIRS for predictor in predictors]
+    together = fast.logits(rows)
+    alone = np.vstack([predictor.logits([pair]) for predictor, pair in rows])
+    np.testing.assert_allclose(together, alone, atol=1e-4)
+    slow = [engines.torch.predictor(artifact) for artifact in artifacts_]
+    expected = engines.torch.logits([(predictor, pair) for pair in PAIRS for predictor in slow])
+    np.testing.assert_allclose(together, expected, atol=1e-4)
+
+
+def test_a_swap_compiles_nothing(engines: Both, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("compiled again")
+
+    monkeypatch.setattr(OpenVinoEngine, "_compile", refuse)
+    for seed in (5, 6):
+        engines.openvino.predictor(adapter(engines.torch, seed=seed, rank=8)).logits(PAIRS)
+
+
+def test_adapters_of_other_modules_have_a_graph_of_their_own(engines: Both) -> None:
+    key = next(name for name in ("key_proj", "key") if _has(engines, name))
+    chosen = adapter(engines.torch, seed=3, rank=4, targets=(key, "dense"))
+    expected = engines.torch.predictor(chosen).logits(PAIRS)
+    fast, usual = engines.openvino, adapter(engines.torch, seed=1, rank=4)
+    predictors = fast.predictor(chosen), fast.predictor(usual), fast.predictor()
+    mixed = fast.logits([(predictor, pair) for pair in PAIRS for predictor in predictors])
+    np.testing.assert_allclose(mixed[0::3], expected, atol=1e-4)
+    np.testing.assert_allclose(mixed[2::3], fast.predictor().logits(PAIRS), atol=1e-4)
+
+
+def _has(engines: Both, target: str) -> bool:
+    return any(name.endswith(f".{target}") for name in engines.torch.base.linear_shapes)
+
+
+def test_the_same_request_gets_the_same_answer(engines: Both) -> None:
+    predictor = engines.openvino.predictor()
+    np.testing.assert_array_equal(predictor.logits(PAIRS), predictor.logits(PAIRS))
+
+
+def test_an_adapter_takes_the_memory_of_its_parameters(engines: Both) -> None:
+    artifact = adapter(engines.torch, seed=1, rank=8)
+    own = sum(tensor.nbytes for tensor in artifact.tensors.values())
+    assert engines.openvino.predictor(artifact).resident_bytes <= 1.2 * own
+    assert engines.openvino.predictor().resident_bytes == 0
+
+
+def test_it_hears_how_many_are_done_and_may_stop(engines: Both) -> None:
+    heard: list[int] = []
+    engines.openvino.predictor().logits(PAIRS * 10, on_batch=heard.append)
+    assert heard[-1] == len(PAIRS) * 10
+    assert heard == sorted(heard)
+
+
+def test_log_buckets_are_transformers_own() -> None:
+    """The published DeBERTa-v3's: 256 buckets over 512 positions."""
+    distances = np.arange(-511, 512)
+    buckets = make_log_bucket_position(torch.tensor(distances), 256, 512).long().numpy()
+    config = {"position_buckets": 256, "max_relative_positions": -1, "max_position_embeddings": 512}
+    rows = graph._embedding_rows(distances, config)
+    np.testing.assert_array_equal(rows, np.clip(buckets + 256, 0, 511))
+
+
+# --- proof ----------------------------------------------------------------------------------------
+
+
+def test_an_engine_that_agrees_passes(engines: Both) -> None:
+    reference.check(engines.openvino, engines.reference, "f32")
+
+
+@pytest.mark.parametrize("name", ["layer.1.output.dense.weight", "classifier.weight"])
+def test_an_engine_that_computes_something_else_is_caught(engines: Both, name: str) -> None:
+    base = engines.openvino.base
+    weights = base.weights()
+    (key,) = (key for key in weights if key.endswith(name))
+    altered = weights | {key: weights[key] * np.float32(1.1)}
+    changed = dataclasses.replace(base, weights=lambda: altered)
+    wrong = OpenVinoEngine(changed, precision="f32", threads=1)
+    with pytest.raises(Disagreement, match="off by up to"):
+        reference.check(wrong, engines.reference, "f32")
+
+
+def test_a_reference_is_kept_and_found_again_for_the_same_files_only(
+    engines: Both, tmp_path: Path
+) -> None:
+    files = checkpoint.find(engines.path)
+    asked = []
+
+    def ask(wanted: checkpoint.Files) -> tuple[reference.Reference, str]:
+        asked.append(wanted)
+        return engines.torch.reference(wanted.digest)
+
+    for _ in range(2):
+        start(engines.path, revision="", references=tmp_path, ask=ask, threads=1)
+    assert asked == [files]
+    other = dataclasses.replace(files, digest="0" * 64)
+    with pytest.raises(NoReference):
+        reference.stored(other, tmp_path)
+
+
+def test_a_reference_of_other_golden_pairs_is_not_used(
+    engines: Both, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = checkpoint.find(engines.path)
+    reference.write(*engines.torch.reference(files.digest), tmp_path)
+    monkeypatch.setattr(reference, "pairs_sha256", lambda: "0" * 64)
+    with pytest.raises(NoReference, match="other golden pairs"):
+        reference.stored(files, tmp_path)
+
+
+@pytest.mark.parametrize("architecture", ["roberta", "qwen2"])
+def test_another_architecture_is_refused_before_anything_is_loaded(
+    tmp_path: Path, architecture: str
+) -> None:
+    path = tiny_base(tmp_path / architecture, architecture)
+
+    def ask(_: checkpoint.Files) -> tuple[reference.Reference, str]:
+        raise AssertionError("torch was asked")
+
+    with pytest.raises(Unsupported, match=architecture):
+        start(path, revision="", references=tmp_path, ask=ask)
+
+
+# --- the bundled base -----------------------------------------------------------------------------
+
+WITHOUT_TORCH = """
+import json, sys
+from pathlib import Path
+
+class Forbidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers", "peft"):
+            raise ImportError(f"{name} must not be imported here")
+
+sys.meta_path.insert(0, Forbidden())
+from adapters_app.nli.openvino_engine import start
+engine = start("minilm-nli", revision="", references=Path(sys.argv[1]), ask=None)
+pairs = json.loads(sys.argv[2])
+print(json.dumps({"name": engine.name, "fingerprint": engine.base.fingerprint,
+                  "logits": engine.predictor().logits(pairs).tolist()}))
+"""
+
+
+def test_the_bundled_base_starts_and_proves_itself_without_torch(tmp_path: Path) -> None:
+    pairs = [
+        ("Two dogs are running through a field.", "Animals are outdoors."),
+        ("The trial found no difference between drug and placebo.", "The drug works."),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path), json.dumps(pairs)],
+        cwd=ROOT,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    slow = TorchEngine(base_model.load_base(checkpoint.BUNDLED))
+    assert said["fingerprint"] == slow.base.fingerprint
+    np.testing.assert_allclose(said["logits"], slow.predictor().logits(pairs), atol=0.15)
+    assert list(tmp_path.iterdir()) == []  # what ships was enough
