@@ -165,7 +165,8 @@ def prune_orphans(*, dry_run: bool = False) -> list[str]:
     """Delete stored artifacts and snapshots that nothing names; returns their storage names.
 
     What a killed process left half-written goes with them, in the store and in this host's cache;
-    of these the last part of the path is returned. Nothing is deleted while a run is running: it may be about to name what looks like an orphan.
+    of these the last part of the path is returned. Nothing is deleted while a run is running: it
+    may be about to name what looks like an orphan.
     """
     if TrainingRun.objects.filter(status=TrainingRun.Status.RUNNING).exists():
         return []
