@@ -23,7 +23,8 @@ from adapters_app.nli.calibration import Identity
 from adapters_app.nli.config import TrainConfig
 from adapters_app.nli.data import Example
 from adapters_app.nli.encoding import Pair
-from adapters_app.nli.train import Anchors, Step, TrainResult, train
+from adapters_app.nli.lower import Lower
+from adapters_app.nli.train import Anchors, Step, TrainResult, below_adapter, train
 from adapters_app.snapshots import SnapshotRow
 from corrections.labels import LABELS, Label
 from corrections.models import FOLDS
@@ -76,11 +77,15 @@ def fit(
     # A sibling of an empty fold is the released fit itself: same rows, same seed.
     needed = [k for k in range(FOLDS) if len(held[k])]
     anchors = Anchors.answered_by(base, general_anchors.load(), on_batch=lambda _: on_wait())
+    known = {*anchors.pairs, *(row.pair for row in rows)}
+    lower = below_adapter(base, sorted(known), config, on_batch=lambda _: on_wait())
     jobs = [
         (_examples(rows, config), []),  # the longest first
         *((_examples(rows, config, blind_to=k), [rows[i].pair for i in held[k]]) for k in needed),
     ]
-    released, *blind = _side_by_side(base, jobs, anchors, config, on_step=on_step, on_wait=on_wait)
+    released, *blind = _side_by_side(
+        base, jobs, anchors, lower, config, on_step=on_step, on_wait=on_wait
+    )
     siblings = dict(zip(needed, blind, strict=True))
     logits = _pooled_logits(siblings, held, len(rows), config.epochs)
     epochs = _epoch_figures(siblings, logits, rows)
@@ -103,6 +108,7 @@ def _side_by_side(
     base: Base,
     jobs: Sequence[tuple[list[Example], list[Pair]]],
     anchors: Anchors,
+    lower: Lower | None,
     config: TrainConfig,
     *,
     on_step: Callable[[FitStep], None],
@@ -128,6 +134,7 @@ def _side_by_side(
             config,
             evaluate=pairs,
             anchors=anchors,
+            lower=lower,
             on_step=look,
         )
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from adapters_app.nli.config import TrainConfig
 from adapters_app.nli.data import Example, collate
 from adapters_app.nli.encoding import MOST_PADDING, batches_by_length
 from adapters_app.nli.predict import Predictor
-from adapters_app.nli.train import Anchors, TrainingDiverged, TrainResult, train
+from adapters_app.nli.train import Anchors, TrainingDiverged, TrainResult, below_adapter, train
 from corrections.labels import LABELS, Label
 from tests.tiny import tiny_base
 
@@ -96,6 +97,37 @@ def test_folded_logits_equal_pefts_own(base: Base, result: TrainResult, tmp_path
         with torch.inference_mode():
             logits = theirs(**batch).logits[0, list(base.label_columns)].numpy()
         np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_an_adapter_of_the_upper_layers_trains_as_if_the_lower_ones_were_asked_each_time(
+    base: Base, tmp_path: Path
+) -> None:
+    """… though they are asked once; and it is written, verified and folded like any other."""
+    config = replace(CONFIG, layers=1, dropout=0.0)
+    anchors = Anchors.answered_by(base, PAIRS)
+    lower = below_adapter(base, PAIRS, config)
+    assert lower is not None
+    fitted, slow = (
+        train(base, EXAMPLES, config, evaluate=PAIRS, anchors=anchors, lower=known).epochs[-1]
+        for known in (lower, None)
+    )
+    assert {artifacts.layer_number(name) for name in fitted.artifact.tensors} == {1, None}
+    for name, tensor in slow.artifact.tensors.items():
+        np.testing.assert_allclose(fitted.artifact.tensors[name], tensor, atol=1e-3, err_msg=name)
+    digest = artifacts.write(tmp_path, fitted.artifact, {}, "", base_name=base.name)
+    read = artifacts.read(tmp_path / digest, base=base)
+    np.testing.assert_array_equal(Predictor(base, read).logits(PAIRS), fitted.eval_logits)
+    theirs = PeftModel.from_pretrained(load_base(base.name).model, tmp_path / digest).eval()
+    encoded = base.encoder.encode(PAIRS[:1])
+    batch = collate(encoded, pad_id=base.pad_id, type_ids=base.uses_type_ids)
+    with torch.inference_mode():
+        logits = theirs(**batch).logits[0, list(base.label_columns)].numpy()
+    np.testing.assert_allclose(logits, fitted.eval_logits[0], atol=1e-5)
+
+
+def test_nothing_is_looked_up_where_every_layer_is_adapted(bert: Base) -> None:
+    assert below_adapter(bert, PAIRS, CONFIG) is None
+    assert below_adapter(bert, PAIRS, replace(CONFIG, layers=2)) is None
 
 
 def test_same_seed_same_digest(base: Base, result: TrainResult, tmp_path: Path) -> None:

@@ -59,7 +59,12 @@ def engines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def adapter(
-    engine: TorchEngine, *, seed: int, rank: int, targets: tuple[str, ...] = ()
+    engine: TorchEngine,
+    *,
+    seed: int,
+    rank: int,
+    targets: tuple[str, ...] = (),
+    layers: tuple[int, ...] = (),
 ) -> Artifact:
     base = engine.base
     plan = Artifact(
@@ -69,6 +74,7 @@ def adapter(
         target_modules=targets or base.target_modules,
         head=base.head,
         base_fingerprint=base.fingerprint,
+        layers=layers,
     )
     random = np.random.default_rng(seed)
     tensors = {
@@ -85,7 +91,8 @@ def of_length(tokens: int) -> tuple[str, str]:
 
 
 def test_the_base_and_an_adapter_answer_as_torch_does(engines: Both) -> None:
-    for artifact in (None, adapter(engines.torch, seed=1, rank=4)):
+    upper = adapter(engines.torch, seed=1, rank=4, layers=(1,))
+    for artifact in (None, adapter(engines.torch, seed=1, rank=4), upper):
         expected = engines.torch.predictor(artifact).logits(PAIRS)
         found = engines.openvino.predictor(artifact).logits(PAIRS)
         np.testing.assert_allclose(found, expected, atol=1e-4)

@@ -6,6 +6,7 @@ No torch: whoever serves without it reads adapters too.
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -58,6 +59,7 @@ class Artifact:
     target_modules: tuple[str, ...]
     head: str
     base_fingerprint: str
+    layers: tuple[int, ...] = ()  # numbers of the adapted ones; empty = all
     manifest: dict[str, Any] = field(default_factory=dict)
     digest: str = ""
 
@@ -88,6 +90,7 @@ def write(
         "alpha": artifact.alpha,
         "target_modules": list(artifact.target_modules),
         "head": artifact.head,
+        "layers": list(artifact.layers),
     }
     directory.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(dir=directory, prefix=".writing-"))
@@ -130,6 +133,7 @@ def read(directory: Path, *, base: Adaptable | None = None, digest: str = "") ->
             target_modules=tuple(manifest["target_modules"]),
             head=str(manifest["head"]),
             base_fingerprint=str(manifest["base_fingerprint"]),
+            layers=tuple(manifest.get("layers", ())),  # older artifacts adapt all
             manifest=manifest,
             digest=found,
         )
@@ -171,12 +175,19 @@ def expected_shapes(artifact: Artifact, base: Adaptable) -> dict[str, tuple[int,
     """Name → shape of every tensor an adapter of this rank and these targets must have."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name, (outputs, inputs) in base.linear_shapes.items():
-        if name.rpartition(".")[2] in artifact.target_modules:
+        adapted = not artifact.layers or layer_number(name) in artifact.layers
+        if adapted and name.rpartition(".")[2] in artifact.target_modules:
             shapes[f"{PREFIX}{name}.lora_A.weight"] = (artifact.rank, inputs)
             shapes[f"{PREFIX}{name}.lora_B.weight"] = (outputs, artifact.rank)
     for name, shape in base.head_shapes.items():
         shapes[f"{PREFIX}{name}"] = shape
     return shapes
+
+
+def layer_number(module: str) -> int | None:
+    """Which layer a module is in; None for those in none, as PEFT tells it from the name."""
+    found = re.search(r"\.(\d+)\.", module)
+    return int(found[1]) if found else None
 
 
 def _peft_config(artifact: Artifact, base_name: str) -> dict[str, Any]:
@@ -190,6 +201,7 @@ def _peft_config(artifact: Artifact, base_name: str) -> dict[str, Any]:
         "lora_alpha": artifact.alpha,
         "lora_dropout": 0.0,
         "target_modules": sorted(artifact.target_modules),
+        "layers_to_transform": list(artifact.layers) or None,
         "modules_to_save": [artifact.head],
         "bias": "none",
     }

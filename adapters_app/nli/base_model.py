@@ -22,6 +22,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from adapters_app.nli.artifact import layer_number
 from adapters_app.nli.checkpoint import (
     BUNDLED,
     PREFIX,
@@ -109,6 +110,16 @@ class Base:
     def own_copy(self) -> PreTrainedModel:
         """A model of its own, tensors and all, that may be trained."""
         return copy.deepcopy(self.model)
+
+    @property
+    def layers(self) -> int:
+        """How many layers the encoder has."""
+        numbers = [layer_number(name) for name in self.linear_shapes]
+        return 1 + max((number for number in numbers if number is not None), default=-1)
+
+    def upper_layers(self, count: int) -> tuple[int, ...]:
+        """Numbers of the `count` uppermost layers; empty where that is all of them, or count 0."""
+        return tuple(range(self.layers - count, self.layers)) if 0 < count < self.layers else ()
 
     def resolve_targets(self, wanted: tuple[str, ...] | str) -> tuple[str, ...]:
         """Names of the modules to adapt, each found in the model.

@@ -15,6 +15,7 @@ import numpy as np
 from openvino import Model, Node
 from openvino import opset15 as ops
 
+from adapters_app.nli.artifact import layer_number
 from adapters_app.nli.engines import Unsupported
 
 SUPPORTED = ("bert", "deberta-v2")
@@ -52,7 +53,11 @@ def stacks(
         if module.rpartition(".")[2] in targets:
             roles.setdefault(re.sub(r"\.\d+\.", ".", module), []).append(module)
     return tuple(
-        Stack(role, tuple(sorted(modules, key=_layer_number)), *linear_shapes[modules[0]])
+        Stack(
+            role,
+            tuple(sorted(modules, key=lambda name: layer_number(name) or 0)),
+            *linear_shapes[modules[0]],
+        )
         for role, modules in sorted(roles.items())
     )
 
@@ -371,11 +376,6 @@ def _layer_norm(graph: _Graph, x: np.ndarray) -> np.ndarray:
 def _position_terms(config: Mapping[str, Any]) -> list[str]:
     terms = config.get("pos_att_type") or []
     return terms.split("|") if isinstance(terms, str) else list(terms)
-
-
-def _layer_number(module: str) -> int:
-    numbers = re.findall(r"\.(\d+)\.", module)
-    return int(numbers[0]) if numbers else 0
 
 
 def _parameter(shape: Sequence[int], name: str, dtype: type = np.float32) -> Node:

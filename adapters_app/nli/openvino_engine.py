@@ -170,6 +170,8 @@ class OpenVinoEngine:
             b = np.zeros((len(stack.modules), rank, stack.outputs), dtype=np.float32)
             for number, module in enumerate(stack.modules):
                 lora = f"{PREFIX}{module}.lora_"
+                if f"{lora}A.weight" not in artifact.tensors:
+                    continue  # a layer that is not adapted
                 a[number, : artifact.rank] = artifact.tensors[f"{lora}A.weight"]
                 b[number, : artifact.rank] = artifact.tensors[f"{lora}B.weight"].T
             matrices[f"{stack.role}.A"] = a

@@ -17,6 +17,7 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from adapters_app.nli.artifact import Artifact
 from adapters_app.nli.base_model import Base, put_parameters
@@ -24,6 +25,7 @@ from adapters_app.nli.checkpoint import PREFIX
 from adapters_app.nli.config import AUTO, TrainConfig
 from adapters_app.nli.data import Example, collate, shuffled_batches
 from adapters_app.nli.encoding import Encoded, Pair
+from adapters_app.nli.lower import Given, Lower
 from adapters_app.nli.predict import Predictor
 
 _GLOBAL_GENERATOR = threading.Lock()
@@ -91,6 +93,7 @@ def train(
     *,
     evaluate: Sequence[Pair] = (),
     anchors: Anchors | None = None,
+    lower: Lower | None = None,
     on_step: Callable[[Step], None] | None = None,
     on_epoch: Callable[[EpochResult], None] | None = None,
     evaluate_each_epoch: bool = True,
@@ -98,6 +101,7 @@ def train(
 ) -> TrainResult:
     """Train an adapter on `examples`; after each epoch keep it and answer `evaluate` with it.
 
+    `lower` is what the layers below the adapted ones make of the pairs; several fits may share it.
     `epochs_to_run` stops early without changing the learning-rate schedule, so that the released
     fit follows the path on which its number of epochs was chosen. `on_step` may raise to stop.
 
@@ -111,7 +115,10 @@ def train(
     started = time.perf_counter()
     order = torch.Generator().manual_seed(config.seed)
     model = adapted_model(base, config)
-    rows = _encode(base, [example.pair for example in examples], config)
+    trainee = _Trainee(
+        base, model, lower.stand_in(model.get_base_model(), base) if lower else None, config
+    )
+    rows = _inputs(base, [example.pair for example in examples], config, lower)
     labels = torch.tensor([_column(base, example) for example in examples])
     weights = torch.tensor([example.weight for example in examples], dtype=torch.float32)
     held_to = anchors if anchors and anchors.pairs and config.anchor_weight > 0 else None
@@ -126,7 +133,7 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: linear_rate(step, total, config.warmup_share)
     )
-    anchor_rows = _encode(base, held_to.pairs, config) if held_to else []
+    anchor_rows = _inputs(base, held_to.pairs, config, lower) if held_to else []
     anchor_batches = _anchor_batches(anchor_rows, config, order)
     lengths = [len(row) for row in rows]
     results: list[EpochResult] = []
@@ -137,15 +144,13 @@ def train(
             losses: list[float] = []
             for _ in range(passes):
                 for chosen in shuffled_batches(lengths, config.batch_size, order):
-                    loss = _loss(base, model, rows, labels, weights, chosen, config)
+                    loss = _loss(trainee, rows, labels, weights, chosen)
                     if held_to:
                         near = next(anchor_batches)
                         loss = loss + config.anchor_weight * _anchor_loss(
-                            base,
-                            model,
+                            trainee,
                             [anchor_rows[i] for i in near],
                             held_to.log_probabilities[near],
-                            config,
                         )
                     value = loss.item()
                     if not math.isfinite(value):
@@ -187,6 +192,48 @@ def adapted_model(base: Base, config: TrainConfig) -> PeftModel:
         BaseModelError: a target module that the base does not have.
     """
     targets = base.resolve_targets(config.target_modules)
+    model = _frozen_model(base, config)
+    adapter = LoraConfig(
+        task_type=TaskType.SEQ_CLS,
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # PEFT divides it; any number will do
+        lora_dropout=config.dropout,
+        target_modules=list(targets),
+        layers_to_transform=list(base.upper_layers(config.layers)) or None,
+        modules_to_save=[base.head],
+    )
+    # The initial A matrices come from torch's global generator, which other threads share.
+    with _GLOBAL_GENERATOR, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        adapted = get_peft_model(model, adapter).eval()
+    _seed_dropout(adapted, config, base.device)
+    return adapted
+
+
+def below_adapter(
+    base: Base,
+    pairs: Sequence[Pair],
+    config: TrainConfig,
+    *,
+    on_batch: Callable[[int], None] | None = None,
+) -> Lower | None:
+    """What the layers that `config` does not adapt make of `pairs`; None where it adapts all."""
+    layers = base.upper_layers(config.layers)
+    if not layers:
+        return None
+    return Lower.of(
+        base,
+        _frozen_model(base, config),
+        pairs,
+        first=layers[0],
+        encoder=base.encoder.limited_to(config.max_length),
+        autocast=lambda: _autocast(base, config),
+        on_batch=on_batch,
+    )
+
+
+def _frozen_model(base: Base, config: TrainConfig) -> PreTrainedModel:
+    """The base as it is multiplied in training; tensors that are not changed are the base's own."""
     model = base.structure_copy()
     if trains_in_bf16(base, config):
         # Frozen tensors in bf16 once, instead of casts in every step; the adapter stays fp32.
@@ -198,20 +245,7 @@ def adapted_model(base: Base, config: TrainConfig) -> PeftModel:
     if base.device.type == "cpu" and base.model.config.model_type in {"bert", "roberta", "qwen2"}:
         model.config = copy.deepcopy(model.config)
         model.set_attn_implementation("eager")
-    adapter = LoraConfig(
-        task_type=TaskType.SEQ_CLS,
-        r=config.rank,
-        lora_alpha=config.alpha,  # type: ignore[arg-type]  # PEFT divides it; any number will do
-        lora_dropout=config.dropout,
-        target_modules=list(targets),
-        modules_to_save=[base.head],
-    )
-    # The initial A matrices come from torch's global generator, which other threads share.
-    with _GLOBAL_GENERATOR, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        adapted = get_peft_model(model, adapter).eval()
-    _seed_dropout(adapted, config, base.device)
-    return adapted
+    return model
 
 
 def trains_in_bf16(base: Base, config: TrainConfig) -> bool:
@@ -260,8 +294,23 @@ def _seed_dropout(model: PeftModel, config: TrainConfig, device: torch.device) -
                     module.lora_dropout[name] = Dropout(config.dropout, generator)
 
 
-def _encode(base: Base, pairs: Sequence[Pair], config: TrainConfig) -> list[Encoded]:
-    return base.encoder.limited_to(config.max_length).encode(pairs)
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """A row as it is given to the model; `state` is what its lower layers would make of it."""
+
+    encoded: Encoded
+    state: torch.Tensor | None  # (tokens, hidden)
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+
+def _inputs(
+    base: Base, pairs: Sequence[Pair], config: TrainConfig, lower: Lower | None
+) -> list[_Input]:
+    encoded = base.encoder.limited_to(config.max_length).encode(pairs)
+    states = [lower.state(pair) if lower else None for pair in pairs]
+    return [_Input(*row) for row in zip(encoded, states, strict=True)]
 
 
 def _column(base: Base, example: Example) -> int:
@@ -282,42 +331,58 @@ def linear_rate(step: int, total: int, warmup_share: float) -> float:
     return max(0.0, (total - step) / max(1, total - warmup))
 
 
-def _forward(
-    base: Base, model: nn.Module, rows: Sequence[Encoded], config: TrainConfig
-) -> torch.Tensor:
-    batch = collate(rows, pad_id=base.pad_id, type_ids=base.uses_type_ids)
-    batch = {key: value.to(base.device) for key, value in batch.items()}
-    with torch.autocast(
+@dataclass(frozen=True, eq=False)
+class _Trainee:
+    """The model in training; `given` stands in for its lower layers, where they are known."""
+
+    base: Base
+    model: PeftModel
+    given: Given | None
+    config: TrainConfig
+
+    def logits(self, rows: Sequence[_Input]) -> torch.Tensor:
+        """(n, 3), columns as the checkpoint has them"""
+        base = self.base
+        if self.given is not None:
+            self.given.set([row.state for row in rows if row.state is not None])
+        batch = collate(
+            [row.encoded for row in rows], pad_id=base.pad_id, type_ids=base.uses_type_ids
+        )
+        batch = {key: value.to(base.device) for key, value in batch.items()}
+        with _autocast(base, self.config):
+            logits: torch.Tensor = self.model(**batch).logits.float()
+        return logits
+
+
+def _autocast(base: Base, config: TrainConfig) -> torch.autocast:
+    return torch.autocast(
         base.device.type,
         dtype=torch.bfloat16,
         enabled=trains_in_bf16(base, config),
         cache_enabled=False,  # the cache is shared by all threads; every weight is used once anyway
-    ):
-        return model(**batch).logits.float()
+    )
 
 
 def _loss(
-    base: Base,
-    model: nn.Module,
-    rows: list[Encoded],
+    trainee: _Trainee,
+    rows: list[_Input],
     labels: torch.Tensor,
     weights: torch.Tensor,
     chosen: list[int],
-    config: TrainConfig,
 ) -> torch.Tensor:
-    logits = _forward(base, model, [rows[i] for i in chosen], config)
+    logits = trainee.logits([rows[i] for i in chosen])
     losses = functional.cross_entropy(
         logits,
-        labels[chosen].to(base.device),
+        labels[chosen].to(logits.device),
         reduction="none",
-        label_smoothing=config.label_smoothing,
+        label_smoothing=trainee.config.label_smoothing,
     )
-    weight = weights[chosen].to(base.device)
+    weight = weights[chosen].to(logits.device)
     return (losses * weight).sum() / weight.sum()
 
 
 def _anchor_batches(
-    rows: Sequence[Encoded], config: TrainConfig, order: torch.Generator
+    rows: Sequence[_Input], config: TrainConfig, order: torch.Generator
 ) -> Iterator[list[int]]:
     """Batches of anchors without end."""
     size = max(1, round(config.batch_size * config.anchor_share))
@@ -326,15 +391,11 @@ def _anchor_batches(
 
 
 def _anchor_loss(
-    base: Base,
-    model: nn.Module,
-    rows: Sequence[Encoded],
-    log_probabilities: torch.Tensor,
-    config: TrainConfig,
+    trainee: _Trainee, rows: Sequence[_Input], log_probabilities: torch.Tensor
 ) -> torch.Tensor:
     """KL(base ‖ adapter), mean over the batch, nats."""
-    logits = _forward(base, model, rows, config)
-    target = log_probabilities.to(base.device)
+    logits = trainee.logits(rows)
+    target = log_probabilities.to(logits.device)
     return functional.kl_div(logits.log_softmax(-1), target, log_target=True, reduction="batchmean")
 
 
@@ -362,6 +423,7 @@ def _take(base: Base, model: PeftModel, config: TrainConfig) -> Artifact:
         target_modules=base.resolve_targets(config.target_modules),
         head=base.head,
         base_fingerprint=base.fingerprint,
+        layers=base.upper_layers(config.layers),
     )
 
 
