@@ -5,7 +5,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +144,23 @@ def verify_for(artifact: Artifact, base: Base) -> None:
             raise ArtifactCorrupt(
                 f"tensor {name} is {found[name]}, expected {expected[name]} float32"
             )
+
+
+def towards_base(artifact: Artifact, base: Base, share: float) -> Artifact:
+    """The adapter with only a share of what it learnt: 1 = all of it, 0 = the base's answers.
+
+    Scaling B by λ and mixing the head λ : 1 - λ with the base's is the weight-space ensemble of
+    WiSE-FT (Wortsman et al. 2022), exactly, since the update is linear in B.
+    """
+    start = dict(base.model.named_parameters())
+    tensors = dict(artifact.tensors)
+    for key, tensor in artifact.tensors.items():
+        if ".lora_B." in key:
+            tensors[key] = tensor * share
+        elif ".lora_A." not in key and share < 1:
+            origin = start[key.removeprefix(PREFIX)].float().cpu()
+            tensors[key] = origin + share * (tensor - origin)
+    return replace(artifact, tensors=tensors, manifest={}, digest="")
 
 
 def expected_shapes(artifact: Artifact, base: Base) -> dict[str, tuple[int, ...]]:

@@ -18,8 +18,8 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.nn import functional
 
-from adapters_app.nli.artifact import Artifact
-from adapters_app.nli.base_model import PREFIX, Base, put_parameters
+from adapters_app.nli.artifact import Artifact, towards_base
+from adapters_app.nli.base_model import Base, put_parameters
 from adapters_app.nli.config import AUTO, TrainConfig
 from adapters_app.nli.data import Encoded, Example, Pair, collate, shuffled_batches
 from adapters_app.nli.predict import Predictor
@@ -337,30 +337,19 @@ def _anchor_loss(
 
 
 def _take(base: Base, model: PeftModel, config: TrainConfig) -> Artifact:
-    """The adapter's tensors now, in fp32 on the CPU, moved towards the base by `interpolation`.
-
-    Scaling B by λ and mixing the head λ : 1 - λ with the base's is the weight-space ensemble of
-    WiSE-FT (Wortsman et al. 2022), exactly, since the update is linear in B.
-    """
-    share = config.interpolation
-    base_state = dict(base.model.named_parameters())
-    tensors: dict[str, torch.Tensor] = {}
-    for key, value in get_peft_model_state_dict(model, save_embedding_layers=False).items():
-        tensor = value.detach().float().cpu().clone()
-        if ".lora_B." in key:
-            tensor = tensor * share
-        elif ".lora_A." not in key and share < 1:
-            start = base_state[key.removeprefix(PREFIX)].float().cpu()
-            tensor = start + share * (tensor - start)
-        tensors[key] = tensor.contiguous()
-    return Artifact(
-        tensors=tensors,
+    """The adapter now, in fp32 on the CPU, moved towards the base by `interpolation`."""
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    learnt = Artifact(
+        tensors={
+            key: value.detach().float().cpu().clone().contiguous() for key, value in state.items()
+        },
         rank=config.rank,
         alpha=config.alpha,
         target_modules=base.resolve_targets(config.target_modules),
         head=base.head,
         base_fingerprint=base.fingerprint,
     )
+    return towards_base(learnt, base, config.interpolation)
 
 
 def _out_of_memory(config: TrainConfig) -> OutOfMemory:
