@@ -9,7 +9,6 @@ answer the groups held out and the guard sets. All of it by the project's own co
 """
 
 import argparse
-import gzip
 import json
 import os
 import random
@@ -24,11 +23,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds the project
+
+from benchmarks.rows import Row, read, texts
+
 ROOT = Path(__file__).resolve().parent.parent
 HELD_OUT = 0.3  # share of a stream's groups that nobody judges
 TABLE_WIDTH = 140  # also where the output goes to a file
 PASSING = {"better", "not_worse"}
-Row = dict[str, str]
 
 
 class System:
@@ -118,10 +120,7 @@ def measure_stream(
 
 
 def split(rows: Sequence[Row], *, verdicts: int, seed: int) -> tuple[list[Row], list[Row]]:
-    """(`verdicts` rows to judge, rows to measure on): no group on both sides, nor any text.
-
-    A group whose texts also stand on the other side would be recognised, not understood.
-    """
+    """(`verdicts` rows to judge, rows to measure on): no group on both sides, nor any text."""
     draw = random.Random(seed)
     groups = sorted({row["group"] for row in rows})
     draw.shuffle(groups)
@@ -129,22 +128,9 @@ def split(rows: Sequence[Row], *, verdicts: int, seed: int) -> tuple[list[Row], 
     inside = [row for row in rows if row["group"] not in outside]
     draw.shuffle(inside)
     seen = inside[:verdicts]
-    known = {row[text] for row in seen for text in ("premise", "hypothesis")}
-    held_out = [
-        row
-        for row in rows
-        if row["group"] in outside and known.isdisjoint((row["premise"], row["hypothesis"]))
-    ]
+    known = texts(seen)
+    held_out = [row for row in rows if row["group"] in outside and known.isdisjoint(texts([row]))]
     return seen, held_out
-
-
-def read(paths: Iterable[Path]) -> list[Row]:
-    """All rows of gzipped JSON Lines files."""
-    rows = []
-    for path in sorted(paths):
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            rows += [json.loads(line) for line in file]
-    return rows
 
 
 def table(results: dict[str, dict[str, Any]]) -> Table:

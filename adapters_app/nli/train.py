@@ -9,7 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -400,24 +400,13 @@ def _anchor_loss(
 
 
 def _take(base: Base, model: PeftModel, config: TrainConfig) -> Artifact:
-    """The adapter's tensors now, in fp32 on the CPU, moved towards the base by `interpolation`.
-
-    Scaling B by λ and mixing the head λ : 1 - λ with the base's is the weight-space ensemble of
-    WiSE-FT (Wortsman et al. 2022), exactly, since the update is linear in B.
-    """
-    share = config.interpolation
-    base_state = dict(base.model.named_parameters())
-    tensors: dict[str, np.ndarray] = {}
-    for key, value in get_peft_model_state_dict(model, save_embedding_layers=False).items():
-        tensor = value.detach().float().cpu().clone()
-        if ".lora_B." in key:
-            tensor = tensor * share
-        elif ".lora_A." not in key and share < 1:
-            start = base_state[key.removeprefix(PREFIX)].float().cpu()
-            tensor = start + share * (tensor - start)
-        tensors[key] = tensor.contiguous().numpy()
-    return Artifact(
-        tensors=tensors,
+    """The adapter now, in fp32 on the CPU, moved towards the base by `interpolation`."""
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    learnt = Artifact(
+        tensors={
+            key: value.detach().float().cpu().clone().contiguous().numpy()
+            for key, value in state.items()
+        },
         rank=config.rank,
         alpha=config.alpha,
         target_modules=base.resolve_targets(config.target_modules),
@@ -425,6 +414,24 @@ def _take(base: Base, model: PeftModel, config: TrainConfig) -> Artifact:
         base_fingerprint=base.fingerprint,
         layers=base.upper_layers(config.layers),
     )
+    return towards_base(learnt, base, config.interpolation)
+
+
+def towards_base(artifact: Artifact, base: Base, share: float) -> Artifact:
+    """The adapter with only a share of what it learnt: 1 = all of it, 0 = the base's answers.
+
+    Scaling B by λ and mixing the head λ : 1 - λ with the base's is the weight-space ensemble of
+    WiSE-FT (Wortsman et al. 2022), exactly, since the update is linear in B.
+    """
+    start = dict(base.model.named_parameters())
+    tensors = dict(artifact.tensors)
+    for key, tensor in artifact.tensors.items():
+        if ".lora_B." in key:
+            tensors[key] = tensor * np.float32(share)
+        elif ".lora_A." not in key and share < 1:
+            origin = start[key.removeprefix(PREFIX)].float().cpu().numpy()
+            tensors[key] = origin + np.float32(share) * (tensor - origin)
+    return replace(artifact, tensors=tensors, manifest={}, digest="")
 
 
 def _out_of_memory(config: TrainConfig) -> OutOfMemory:

@@ -1,0 +1,289 @@
+"""Arms that train an encoder, each fit in a process of its own, so that its peak memory is its own.
+
+Ours goes through the project's own functions; the rivals through Hugging Face's Trainer, as the
+documents do it.
+"""
+
+import multiprocessing
+import re
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, TaskType, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import save
+from transformers import Trainer, TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback
+
+import benchmarks.home  # noqa: F401  Django first
+
+# isort: split
+from adapters_app import evaluation
+from adapters_app.fitting import FitStep, Fitted, fit
+from adapters_app.nli.artifact import Artifact
+from adapters_app.nli.base_model import Base, load_base
+from adapters_app.nli.calibration import Calibrator
+from adapters_app.nli.config import TrainConfig
+from adapters_app.nli.data import collate
+from adapters_app.nli.encoding import Encoded, Pair
+from adapters_app.nli.predict import Predictor
+from adapters_app.nli.train import towards_base
+from adapters_app.snapshots import SnapshotRow
+from corrections.labels import LABELS, Label
+from corrections.models import Correction
+
+# The documents' adapter, where they agree in their newest state.
+SEEDS_RANK, SEEDS_ALPHA, SEEDS_DROPOUT = 8, 16, 0.1
+# Full fine-tuning, but for its learning rate, which is tuned.
+FULL_EPOCHS, FULL_BATCH, FULL_WARMUP_SHARE = 5, 16, 0.1
+PROC_STATUS, PROC_CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+RESET_PEAK = "5"  # proc(5), /proc/pid/clear_refs
+
+
+@dataclass(frozen=True)
+class Task:
+    """One fit: which arm, on which verdicts, and the pairs its model shall answer."""
+
+    base: str
+    device: str
+    arm: str
+    settings: Mapping[str, Any]
+    seed: int
+    rows: Sequence[SnapshotRow]
+    asked: Sequence[Pair]
+    # Shares of what was learnt to answer with (only ours can do with less than all).
+    shares: Sequence[float] = (1.0,)
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What came of a fit. `probabilities`: share of what was learnt → (asked, 3)."""
+
+    probabilities: dict[float, np.ndarray]
+    parameters: int
+    artifact_bytes: int
+    seconds: float
+    peak_mb: float | None  # resident memory at its highest during the fit; None where not Linux
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class _Model:
+    """A trained model: who answers with which share of what was learnt."""
+
+    predictor: Callable[[float], Predictor]
+    parameters: int
+    artifact_bytes: int
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def in_own_process(task: Task) -> Trained:
+    """`train_and_answer` in a fresh process, which ends with it."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        return pool.submit(train_and_answer, task).result()
+
+
+def train_and_answer(task: Task) -> Trained:
+    """Fit the arm and have its model answer; seconds and memory are those of the fit alone.
+
+    A fit counts everything it needs: siblings, anchors and calibration too. Loading the base does
+    not count, since a trainer's process has it anyway; its memory does.
+    """
+    base = load_base(task.base, device=task.device)
+    _forget_peak()
+    started = time.perf_counter()
+    model = ARMS[task.arm](base, task.rows, task.settings, task.seed)
+    seconds, peak = time.perf_counter() - started, _peak_mb()
+    answers = {share: model.predictor(share).probabilities(task.asked) for share in task.shares}
+    return Trained(
+        probabilities=answers,
+        parameters=model.parameters,
+        artifact_bytes=model.artifact_bytes,
+        seconds=seconds,
+        peak_mb=peak,
+        facts=model.facts,
+    )
+
+
+# --- Ours -----------------------------------------------------------------------------------------
+
+
+def _ours(
+    base: Base, rows: Sequence[SnapshotRow], settings: Mapping[str, Any], seed: int
+) -> _Model:
+    config = replace(TrainConfig.from_mapping(settings), seed=seed)
+    fitted = fit(base, rows, config, on_step=_go_on, on_wait=_go_on)
+    calibrator = _calibrator(fitted.logits, rows)
+
+    def predictor(share: float) -> Predictor:
+        if share == 1:
+            return Predictor(base, fitted.released, calibrator)
+        less = towards_base(fitted.released, base, share)
+        return Predictor(base, less, _calibrator(_out_of_fold(base, fitted, rows, share), rows))
+
+    return _Model(
+        predictor,
+        fitted.trainable_parameters,
+        sum(tensor.nbytes for tensor in fitted.released.tensors.values()),
+        {"chosen_epoch": fitted.chosen_epoch, "calibrator": calibrator.method},
+    )
+
+
+def _go_on(_step: FitStep | None = None) -> None:
+    """Nobody asks a benchmark to stop."""
+
+
+def _calibrator(logits: np.ndarray, rows: Sequence[SnapshotRow]) -> Calibrator:
+    return evaluation.calibrate(logits, evaluation.judged(rows))[0]
+
+
+def _out_of_fold(
+    base: Base, fitted: Fitted, rows: Sequence[SnapshotRow], share: float
+) -> np.ndarray:
+    """(rows, 3): each row by the sibling that never saw its fold, with a share of its learning."""
+    logits = np.empty((len(rows), len(LABELS)), dtype=np.float32)
+    for fold, sibling in enumerate(fitted.siblings):
+        held = [i for i, row in enumerate(rows) if row.fold == fold]
+        less = Predictor(base, towards_base(sibling, base, share))
+        logits[held] = less.logits([rows[i].pair for i in held])
+    return logits
+
+
+# --- Rivals ---------------------------------------------------------------------------------------
+
+
+def _seeds(
+    base: Base, rows: Sequence[SnapshotRow], settings: Mapping[str, Any], seed: int
+) -> _Model:
+    """The documents' script: r 8, alpha 16, 3 epochs, 2e-4, batches of 8, 100 steps of warm-up."""
+    set_seed(seed)
+    adapter = LoraConfig(
+        task_type=TaskType.SEQ_CLS,
+        r=SEEDS_RANK,
+        lora_alpha=SEEDS_ALPHA,
+        lora_dropout=SEEDS_DROPOUT,
+        target_modules=list(base.target_modules),
+    )
+    model = get_peft_model(base.own_copy(), adapter)
+    if settings["corrections_only"]:
+        rows = [row for row in rows if row.verdict == Correction.Verdict.CORRECTED]
+    _train_with_trainer(
+        base,
+        model,
+        rows,
+        seed=seed,
+        num_train_epochs=3,
+        per_device_train_batch_size=8,
+        learning_rate=2e-4,
+        warmup_steps=100,
+    )
+    artifact = Artifact(
+        tensors={
+            name: tensor.detach().cpu().contiguous()
+            for name, tensor in get_peft_model_state_dict(model).items()
+        },
+        rank=SEEDS_RANK,
+        alpha=SEEDS_ALPHA,
+        target_modules=base.target_modules,
+        head=base.head,
+        base_fingerprint=base.fingerprint,
+    )
+    return _Model(
+        lambda _all: Predictor(base, artifact),
+        _trainable(model),
+        len(save(artifact.tensors)),
+        {"trained_on": len(rows)},
+    )
+
+
+def _full(
+    base: Base, rows: Sequence[SnapshotRow], settings: Mapping[str, Any], seed: int
+) -> _Model:
+    """Every weight, on the same rows."""
+    set_seed(seed)
+    model = base.own_copy().requires_grad_(True)
+    _train_with_trainer(
+        base,
+        model,
+        rows,
+        seed=seed,
+        num_train_epochs=FULL_EPOCHS,
+        per_device_train_batch_size=FULL_BATCH,
+        learning_rate=settings["learning_rate"],
+        warmup_steps=FULL_WARMUP_SHARE,
+    )
+    tuned = replace(base, model=model.eval().requires_grad_(False))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    return _Model(lambda _all: Predictor(tuned), parameters, size)
+
+
+ARMS: dict[str, Callable[[Base, Sequence[SnapshotRow], Mapping[str, Any], int], _Model]] = {
+    "seeds-corrections": _seeds,
+    "seeds": _seeds,
+    "full": _full,
+    "ours": _ours,
+}
+
+
+def _train_with_trainer(
+    base: Base,
+    model: torch.nn.Module,
+    rows: Sequence[SnapshotRow],
+    **arguments: Any,
+) -> None:
+    """Train `model` in place, with the Trainer's own defaults where nothing is said."""
+    encoded = base.encoder.encode([row.pair for row in rows])
+    columns = [base.label_columns[Label(row.label).column] for row in rows]
+
+    def batch(items: Sequence[tuple[Encoded, int]]) -> dict[str, torch.Tensor]:
+        pairs = [pair for pair, _ in items]
+        tensors = collate(pairs, pad_id=base.pad_id, type_ids=base.uses_type_ids)
+        return tensors | {"labels": torch.tensor([column for _, column in items])}
+
+    with tempfile.TemporaryDirectory() as output:
+        trainer = Trainer(
+            model=model,
+            args=TrainingArguments(
+                output_dir=output,
+                save_strategy="no",
+                logging_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                remove_unused_columns=False,
+                use_cpu=base.device.type == "cpu",
+                **arguments,
+            ),
+            train_dataset=list(zip(encoded, columns, strict=True)),
+            data_collator=batch,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+
+
+def _trainable(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+# --- Memory ---------------------------------------------------------------------------------------
+
+
+def _forget_peak() -> None:
+    """Start the kernel's high-water mark anew: loading the base is over."""
+    if PROC_CLEAR_REFS.exists():
+        PROC_CLEAR_REFS.write_text(RESET_PEAK)
+
+
+def _peak_mb() -> float | None:
+    """Resident memory at its highest, MB. Not `ru_maxrss`: a child inherits its parent's."""
+    if not PROC_STATUS.exists():
+        return None
+    found = re.search(r"VmHWM:\s+(\d+) kB", PROC_STATUS.read_text())
+    return int(found.group(1)) / 1000 if found else None
