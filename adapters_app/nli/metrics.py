@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import binom, norm
+from scipy.stats import binom
 from scipy.stats import t as t_distribution
 from sklearn.metrics import f1_score
 
@@ -295,28 +295,32 @@ def needed_pairs(domain: Comparison) -> int:
 
     Conditional power (Lachin 2005): added to the pairs at hand, whose estimate stays part of the
     sum, so many make `better` 80 % likely if the gain is STATED_EFFECT. The standard error at hand
-    holds discordance and design effect; new pairs are taken to come from as many new pages each.
+    holds discordance and design effect; new pairs are taken to come from other pages, as many on
+    each. It is an estimate from few pages, hence Student's quantiles (Stein 1945).
     At least what the floors of `gate` lack.
     """
-    wanted = [float(MIN_ROWS), domain.rows * (1 + _more_information(domain.accuracy))]
+    wanted = [float(MIN_ROWS), domain.rows * (1 + _more_information(domain))]
     if domain.effective_groups < MIN_EFFECTIVE_GROUPS:
         wanted.append(domain.rows * MIN_EFFECTIVE_GROUPS / max(domain.effective_groups, 1.0))
     return max(1, int(np.ceil(max(wanted) - domain.rows)))
 
 
-def _more_information(found: Difference) -> float:
+def _more_information(domain: Comparison) -> float:
     """Information still to gather, as a multiple of what is at hand; 0 where nothing can be said.
 
     With z the estimate and d the stated effect, both in standard errors, and r the multiple: the
-    final sum is z + r·d + √r·(noise) and must exceed z.975·√(1 + r) with probability .8.
+    final sum is z + r·d + √r·(noise) and must exceed t.975·√(1 + r) with probability .8.
     """
+    found = domain.accuracy
     if not np.isfinite(found.standard_error):
         return 0.0
     at_hand, effect = (x / found.standard_error for x in (found.estimate, STATED_EFFECT))
+    student = t_distribution(max(domain.effective_groups - 1, 1.0))
+    confident, powerful = student.ppf([0.975, 0.8])
 
     def surplus(r: float) -> float:
-        sure, likely = norm.ppf(0.975) * np.sqrt(1 + r), norm.ppf(0.8) * np.sqrt(r)
-        return float(at_hand + r * effect - sure - likely)
+        limit = confident * np.sqrt(1 + r) + powerful * np.sqrt(r)
+        return float(at_hand + r * effect - limit)
 
     if surplus(0.0) >= 0:
         return 0.0
