@@ -7,24 +7,24 @@ Imported by what runs in the trainer's process only (numpy, scipy).
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from adapters_app import snapshots
 from adapters_app.models import AdapterVersion, CalibrationEvaluation, ShadowEvaluation, Snapshot
-from adapters_app.nli import metrics
+from adapters_app.nli import hajek, metrics
+from adapters_app.nli.betting import bet_on_gain
 from adapters_app.nli.calibration import MIN_ROWS as CALIBRATION_ROWS
 from adapters_app.nli.calibration import Calibrator, Identity, choose, from_dict
-from adapters_app.nli.guard import GuardSet
+from adapters_app.nli.guard import GuardSet, unlabelled
 from adapters_app.registry import NewCalibration, NewEvaluation
 from adapters_app.snapshots import SnapshotRow
 from corrections.labels import LABELS, Label
 
 Verdict = ShadowEvaluation.Verdict
 LISTED_FLIPS = 500
-GUARD_LEVEL = 0.05  # one-sided evidence of a loss on the guard set that blocks
 WANTED_ACCURACY = 0.85  # the documents' wish; advice, not a gate
 # A verdict is suspicious if models that never saw its page almost rule its label out …
 SUSPICIOUS_BELOW = 0.05
@@ -149,12 +149,17 @@ def measure(
     base: Contestant,
     served: tuple[AdapterVersion | None, CalibrationEvaluation | None],
     guard_set: GuardSet,
+    flips: dict[str, Any],
     seed: int,
     later: dict[str, Any] | None = None,
 ) -> NewEvaluation:
-    """Compare the candidate with what serves and with the base, on the same rows, and judge it."""
+    """Compare the candidate with what serves and with the base, on the same rows, and judge it.
+
+    `flips` (flips_against_base) and `later` (figures of the released adapter) go with the evidence
+    as they are.
+    """
     against = judged(rows)
-    guard = compare_on_guard(candidate, incumbent, base, guard_set)
+    guard = compare_on_guard(candidate, incumbent, base, guard_set) | {"unlabelled": flips}
     if not against.rows:
         return _unmeasurable(snapshot, served, guard, later)
     domain = _compare(incumbent, candidate, against, seed)
@@ -171,7 +176,13 @@ def measure(
         effective_groups=domain.effective_groups,
         verdict=verdict,
         needed_pairs=metrics.needed_pairs(domain) if inconclusive else None,
-        figures=finite({"against_incumbent": domain.to_dict(), "against_base": to_base.to_dict()}),
+        figures=finite(
+            {
+                "against_incumbent": domain.to_dict(),
+                "against_base": to_base.to_dict(),
+                "stated_effect": metrics.STATED_EFFECT,
+            }
+        ),
         per_label={
             label.value: {
                 "incumbent": domain.a["per_label"][label.value],
@@ -200,17 +211,48 @@ def compare_on_guard(
     }
     gained = int((right["candidate"] & ~right["incumbent"]).sum())
     lost = int((right["incumbent"] & ~right["candidate"]).sum())
-    p_loss = metrics.loss_p(gained, lost)
     return {
         "digest": guard_set.digest,
         "n": len(guard_set),
         **{f"{name}_accuracy": _share(hits) for name, hits in right.items()},
         "gained": gained,
         "lost": lost,
-        "p_loss": p_loss,
-        "fails": p_loss < GUARD_LEVEL,
+        "p_loss": metrics.loss_p(gained, lost),
+        "fails": metrics.guard_fails(gained, lost),
         "phenomena": _by_phenomenon(guard_set, right),
     }
+
+
+def flips_against_base(candidate: np.ndarray, base: np.ndarray) -> dict[str, Any]:
+    """How often the candidate answers `guard.unlabelled()` otherwise than the base, as served.
+
+    From probabilities (pairs, 3) of both. Each answer lost is one that changed, so the share of
+    those, with its 95 % upper bound over pairs that share texts, bounds any loss on such pairs.
+    """
+    changed = candidate.argmax(1) != base.argmax(1)
+    found = hajek.share(changed, np.ones(len(changed)), unlabelled().groups)
+    return {"n": len(changed), "flipped": found.estimate, "loss_at_most": found.high}
+
+
+def confirmation(
+    incumbent: np.ndarray, candidate: np.ndarray, rows: Sequence[SnapshotRow]
+) -> dict[str, Any]:
+    """A bet on the released candidate's gain, from probabilities (n, 3) of both on `rows`.
+
+    `rows` were reviewed after the snapshot, on pages neither model learnt from. Those of unknown
+    sampling probability are left out; the others are bet on in the order of their review.
+    """
+    on = judged(rows)
+    order = sorted(range(len(on.rows)), key=lambda i: (on.rows[i].reviewed_at, on.groups[i]))
+    before, after = incumbent[on.index].argmax(1), candidate[on.index].argmax(1)
+    bet = bet_on_gain(
+        right_a=(before == on.labels)[order],
+        right_b=(after == on.labels)[order],
+        differ=(before != after)[order],
+        groups=on.groups[order],
+        weights=on.weights[order],
+    )
+    return asdict(bet) | {"confirmed": bet.confirmed}
 
 
 def figures_on(probabilities: np.ndarray, rows: Sequence[SnapshotRow]) -> dict[str, Any]:
@@ -323,7 +365,7 @@ def _advice(
         )
     if domain.b["accuracy"] < to_base.a["accuracy"]:
         said.append(f"It answers fewer pairs right than the base ({to_base.a['accuracy']:.1%}).")
-    if domain.brier.p_gain < GUARD_LEVEL:
+    if domain.brier.p_gain < metrics.LOSS_LEVEL:
         said.append("Its probabilities are worse than those of what serves (Brier score).")
     return said
 

@@ -15,6 +15,8 @@ Verdict = ShadowEvaluation.Verdict
 PASSING = {Verdict.BETTER, Verdict.NOT_WORSE}
 # Flipped pairs a page shows; the evaluation keeps more, and the API gives them all.
 SHOWN_FLIPS = 100
+# What evaluations meant that were stored before they said so themselves.
+STATED_EFFECT = 0.05
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Guard:
     b: str
     rows: int
     sentence: str
+    flips: str  # how many answers to unlabelled pairs changed, and what that bounds
     phenomena: list[Phenomenon]
 
 
@@ -129,6 +132,7 @@ def context(evaluation: ShadowEvaluation | None) -> dict[str, Any]:
         "flips": evaluation.flips[:SHOWN_FLIPS],
         "flip_count": len(evaluation.flips),
         "later": evaluation.later if evaluation.later.get("n") else None,
+        "confirmation": confirmation(evaluation),
     }
 
 
@@ -149,10 +153,23 @@ def guard(evaluation: ShadowEvaluation) -> Guard | None:
             f"{percent(stored['candidate_accuracy'])}; {stored['gained']} gained, "
             f"{stored['lost']} lost, {judgement} (one-sided p {p_value(stored['p_loss'])})."
         ),
+        flips=flips(evaluation),
         phenomena=[
             Phenomenon(name.replace("_", " "), row["n"], row["incumbent"], row["candidate"])
             for name, row in stored["phenomena"].items()
         ],
+    )
+
+
+def flips(evaluation: ShadowEvaluation) -> str:
+    """How often unlabelled general pairs are answered otherwise than by the base; or nothing."""
+    stored = evaluation.guard.get("unlabelled")
+    if not stored:
+        return ""
+    return (
+        f"On {stored['n']} general pairs without labels {evaluation.candidate.name} answers "
+        f"{percent(stored['flipped'])} otherwise than the base, so on pairs like these it has lost "
+        f"at most {100 * stored['loss_at_most']:.1f} points of the base's accuracy (95 % bound)."
     )
 
 
@@ -186,8 +203,36 @@ def explanation(evaluation: ShadowEvaluation) -> str:
     )
     sentences = [accuracies, discordant]
     if evaluation.verdict == Verdict.INCONCLUSIVE and evaluation.needed_pairs:
-        sentences.append(f"About {evaluation.needed_pairs} more reviewed pairs would decide it.")
+        sentences.append(needed(evaluation))
     return " ".join(sentences)
+
+
+def needed(evaluation: ShadowEvaluation) -> str:
+    """What “about N more” means: the gain it speaks of, and how likely N pairs are to show it."""
+    effect = evaluation.figures.get("stated_effect", STATED_EFFECT)
+    return (
+        f"If {evaluation.candidate.name} really is {100 * effect:.0f} points better, about "
+        f"{evaluation.needed_pairs} more reviewed pairs, from other sources, would show it four "
+        "times in five."
+    )
+
+
+def confirmation(evaluation: ShadowEvaluation) -> str:
+    """Whether verdicts given after the snapshot confirm the released adapter; empty if none do."""
+    bet = evaluation.later.get("confirmation")
+    if not bet:
+        return ""
+    candidate, incumbent = evaluation.candidate.name, name_of(evaluation.incumbent)
+    on = f"{bet['rows']} of them from {bet['pages']} sources neither model learnt from"
+    if bet["confirmed"]:
+        return (
+            f"Confirmed: on {on}, {candidate} itself gains on {incumbent} (e-value "
+            f"{bet['peak']:.3g}; 20 is enough, however often one looks)."
+        )
+    return (
+        f"Not confirmed so far: on {on}, a bet that {candidate} itself gains on {incumbent} stands "
+        f"at an e-value of {bet['wealth']:.3g}. At 20 it is confirmed, however often one looks."
+    )
 
 
 def interval(difference: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ from adapters_app.fitting import FitStep, Fitted, fit
 from adapters_app.models import (
     AdapterVersion,
     CalibrationEvaluation,
+    Serving,
     ShadowEvaluation,
     Snapshot,
     TrainingRun,
@@ -172,6 +173,7 @@ def train_version(work: Work) -> AdapterVersion:
         base=base,
         served=(serving.version, serving.calibration),
         guard_set=work.guard_set,
+        flips=_flips_against_base(work, Predictor(work.base, fitted.released, calibrator)),
         seed=config.seed,
     )
 
@@ -204,6 +206,7 @@ def shadow_evaluate(work: Work, version: AdapterVersion) -> ShadowEvaluation:
     work.progress.stage("shadow", f"{version.name} against what serves, out of fold.")
     calibration = work.progress.outlast(lambda: registry.latest_calibration(version))
     candidate = _contestant_of(work, version, calibration)
+    released = _predictor_of(work, version, calibration)
     measured = evaluation.measure(
         snapshot=work.snapshot,
         rows=work.rows,
@@ -212,9 +215,10 @@ def shadow_evaluate(work: Work, version: AdapterVersion) -> ShadowEvaluation:
         base=base,
         served=(serving.version, serving.calibration),
         guard_set=work.guard_set,
+        flips=_flips_against_base(work, released),
         # Not the whole config: settings may have been renamed since this version was trained.
         seed=int(version.config.get("seed", TrainConfig().seed)),
-        later=_later(work, version, candidate.calibrator),
+        later=_later(work, version, released, serving),
     )
     work.progress.stage("registering", f"Verdict: {measured.verdict}.")
     return work.progress.outlast(
@@ -323,20 +327,50 @@ def _guard_logits(work: Work, adapter: Artifact | None) -> np.ndarray:
     return predictor.logits(work.guard_set.pairs, on_batch=work.progress.tick)
 
 
-def _later(work: Work, version: AdapterVersion, calibrator: Calibrator) -> dict[str, Any]:
-    """The released artifact's own figures on pairs its snapshot did not hold."""
+def _flips_against_base(work: Work, released: Predictor) -> dict[str, Any]:
+    """How often a released adapter answers unlabelled general pairs otherwise than the base."""
+    pairs, tick = guard.unlabelled().pairs, work.progress.tick
+    answers = [
+        each.calibrator.predict_proba(each.logits(pairs, on_batch=tick))
+        for each in (released, Predictor(work.base))
+    ]
+    return evaluation.flips_against_base(*answers)
+
+
+def _later(
+    work: Work, version: AdapterVersion, released: Predictor, serving: Serving
+) -> dict[str, Any]:
+    """The released artifact's own figures on pairs its snapshot did not hold.
+
+    With a bet on its gain over what serves, on those pages that neither of the two learnt from.
+    """
     trained_on = snapshots.load(version.snapshot)
     pairs = {row.pair_digest for row in trained_on}
     pages = {row.group_id for row in trained_on}
     rows = [row for row in work.rows if row.pair_digest not in pairs]
     if not rows:
         return {"n": 0}
-    predictor = Predictor(work.base, _read(work.base, version.artifact_digest), calibrator)
-    probabilities = predictor.probabilities([row.pair for row in rows])
+    probabilities = released.probabilities([row.pair for row in rows])
     unseen = [i for i, row in enumerate(rows) if row.group_id not in pages]
+    if serving.version is not None:
+        pages |= {row.group_id for row in snapshots.load(serving.version.snapshot)}
+    fresh = [i for i in unseen if rows[i].group_id not in pages]
+    news = [rows[i] for i in fresh]
+    served = _predictor_of(work, serving.version, serving.calibration)
     return evaluation.figures_on(probabilities, rows) | {
-        "new_pages": evaluation.figures_on(probabilities[unseen], [rows[i] for i in unseen])
+        "new_pages": evaluation.figures_on(probabilities[unseen], [rows[i] for i in unseen]),
+        "confirmation": evaluation.confirmation(
+            served.probabilities([row.pair for row in news]), probabilities[fresh], news
+        ),
     }
+
+
+def _predictor_of(
+    work: Work, version: AdapterVersion | None, calibration: CalibrationEvaluation | None
+) -> Predictor:
+    """What a version answers with, as served; None is the base."""
+    adapter = _read(work.base, version.artifact_digest) if version is not None else None
+    return Predictor(work.base, adapter, evaluation.stored_calibrator(calibration))
 
 
 def _read(base: Base, digest: str) -> Artifact:

@@ -417,7 +417,7 @@ def _pass_gate(evidence: ShadowEvaluation, *, acknowledge: bool, override: bool)
             "the ledger keeps your reason."
         )
     if evidence.verdict == Verdict.INCONCLUSIVE and not (acknowledge or override):
-        more = f"; about {evidence.needed_pairs} more reviewed pairs would decide"
+        more = f"; about {evidence.needed_pairs} more reviewed pairs might decide"
         raise PromotionRefused(
             f"The shadow evaluation is inconclusive on {evidence.rows} pairs"
             f"{more if evidence.needed_pairs else ''}. Acknowledge that to promote it all the same."

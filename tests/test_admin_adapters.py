@@ -85,6 +85,7 @@ def figures():
         "figures": {
             "against_incumbent": compared.to_dict(),
             "against_base": compared.to_dict(),
+            "stated_effect": metrics.STATED_EFFECT,
         },
         "per_label": {
             label.value: {
@@ -112,6 +113,7 @@ def figures():
             "lost": 26,
             "p_loss": 0.23,
             "fails": False,
+            "unlabelled": {"n": 3180, "flipped": 0.0412, "loss_at_most": 0.0523},
             "phenomena": {"role_swap": {"n": 50, "base": 0.7, "incumbent": 0.7, "candidate": 0.66}},
         },
         "advice": ["Accuracy is 55.0% on 200 pairs, below the wished-for 85%."],
@@ -406,9 +408,35 @@ def test_a_version_shows_its_evidence_with_every_n(rita, make_version):
     assert "fitted on 200 out-of-fold pairs" in page
 
 
+def test_a_version_shows_what_flips_bound(rita, make_version):
+    page = text_of(rita.get(url(make_version())))
+    assert "On 3180 general pairs without labels v1 answers 4.1 % otherwise than the base" in page
+    assert "lost at most 5.2 points" in page
+
+
+@pytest.mark.parametrize(
+    ("wealth", "peak", "words"),
+    [
+        (7.25, 31.4, "Confirmed: on 90 of them from 40 sources"),
+        (2.5, 3.0, "Not confirmed so far: on 90 of them from 40 sources"),
+    ],
+)
+def test_a_version_says_whether_later_verdicts_confirm_it(rita, make_version, wealth, peak, words):
+    version = make_version()
+    bet = {"rows": 90, "pages": 40, "disagreements": 30, "wealth": wealth, "peak": peak}
+    later = {"n": 120, "accuracy": 0.6, "brier": 0.5, "ece": 0.1, "confirmation": bet}
+    later["confirmation"]["confirmed"] = peak >= 20
+    version.evaluations.update(later=later)
+    page = text_of(rita.get(url(version)))
+    assert words in page
+    assert f"e-value {'31.4' if peak >= 20 else 'of 2.5'}" in page
+
+
 def test_an_inconclusive_verdict_says_how_many_more_pairs_would_decide(rita, make_version):
     version = make_version(verdict="inconclusive")
-    assert "About 140 more reviewed pairs would decide it." in text_of(rita.get(url(version)))
+    text = text_of(rita.get(url(version)))
+    assert "really is 5 points better, about 140 more reviewed pairs" in text
+    assert "would show it four times in five." in text
 
 
 def test_evidence_against_what_no_longer_serves_is_marked(rita, releaser, make_version):

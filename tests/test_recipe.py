@@ -95,6 +95,9 @@ def test_a_run_ends_with_a_version_its_calibrator_and_its_evidence(carry_out, mo
     assert evidence.candidate_calibration == calibration
     assert evidence.guard["n"] == 600
     assert len(evidence.guard["phenomena"]) == 12
+    flips = evidence.guard["unlabelled"]
+    assert flips["n"] >= 3000
+    assert 0 <= flips["flipped"] < flips["loss_at_most"] <= 1
     compared = evidence.figures["against_incumbent"]
     assert compared["gained"] + compared["lost"] <= len(evidence.flips)
     # The word that gives the label away is easily learnt: the chosen epoch is the best one.
@@ -138,6 +141,9 @@ def test_an_existing_version_is_measured_against_what_serves_now(carry_out, tina
     assert (evidence.candidate, evidence.incumbent) == (second, first)
     assert evidence.incumbent_calibration == registry.serving().calibration
     assert (evidence.rows, evidence.later["n"], evidence.later["new_pages"]["n"]) == (120, 30, 30)
+    # All of one moment, so whole pages; the last of the five waits.
+    bet = evidence.later["confirmation"]
+    assert (bet["pages"], bet["rows"], bet["confirmed"]) == (4, 24, False)
     assert not AdapterVersion.objects.filter(run=run).exists()
     # And a candidate is judged against the siblings of what serves, not against the base.
     assert evidence_of(carry_out(seed=8)).incumbent == first

@@ -82,10 +82,23 @@ def ratio_error(total: np.ndarray, size: np.ndarray, ratio: float) -> float:
     return float(np.sqrt(count / (count - 1) * (residual**2).sum()) / size.sum())
 
 
+def jackknife_error(total: np.ndarray, size: np.ndarray) -> float:
+    """Standard error of sum(total) / sum(size), leaving out one of ≥ 2 groups at a time.
+
+    CV3 of MacKinnon, Nielsen & Webb (2023, “Cluster-robust inference: a guide to empirical
+    practice”): where one group holds much of the weight the linearised error is too small, because
+    the ratio follows that group.
+    """
+    count = len(size)
+    without = (total.sum() - total) / (size.sum() - size)
+    change = without - total.sum() / size.sum()
+    return float(np.sqrt((count - 1) / count * (change**2).sum()))
+
+
 def effective_groups(groups: np.ndarray, weights: np.ndarray | None = None) -> float:
     """Kish's effective number of groups: (Σw)² / Σ(w of a group)²."""
     even = np.ones(len(groups)) if weights is None else np.asarray(weights, dtype=float)
-    _, size = group_sums(even, np.ones(len(even)), groups)
+    size, _ = group_sums(even, np.ones(len(even)), groups)
     return float(size.sum() ** 2 / (size**2).sum())
 
 

@@ -1,0 +1,443 @@
+"""How often is the gate wrong, and what does it see? Back-tests of every decision rule.
+
+    python benchmarks/gate.py [--data DIR] [--quick] [--trials 2000] [--out FILE]
+
+With DIR (stream/*.jsonl.gz) trials are drawn from the answers of the base and of adapters trained
+here to real rows; without it from synthetic pairs of models, which need none. The true gain of the
+candidate is known in every trial, see `populations`. Prints tables; fails where a limit is broken.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import binom
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds the project
+
+from adapters_app.nli import hajek, metrics
+from adapters_app.nli.betting import bet_on_gain
+from adapters_app.nli.guard import unlabelled
+from benchmarks.populations import (
+    Population,
+    RealPair,
+    Trial,
+    even_pages,
+    pages_of,
+    real,
+    uneven_pages,
+)
+
+RESULTS = Path(__file__).resolve().parent / "results"
+RECOMMENDED = {"better", "not_worse"}
+VERDICTS = (60, 100, 150, 200, 300, 400, 600, 1000)
+AT = 300  # verdicts at which wrong decisions are counted
+SEEDS_RULE_ROWS = 20  # “new ≥ old - 0.02” on a 20 % holdout of 100 verdicts
+GUARD_ROWS = 600
+# Flipped shares of a guard set to show power for; a loss of 5 points needs at least 5 %.
+FLIPPED = (0.06, 0.08, 0.10, 0.12, 0.15, 0.17, 0.20)
+PILOT = 200
+
+Draw = Callable[[int, float, np.random.Generator], Trial]
+
+
+@dataclass
+class Rates:
+    """What became of trials of one kind, as shares of them."""
+
+    rows: int
+    gain: float
+    trials: int
+    better: float
+    recommended: float
+    inconclusive: float
+    covered: float  # the 95 % interval holds the true gain
+    seeds_rule: float  # passed by “new ≥ old - 0.02” on 20 of the rows
+    effective_groups: float
+
+
+@dataclass
+class Claim:
+    """A measured figure and the limit it has to keep."""
+
+    what: str
+    value: float
+    low: float = -np.inf
+    high: float = np.inf
+
+    @property
+    def kept(self) -> bool:
+        return self.low <= self.value <= self.high
+
+
+@dataclass
+class Report:
+    """Tables for people, figures for programs, claims for both."""
+
+    tables: list[Table] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+    claims: list[Claim] = field(default_factory=list)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, help="with stream/*.jsonl.gz; else synthetic pairs")
+    parser.add_argument("--trials", type=int, default=2000)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the trials")
+    parser.add_argument("--cache", type=Path, default=RESULTS, help="keeps the models' answers")
+    parser.add_argument("--out", type=Path, default=RESULTS / "gate.json")
+    options = parser.parse_args()
+    trials = max(options.trials // 10, 20) if options.quick else options.trials
+
+    if options.data:
+        found = real(options.data, options.cache)
+        report = back_test([pair.stream for pair in found], trials)
+        _guard_of_real_pairs(report, found)
+    else:
+        report = back_test([even_pages(), uneven_pages()], trials)
+    return _tell(report, options.out)
+
+
+def back_test(populations: Sequence[Population], trials: int) -> Report:
+    """Every rule on every population; curves take a quarter of the trials per point."""
+    report = Report()
+    _wrong_decisions(report, populations, trials)
+    _giant_page(report, trials)
+    _copies(report, populations[0])
+    _power(report, populations, max(trials // 4, 20))
+    _needed_pairs(report, populations, max(trials // 2, 20))
+    _confirmation(report, populations, max(trials // 2, 20))
+    _guard_power(report)
+    return report
+
+
+def rates(draw: Draw, rows: int, gain: float, trials: int) -> Rates:
+    """Judge `trials` candidates whose true gain is `gain` on about `rows` verdicts each."""
+    verdicts, covered, seeds_rule, groups = [], 0, 0, 0.0
+    for seed in range(trials):
+        rng = np.random.default_rng([seed, rows])
+        trial = draw(rows, gain, rng)
+        found = compare(trial)
+        verdicts.append(metrics.gate(found))
+        covered += found.accuracy.low <= gain <= found.accuracy.high
+        seeds_rule += _passes_seeds_rule(trial, rng)
+        groups += found.effective_groups
+    return Rates(
+        rows=rows,
+        gain=gain,
+        trials=trials,
+        better=verdicts.count("better") / trials,
+        recommended=sum(verdict in RECOMMENDED for verdict in verdicts) / trials,
+        inconclusive=verdicts.count("inconclusive") / trials,
+        covered=covered / trials,
+        seeds_rule=seeds_rule / trials,
+        effective_groups=groups / trials,
+    )
+
+
+def compare(trial: Trial) -> metrics.Comparison:
+    """The comparison that a shadow evaluation makes."""
+    return metrics.compare(
+        trial.incumbent, trial.candidate, trial.labels, trial.groups, trial.weights
+    )
+
+
+def _passes_seeds_rule(trial: Trial, rng: np.random.Generator) -> bool:
+    some = rng.permutation(len(trial))[:SEEDS_RULE_ROWS]
+    old, new = (
+        float((each[some].argmax(1) == trial.labels[some]).mean())
+        for each in (trial.incumbent, trial.candidate)
+    )
+    return new >= old - metrics.TOLERATED_LOSS - 1e-9
+
+
+def designs(population: Population) -> Iterator[tuple[str, Draw]]:
+    """The ways verdicts come about: all rows alike, or drawn with known probabilities."""
+    yield population.name, population.draw
+    yield (
+        f"{population.name}, drawn with known chances",
+        lambda rows, gain, rng: population.draw(rows, gain, rng, weighted=True),
+    )
+
+
+# --- Wrong decisions ------------------------------------------------------------------------------
+
+
+def _wrong_decisions(report: Report, populations: Sequence[Population], trials: int) -> None:
+    table = _table(
+        f"Wrong decisions on about {AT} verdicts ({trials} trials per cell)",
+        ("pair of models",),
+        ("eff. pages", "“better” of equals", "recommended at −5", "seeds' rule at −5", "coverage"),
+    )
+    for population in populations:
+        for name, draw in designs(population):
+            null, worse = (rates(draw, AT, gain, trials) for gain in (0.0, -0.05))
+            covered = (null.covered + worse.covered) / 2
+            report.figures[f"wrong decisions: {name}"] = [asdict(null), asdict(worse)]
+            report.claims += [
+                Claim(f"{name}: “better” of equals", null.better, high=0.05),
+                Claim(f"{name}: recommended at -5 points", worse.recommended, high=0.05),
+                Claim(f"{name}: interval coverage", covered, low=0.93),
+            ]
+            table.add_row(
+                name,
+                f"{null.effective_groups:.0f}",
+                *(_percent(x) for x in (null.better, worse.recommended, worse.seeds_rule, covered)),
+            )
+    report.tables.append(table)
+
+
+def _giant_page(report: Report, trials: int) -> None:
+    """35 pages, one of 300 rows: what the interval is worth, and that no verdict is given."""
+    small, giant = pages_of(9), pages_of(300)
+
+    def draw(rows: int, gain: float, rng: np.random.Generator) -> Trial:
+        others = small.draw(rows, gain, rng)
+        return others.and_then(giant.draw(300, gain, rng))
+
+    found = rates(draw, 34 * 9, 0.05, trials)
+    report.figures["35 pages, one of 300 rows"] = asdict(found)
+    report.claims += [
+        Claim("35 pages, one of 300 rows: interval coverage", found.covered, low=0.93),
+        Claim("35 pages, one of 300 rows: inconclusive", found.inconclusive, low=1.0),
+    ]
+
+
+def _copies(report: Report, population: Population) -> None:
+    """Every row five times: the interval of the same pages must not narrow."""
+    trial = population.draw(AT, 0.05, np.random.default_rng(0))
+    copied = Trial(*(np.repeat(part, 5, axis=0) for part in vars(trial).values()))
+    widths = [
+        found.accuracy.high - found.accuracy.low for found in (compare(trial), compare(copied))
+    ]
+    ratio = widths[1] / widths[0]
+    report.figures["interval width, rows copied five times"] = ratio
+    report.claims.append(Claim("width with every row five times, as a multiple", ratio, low=0.99))
+
+
+# --- Power ----------------------------------------------------------------------------------------
+
+
+def _power(report: Report, populations: Sequence[Population], trials: int) -> None:
+    for gain in (0.05, 0.10):
+        table = _table(
+            f"A true gain of {100 * gain:.0f} points: “better” / recommended ({trials} trials)",
+            ("pair of models",),
+            tuple(str(rows) for rows in VERDICTS),
+        )
+        for population in populations:
+            if abs(population.gain) < gain:
+                table.add_row(f"{population.name}: differs by {100 * population.gain:+.1f} only")
+                continue
+            curve = [rates(population.draw, rows, gain, trials) for rows in VERDICTS]
+            report.figures[f"power at {gain:+.2f}: {population.name}"] = [
+                asdict(at) for at in curve
+            ]
+            table.add_row(
+                population.name,
+                *(f"{_percent(at.better, 0)} / {_percent(at.recommended, 0)}" for at in curve),
+            )
+        report.tables.append(table)
+
+
+def _needed_pairs(report: Report, populations: Sequence[Population], trials: int) -> None:
+    """Add to an inconclusive evaluation as many pairs as it asks for: how often is it settled?"""
+    effect = metrics.STATED_EFFECT
+    table = _table(
+        f"“About N more” for a true gain of {100 * effect:.0f} points, after {PILOT} verdicts",
+        ("pair of models",),
+        ("inconclusive", "N: 10 %", "median", "90 %", "“better” with N more"),
+    )
+    for population in populations:
+        asked, shown = [], 0
+        for seed in range(trials):
+            rng = np.random.default_rng(seed)
+            pilot = population.draw(PILOT, effect, rng)
+            found = compare(pilot)
+            if metrics.gate(found) != "inconclusive":
+                continue
+            asked.append(metrics.needed_pairs(found))
+            more = population.draw(asked[-1], effect, rng)
+            shown += metrics.gate(compare(pilot.and_then(more))) == "better"
+        power = shown / len(asked)
+        low, median, high = np.percentile(asked, [10, 50, 90])
+        report.figures[f"needed pairs: {population.name}"] = {
+            "inconclusive": len(asked) / trials,
+            "needed": [low, median, high],
+            "power": power,
+        }
+        # The interval and the pages it needs; where pages are too few, pairs alone do not settle.
+        if population.whole_pages:
+            name = f"{population.name}: “better” with N more"
+            report.claims.append(Claim(name, power, low=0.73, high=0.87))
+        table.add_row(
+            population.name,
+            _percent(len(asked) / trials),
+            *(f"{n:.0f}" for n in (low, median, high)),
+            _percent(power),
+        )
+    report.tables.append(table)
+
+
+# --- Confirmation ---------------------------------------------------------------------------------
+
+
+def _confirmation(report: Report, populations: Sequence[Population], trials: int) -> None:
+    """Bet on the gain and look after every page: how many verdicts until it is confirmed?"""
+    table = _table(
+        f"Confirmed by the bet, looking after every page ({trials} trials)",
+        ("pair of models", "true gain"),
+        tuple(str(rows) for rows in VERDICTS),
+    )
+    for population in populations:
+        for name, draw in designs(population):
+            for gain in (0.0, 0.05, 0.10, population.gain):
+                if abs(gain) > abs(population.gain):
+                    continue
+                curve = _confirmed(draw, gain, trials)
+                report.figures[f"confirmed at {gain:+.2f}: {name}"] = curve
+                if gain == 0:
+                    what = f"{name}: equals confirmed within {VERDICTS[-1]} verdicts"
+                    report.claims.append(Claim(what, curve[-1], high=0.05))
+                table.add_row(name, f"{100 * gain:+.1f}", *(_percent(at, 0) for at in curve))
+    report.tables.append(table)
+
+
+def _confirmed(draw: Draw, gain: float, trials: int) -> list[float]:
+    """Share of trials confirmed by as many verdicts as VERDICTS says, page after page."""
+    confirmed = np.zeros(len(VERDICTS))
+    for seed in range(trials):
+        trial = _page_by_page(draw(VERDICTS[-1], gain, np.random.default_rng(seed)))
+        # The peak never falls, so what is confirmed early is confirmed at all later looks.
+        confirmed += [_bet(trial.first(rows)).confirmed for rows in VERDICTS]
+    return (confirmed / trials).tolist()
+
+
+def _page_by_page(trial: Trial) -> Trial:
+    order = np.argsort(trial.groups, kind="stable")
+    return Trial(*(part[order] for part in vars(trial).values()))
+
+
+def _bet(trial: Trial) -> Any:
+    before, after = trial.incumbent.argmax(1), trial.candidate.argmax(1)
+    return bet_on_gain(
+        before == trial.labels,
+        after == trial.labels,
+        before != after,
+        trial.groups,
+        trial.weights,
+    )
+
+
+# --- Guard ----------------------------------------------------------------------------------------
+
+
+def _guard_power(report: Report) -> None:
+    """Exact: chance that 600 independent pairs block a loss of 5 points, and no loss at all."""
+    table = _table(
+        f"Guard set of {GUARD_ROWS} pairs, by share of answers gained or lost",
+        ("",),
+        tuple(_percent(share, 0) for share in FLIPPED),
+    )
+    blocked = {loss: [guard_blocks(share, loss) for share in FLIPPED] for loss in (0.05, 0.0)}
+    table.add_row("5 points worse: blocked", *(_percent(p) for p in blocked[0.05]))
+    table.add_row("equal: blocked", *(_percent(p) for p in blocked[0.0]))
+    report.figures["guard: blocked"] = {"flipped": FLIPPED, "at -5": blocked[0.05]} | {
+        "at 0": blocked[0.0]
+    }
+    report.claims.append(Claim("guard: an equal blocked", max(blocked[0.0]), high=0.05))
+    report.claims.append(
+        Claim("guard: -5 points blocked, 15 % flipped", guard_blocks(0.15, 0.05), low=0.9)
+    )
+    report.tables.append(table)
+
+
+def guard_blocks(flipped: float, loss: float, rows: int = GUARD_ROWS) -> float:
+    """Probability that a true loss blocks, if the share `flipped` of answers is gained or lost."""
+    flipped = max(flipped, loss)
+    discordant = np.arange(rows + 1)
+    chance = binom.pmf(discordant, rows, flipped)
+    likely = discordant[chance > 1e-9]
+    share_lost = (flipped + loss) / (2 * flipped)
+    blocks = [binom.sf(_lost_that_block(int(n)) - 1, n, share_lost) if n else 0.0 for n in likely]
+    return float(chance[likely] @ np.array(blocks))
+
+
+def _lost_that_block(discordant: int) -> int:
+    """The least number of lost answers, of so many gained or lost, that blocks."""
+    lost = np.arange(discordant + 1)
+    blocks = [metrics.guard_fails(discordant - int(n), int(n)) for n in lost]
+    return int(lost[blocks][0]) if any(blocks) else discordant + 1
+
+
+def _guard_of_real_pairs(report: Report, found: Sequence[RealPair]) -> None:
+    table = _table(
+        "Base against adapter on general pairs",
+        ("adapter to",),
+        ("accuracy", "gained or lost", "−5 points blocked", "answers changed", "loss at most"),
+    )
+    for pair in found:
+        name, on_guard = pair.stream.name, pair.on_guard
+        bound = hajek.share(pair.changed, np.ones(len(pair.changed)), unlabelled().groups)
+        power = guard_blocks(on_guard.discordance, 0.05)
+        report.figures[f"guard: {name}"] = {
+            "gain": on_guard.gain,
+            "flipped": on_guard.discordance,
+            "power": power,
+            "changed": bound.estimate,
+            "loss_at_most": bound.high,
+        }
+        report.claims.append(Claim(f"guard after {name}: -5 points blocked", power, low=0.9))
+        table.add_row(
+            name,
+            f"{100 * on_guard.gain:+.1f}",
+            *(_percent(x) for x in (on_guard.discordance, power, bound.estimate, bound.high)),
+        )
+    report.tables.append(table)
+
+
+# --- Telling --------------------------------------------------------------------------------------
+
+
+def _tell(report: Report, out: Path) -> int:
+    claims = _table("Limits", ("claim",), ("measured", "limit", ""))
+    for claim in report.claims:
+        limits = {"≥": claim.low, "≤": claim.high}
+        said = [f"{sign} {limit:g}" for sign, limit in limits.items() if np.isfinite(limit)]
+        kept = "kept" if claim.kept else "BROKEN"
+        claims.add_row(claim.what, f"{claim.value:.3f}", ", ".join(said), kept)
+    console = Console(width=150)
+    for table in (*report.tables, claims):
+        console.print(table)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    stored = {"figures": report.figures, "claims": [_finite(claim) for claim in report.claims]}
+    out.write_text(json.dumps(stored, indent=1), encoding="utf-8")
+    return 0 if all(claim.kept for claim in report.claims) else 1
+
+
+def _finite(claim: Claim) -> dict[str, Any]:
+    return {key: value for key, value in asdict(claim).items() if value not in {np.inf, -np.inf}}
+
+
+def _table(title: str, names: Sequence[str], figures: Sequence[str]) -> Table:
+    table = Table(title=title)
+    for name in names:
+        table.add_column(name)
+    for figure in figures:
+        table.add_column(figure, justify="right")
+    return table
+
+
+def _percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""The gate's back-tests: their trials have the truth they claim, and broken limits are told."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import gate
+from benchmarks.populations import Population, Trial, synthetic
+
+
+@pytest.fixture(scope="module")
+def population() -> Population:
+    return synthetic("few", np.full(400, 5))
+
+
+def gain_of(trial: Trial) -> float:
+    right = [each.argmax(1) == trial.labels for each in (trial.incumbent, trial.candidate)]
+    return float(np.average(right[1].astype(float) - right[0], weights=trial.weights))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("gain", [-0.05, 0.0, 0.1])
+def test_a_trial_has_the_gain_that_was_asked_for(
+    population: Population, gain: float, weighted: bool
+) -> None:
+    trial = population.draw(60_000, gain, np.random.default_rng(0), weighted=weighted)
+    assert gain_of(trial) == pytest.approx(gain, abs=0.012)
+    assert len(trial) == pytest.approx(60_000, rel=0.02)
+
+
+def test_models_that_differ_less_cannot_play_a_larger_gain(population: Population) -> None:
+    with pytest.raises(ValueError, match="few: the models differ by"):
+        population.draw(100, 0.5, np.random.default_rng(0))
+
+
+def test_pages_stay_apart_when_trials_are_joined(population: Population) -> None:
+    trials = [population.draw(50, 0.05, np.random.default_rng(seed)) for seed in (0, 1)]
+    joined = trials[0].and_then(trials[1])
+    assert len(joined) == 100
+    assert len(np.unique(joined.groups)) == sum(len(np.unique(each.groups)) for each in trials)
+
+
+def test_a_large_gain_is_seen_and_few_verdicts_settle_nothing(population: Population) -> None:
+    seen = gate.rates(population.draw, 600, population.gain, 15)
+    assert seen.better >= 0.8
+    assert gate.rates(population.draw, 100, population.gain, 5).inconclusive == 1
+
+
+def test_the_guards_power_is_that_of_simulated_guard_sets() -> None:
+    drawn = np.random.default_rng(0).multinomial(600, [0.05, 0.10, 0.85], size=2000)
+    blocked = np.mean([gate.metrics.guard_fails(gained, lost) for gained, lost, _ in drawn])
+    assert gate.guard_blocks(0.15, 0.05) == pytest.approx(blocked, abs=0.025)
+
+
+def test_a_broken_limit_fails_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept, broken = gate.Claim("kept", 0.04, high=0.05), gate.Claim("coverage", 0.91, low=0.93)
+    assert gate._tell(gate.Report(claims=[kept]), tmp_path / "gate.json") == 0
+    assert gate._tell(gate.Report(claims=[kept, broken]), tmp_path / "gate.json") == 1
+    assert "BROKEN" in capsys.readouterr().out
+    stored = json.loads((tmp_path / "gate.json").read_text())["claims"]
+    assert stored[1] == {"what": "coverage", "value": 0.91, "low": 0.93}
