@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig, TaskType, get_peft_model, get_peft_model_state_dict
-from safetensors.torch import save
 from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
@@ -186,7 +185,7 @@ def _seeds(
     )
     artifact = Artifact(
         tensors={
-            name: tensor.detach().cpu().contiguous()
+            name: tensor.detach().cpu().contiguous().numpy()
             for name, tensor in get_peft_model_state_dict(model).items()
         },
         rank=SEEDS_RANK,
@@ -198,7 +197,7 @@ def _seeds(
     return _Model(
         lambda _all: Predictor(base, artifact),
         _trainable(model),
-        len(save(artifact.tensors)),
+        sum(tensor.nbytes for tensor in artifact.tensors.values()),
         {"trained_on": len(rows)},
     )
 

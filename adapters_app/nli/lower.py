@@ -109,7 +109,7 @@ class Given(_Passed):
         """The rows of the next forward pass, each (tokens, hidden)."""
         self.states = pad_sequence(list(states), batch_first=True)
 
-    def forward(self, _: torch.Tensor, *__: object, **___: object) -> object:
+    def forward(self, states: torch.Tensor, *_: object, **__: object) -> object:
         return super().forward(self.states)
 
 
