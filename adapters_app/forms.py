@@ -20,7 +20,7 @@ CONFIG_HELP = {
     "alpha": "LoRA's scale; what is learnt is multiplied by alpha ÷ rank.",
     "dropout": "Share of inputs dropped inside the LoRA layers while training.",
     "target_modules": "“auto” = the attention's query and value projections; or names and commas.",
-    "layers": "How many of the uppermost layers get an adapter; 0 = all.",
+    "layer_share": "Share of the layers, from the top, that get an adapter.",
     "learning_rate": "Peak rate of the optimiser, after the warm-up.",
     "epochs": "Upper limit. The number used is the one that is best out of fold.",
     "batch_size": "Pairs per optimiser step. Smaller needs less memory.",
@@ -38,7 +38,7 @@ CONFIG_HELP = {
     "corrections_only": "Leave out confirmations. The model then forgets what it got right.",
 }
 CONFIG_GROUPS = {
-    "Adapter": ("rank", "alpha", "dropout", "target_modules", "layers", "interpolation"),
+    "Adapter": ("rank", "alpha", "dropout", "target_modules", "layer_share", "interpolation"),
     "Optimiser": (
         "learning_rate",
         "epochs",

@@ -103,7 +103,7 @@ def test_an_adapter_of_the_upper_layers_trains_as_if_the_lower_ones_were_asked_e
     base: Base, tmp_path: Path
 ) -> None:
     """… though they are asked once; and it is written, verified and folded like any other."""
-    config = replace(CONFIG, layers=1, dropout=0.0)
+    config = replace(CONFIG, layer_share=0.5, dropout=0.0)
     anchors = Anchors.answered_by(base, PAIRS)
     lower = below_adapter(base, PAIRS, config)
     assert lower is not None
@@ -126,8 +126,7 @@ def test_an_adapter_of_the_upper_layers_trains_as_if_the_lower_ones_were_asked_e
 
 
 def test_nothing_is_looked_up_where_every_layer_is_adapted(bert: Base) -> None:
-    assert below_adapter(bert, PAIRS, CONFIG) is None
-    assert below_adapter(bert, PAIRS, replace(CONFIG, layers=2)) is None
+    assert below_adapter(bert, PAIRS, replace(CONFIG, layer_share=1.0)) is None
 
 
 def test_same_seed_same_digest(base: Base, result: TrainResult, tmp_path: Path) -> None:

@@ -117,9 +117,10 @@ class Base:
         numbers = [layer_number(name) for name in self.linear_shapes]
         return 1 + max((number for number in numbers if number is not None), default=-1)
 
-    def upper_layers(self, count: int) -> tuple[int, ...]:
-        """Numbers of the `count` uppermost layers; empty where that is all of them, or count 0."""
-        return tuple(range(self.layers - count, self.layers)) if 0 < count < self.layers else ()
+    def upper_layers(self, share: float) -> tuple[int, ...]:
+        """Numbers of the uppermost layers that are this share of all, at least one; () = all."""
+        count = max(1, round(share * self.layers))
+        return tuple(range(self.layers - count, self.layers)) if count < self.layers else ()
 
     def resolve_targets(self, wanted: tuple[str, ...] | str) -> tuple[str, ...]:
         """Names of the modules to adapt, each found in the model.

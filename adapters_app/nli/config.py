@@ -21,9 +21,9 @@ class TrainConfig:
     dropout: float = 0.1
     # "auto" = the architecture's attention query and value projections, verified against the model.
     target_modules: tuple[str, ...] | str = AUTO
-    # How many of the uppermost layers get an adapter; 0 = all. What the layers below them make of a
-    # pair never changes, and is computed once.
-    layers: int = 0
+    # Share of the encoder's layers, from the top, that get an adapter. What those below make of a
+    # pair never changes and is computed once: half of them teaches as much in half of the time.
+    layer_share: float = 0.5
     learning_rate: float = 2e-3
     # Upper limit; the number actually used is chosen out of fold.
     epochs: int = 3
@@ -92,7 +92,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "rank": (1, 256),
     "alpha": (0.1, 1024),
     "dropout": (0, 0.9),
-    "layers": (0, 1000),
+    "layer_share": (0.01, 1),
     "learning_rate": (1e-7, 0.1),
     "epochs": (1, 100),
     "batch_size": (1, 512),
@@ -114,7 +114,7 @@ PRESETS: dict[str, TrainConfig] = {
     "seed": TrainConfig(
         preset="seed",
         learning_rate=2e-4,
-        layers=0,
+        layer_share=1.0,
         epochs=3,
         batch_size=8,
         weight_decay=0.0,

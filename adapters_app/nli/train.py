@@ -199,7 +199,7 @@ def adapted_model(base: Base, config: TrainConfig) -> PeftModel:
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # PEFT divides it; any number will do
         lora_dropout=config.dropout,
         target_modules=list(targets),
-        layers_to_transform=list(base.upper_layers(config.layers)) or None,
+        layers_to_transform=list(base.upper_layers(config.layer_share)) or None,
         modules_to_save=[base.head],
     )
     # The initial A matrices come from torch's global generator, which other threads share.
@@ -218,7 +218,7 @@ def below_adapter(
     on_batch: Callable[[int], None] | None = None,
 ) -> Lower | None:
     """What the layers that `config` does not adapt make of `pairs`; None where it adapts all."""
-    layers = base.upper_layers(config.layers)
+    layers = base.upper_layers(config.layer_share)
     if not layers:
         return None
     return Lower.of(
@@ -412,7 +412,7 @@ def _take(base: Base, model: PeftModel, config: TrainConfig) -> Artifact:
         target_modules=base.resolve_targets(config.target_modules),
         head=base.head,
         base_fingerprint=base.fingerprint,
-        layers=base.upper_layers(config.layers),
+        layers=base.upper_layers(config.layer_share),
     )
     return towards_base(learnt, base, config.interpolation)
 
