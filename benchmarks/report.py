@@ -162,7 +162,7 @@ def _means(line: Line) -> dict[str, dict[str, float]]:
 
 
 def _stream_means(records: Sequence[Record]) -> dict[str, float]:
-    costs = ("parameters", "artifact_bytes", "seconds", "peak_mb")
+    costs = ("parameters", "artifact_bytes", "seconds", "idle_mb", "peak_mb")
     values = [
         {
             **record["figures"],
@@ -224,7 +224,7 @@ def figures_table(title: str, summary: Mapping[str, Any]) -> Table:
     table = _table(
         title,
         "cells", "accuracy", "macro-F1", "± sd", "log loss", "ECE", "guard", "flipped",
-        "trained", "MB", "s", "peak MB",
+        "trained", "MB", "s", "idle MB", "peak MB",
     )  # fmt: skip
     for name, line in summary.items():
         mean = line["means"][AVERAGE]
@@ -241,6 +241,7 @@ def figures_table(title: str, summary: Mapping[str, Any]) -> Table:
             f"{mean['parameters']:,.0f}",
             f"{mean['artifact_bytes'] / 1e6:.2f}",
             f"{mean['seconds']:.1f}",
+            f"{mean['idle_mb']:,.0f}" if "idle_mb" in mean else "–",
             f"{mean['peak_mb']:,.0f}" if "peak_mb" in mean else "–",
         )
     return table

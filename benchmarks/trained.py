@@ -9,8 +9,8 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,8 @@ class Trained:
     parameters: int
     artifact_bytes: int
     seconds: float
-    peak_mb: float | None  # resident memory at its highest during the fit; None where not Linux
+    idle_mb: float | None  # resident memory with the base loaded; None where not Linux
+    peak_mb: float | None  # the highest during the fit
     facts: dict[str, Any]
 
 
@@ -83,10 +84,28 @@ class _Model:
 
 
 def in_own_process(task: Task) -> Trained:
-    """`train_and_answer` in a fresh process, which ends with it."""
+    """`train_and_answer` in a fresh process, which ends with it.
+
+    Raises:
+        ChildProcessError: the process ended without a result; it has said why itself.
+    """
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        return pool.submit(train_and_answer, task).result()
+    here, there = spawn.Pipe(duplex=False)
+    # Not a pool: its worker would wait for more for ever where this process is killed.
+    process = spawn.Process(target=_send_answer, args=(there, task))
+    process.start()
+    there.close()
+    try:
+        trained: Trained = here.recv()
+    except EOFError as error:
+        process.join()
+        raise ChildProcessError(f"{task.arm}: exit status {process.exitcode}") from error
+    process.join()
+    return trained
+
+
+def _send_answer(to: Connection, task: Task) -> None:
+    to.send(train_and_answer(task))
 
 
 def train_and_answer(task: Task) -> Trained:
@@ -97,6 +116,7 @@ def train_and_answer(task: Task) -> Trained:
     """
     base = load_base(task.base, device=task.device)
     _forget_peak()
+    idle = _peak_mb()
     started = time.perf_counter()
     model = ARMS[task.arm](base, task.rows, task.settings, task.seed)
     seconds, peak = time.perf_counter() - started, _peak_mb()
@@ -106,6 +126,7 @@ def train_and_answer(task: Task) -> Trained:
         parameters=model.parameters,
         artifact_bytes=model.artifact_bytes,
         seconds=seconds,
+        idle_mb=idle,
         peak_mb=peak,
         facts=model.facts,
     )

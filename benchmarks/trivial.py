@@ -76,19 +76,13 @@ class _Part(View):
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
-    """Pairs with verdicts: label columns (n,) and the permanent fold of each page (n,)."""
-
-    view: View
-    labels: np.ndarray
-    folds: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
 class Fit:
-    """A fitted arm: pairs in, probabilities (n, 3) out; learnt numbers, and all it must store."""
+    """A fitted arm: what it sees of n pairs in, probabilities (n, 3) out; and what it must store.
 
-    predict: Callable[[View], np.ndarray]
+    `parameters` were learnt, `stored` numbers are needed to answer.
+    """
+
+    predict: Callable[[np.ndarray], np.ndarray]
     parameters: int
     stored: int
 
@@ -97,61 +91,57 @@ class Fit:
         return self.stored * FLOAT_BYTES
 
 
-def base(_judged: Judged) -> Fit:
+def untouched(_logits: np.ndarray, _labels: np.ndarray, _folds: np.ndarray) -> Fit:
     """The base as it is."""
-    return Fit(lambda view: softmax(view.logits.astype(float), axis=1), 0, 0)
+    return Fit(lambda asked: softmax(asked.astype(float), axis=1), 0, 0)
 
 
-def majority(judged: Judged) -> Fit:
+def majority(_logits: np.ndarray, labels: np.ndarray, _folds: np.ndarray) -> Fit:
     """The verdicts' label shares, whatever is asked."""
-    shares = np.bincount(judged.labels, minlength=len(LABELS)) / len(judged.labels)
-    return Fit(lambda view: np.tile(shares, (len(view.pairs), 1)), len(LABELS), len(LABELS))
+    shares = np.bincount(labels, minlength=len(LABELS)) / len(labels)
+    return Fit(lambda asked: np.tile(shares, (len(asked), 1)), len(LABELS), len(LABELS))
 
 
-def bias(judged: Judged) -> Fit:
+def bias(logits: np.ndarray, labels: np.ndarray, _folds: np.ndarray) -> Fit:
     """softmax(z / T + b) by maximum likelihood: a bias per label and one temperature.
 
     Bias-corrected temperature scaling (Alexandari, Kundaje & Shrikumar 2020, §2).
     """
-    logits = judged.view.logits.astype(float)
     rows = np.arange(len(logits))
 
+    def scaled(at: np.ndarray, seen: np.ndarray) -> np.ndarray:
+        return seen.astype(float) * np.exp(at[0]) + at[1:]
+
     def loss(at: np.ndarray) -> float:
-        return float(
-            -log_softmax(logits * np.exp(at[0]) + at[1:], axis=1)[rows, judged.labels].mean()
-        )
+        return float(-log_softmax(scaled(at, logits), axis=1)[rows, labels].mean())
 
     found = minimize(loss, np.zeros(1 + len(LABELS)), method="L-BFGS-B").x
-    return Fit(
-        lambda view: softmax(view.logits * np.exp(found[0]) + found[1:], axis=1),
-        len(found),
-        len(found),
-    )
+    return Fit(lambda asked: softmax(scaled(found, asked), axis=1), len(found), len(found))
 
 
-def probe(judged: Judged) -> Fit:
-    """Logistic regression on the frozen encoder's view of the pair."""
-    return _logistic(judged, lambda view: view.features)
+def logistic(features: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> Fit:
+    """Logistic regression whose penalty is chosen over the folds of the judged pages."""
+    search = GridSearchCV(
+        make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
+        {"logisticregression__C": PENALTIES},
+        cv=PredefinedSplit(folds),
+        scoring="accuracy",
+    ).fit(features, labels)
+    scaler, model = search.best_estimator_
+
+    def predict(asked: np.ndarray) -> np.ndarray:
+        probabilities = np.zeros((len(asked), len(LABELS)))
+        # A label that no verdict names has no column.
+        probabilities[:, model.classes_] = search.predict_proba(asked)
+        return probabilities
+
+    parameters = model.coef_.size + model.intercept_.size
+    return Fit(predict, parameters, parameters + scaler.mean_.size + scaler.scale_.size)
 
 
-def hypothesis_only(judged: Judged) -> Fit:
-    """Logistic regression that never sees the premise (Gururangan et al. 2018)."""
-    return _logistic(judged, lambda view: view.hypotheses)
-
-
-def overlap(judged: Judged) -> Fit:
-    """Logistic regression on four numbers about words and lengths."""
-    return _logistic(judged, lambda view: np.array([overlap_features(pair) for pair in view.pairs]))
-
-
-ARMS: dict[str, Callable[[Judged], Fit]] = {
-    "base": base,
-    "majority": majority,
-    "bias": bias,
-    "probe": probe,
-    "hypothesis": hypothesis_only,
-    "overlap": overlap,
-}
+def overlaps(view: View) -> np.ndarray:
+    """(n, 4): the overlap features of n pairs."""
+    return np.array([overlap_features(pair) for pair in view.pairs])
 
 
 def overlap_features(pair: Pair) -> tuple[float, float, float, float]:
@@ -166,6 +156,25 @@ def overlap_features(pair: Pair) -> tuple[float, float, float, float]:
     )
 
 
+@dataclass(frozen=True)
+class Shortcut:
+    """An arm: what it sees of pairs, (n, any), and how it learns from that, labels and folds."""
+
+    sees: Callable[[View], np.ndarray]
+    fit: Callable[[np.ndarray, np.ndarray, np.ndarray], Fit]
+
+
+ARMS = {
+    "base": Shortcut(lambda view: view.logits, untouched),
+    "majority": Shortcut(lambda view: view.logits, majority),
+    "bias": Shortcut(lambda view: view.logits, bias),
+    "probe": Shortcut(lambda view: view.features, logistic),
+    # Gururangan et al. 2018: what the hypothesis alone gives away.
+    "hypothesis": Shortcut(lambda view: view.hypotheses, logistic),
+    "overlap": Shortcut(overlaps, logistic),
+}
+
+
 @torch.inference_mode()
 def token_means(base: Base, pairs: Sequence[Pair]) -> np.ndarray:
     """(n, hidden) float32: the mean of the last layer over a pair's tokens."""
@@ -178,23 +187,3 @@ def token_means(base: Base, pairs: Sequence[Pair]) -> np.ndarray:
         mask = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
         means[rows] = ((hidden * mask).sum(1) / mask.sum(1)).float().cpu().numpy()
     return means
-
-
-def _logistic(judged: Judged, features: Callable[[View], np.ndarray]) -> Fit:
-    """Logistic regression whose penalty is chosen over the folds of the judged pages."""
-    search = GridSearchCV(
-        make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
-        {"logisticregression__C": PENALTIES},
-        cv=PredefinedSplit(judged.folds),
-        scoring="accuracy",
-    ).fit(features(judged.view), judged.labels)
-    scaler, model = search.best_estimator_
-
-    def predict(view: View) -> np.ndarray:
-        probabilities = np.zeros((len(view.pairs), len(LABELS)))
-        # A label that no verdict names has no column.
-        probabilities[:, model.classes_] = search.predict_proba(features(view))
-        return probabilities
-
-    parameters = model.coef_.size + model.intercept_.size
-    return Fit(predict, parameters, parameters + scaler.mean_.size + scaler.scale_.size)

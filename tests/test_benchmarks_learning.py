@@ -13,10 +13,10 @@ from rich.console import Console
 from adapters_app.nli import metrics
 from adapters_app.nli.base_model import load_base
 from adapters_app.nli.predict import Predictor
-from benchmarks import comparing, learning, protocol, trained, trivial
+from benchmarks import bench, comparing, learning, protocol, trained, trivial
+from benchmarks.bench import Arm, Bench, Cell
 from benchmarks.cells import Cells
 from benchmarks.comparing import Score
-from benchmarks.learning import Arm, Bench, Cell
 from benchmarks.protocol import User
 from corrections.labels import LABELS, Label
 from corrections.models import Correction
@@ -233,7 +233,7 @@ def task(base_path: str, arm: str, settings: dict, **more) -> trained.Task:
         settings=settings,
         seed=1,
         rows=protocol.training_set(verdicts),
-        asked=learning.pairs_of(rows(9, name="asked")),
+        asked=bench.pairs_of(rows(9, name="asked")),
         **more,
     )
 
@@ -269,12 +269,11 @@ def test_full_fine_tuning_trains_every_weight(base_path: str):
 
 def test_the_bias_arm_finds_a_label_mix_and_the_overlap_arm_reads_no_meaning(base_path: str):
     some = rows(150)
-    view = trivial.View(load_base(base_path), learning.pairs_of(some))
+    view = trivial.View(load_base(base_path), bench.pairs_of(some))
     labels = np.where(np.arange(150) % 5 == 0, 1, 0)
-    judged = trivial.Judged(view, labels, np.arange(150) % 5)
-    fitted = trivial.bias(judged)
+    fitted = trivial.bias(view.logits, labels, np.arange(150) % 5)
     assert fitted.parameters == 4
-    assert fitted.predict(view).mean(0) == pytest.approx([0.8, 0.2, 0.0], abs=0.01)
+    assert fitted.predict(view.logits).mean(0) == pytest.approx([0.8, 0.2, 0.0], abs=0.01)
     assert trivial.overlap_features(("a b c d", "b x")) == pytest.approx(
         (1 / 2, 1 / 5, np.log(5), np.log(3))
     )
@@ -309,28 +308,29 @@ def data(tmp_path: Path) -> Path:
 @pytest.mark.django_db
 def test_a_run_goes_on_where_it_stopped(data: Path, base_path: str):
     out = data / "out.jsonl"
+    default, other = Arm("ours", QUICK), Arm("ours", QUICK | {"epochs": 2}, "other")
 
-    def bench() -> Bench:
+    def opened() -> Bench:
         return Bench(
             data=data,
             cells=Cells(out),
             base_name=base_path,
             user=User(),
+            serves=default,
             console=Console(file=io.StringIO()),
         )
 
-    default, other = Arm("ours", QUICK), Arm("ours", QUICK | {"epochs": 2}, "other")
     cells = [Cell(name, 0, 0, 40, 1) for name in ("one", "two")]
     arms = [Arm("base"), Arm("bias"), Arm("overlap"), default]
-    bench().measure(cells[0], arms[:2], serves=default)
+    opened().measure(cells[0], arms[:2])
     first = out.read_text()
     for cell in cells:
-        bench().measure(cell, arms[:3], serves=default)
+        opened().measure(cell, arms[:3])
     assert out.read_text().startswith(first)
     measured = [record["key"] for record in Cells(out)]
     assert len(measured) == 6  # each once
-    going_on = bench()
-    going_on.measure(cells[0], [default], serves=default)  # in a process of its own
+    going_on = opened()
+    going_on.measure(cells[0], [default])  # in a process of its own
     assert going_on.key(cells[0], default) in going_on.cells
     assert going_on.key(cells[0], other) not in going_on.cells
 
@@ -347,14 +347,34 @@ def test_a_run_goes_on_where_it_stopped(data: Path, base_path: str):
 @pytest.mark.django_db
 def test_a_budget_that_a_stream_cannot_supply_is_said(data: Path, base_path: str):
     cells = Cells(data / "out.jsonl")
-    bench = Bench(
+    small = Bench(
         data=data,
         cells=cells,
         base_name=base_path,
         user=User(),
+        serves=Arm("ours", QUICK),
         console=Console(file=io.StringIO()),
     )
-    bench.measure(Cell("one", 0, 0, 1000, 1), [Arm("base")], serves=Arm("ours", QUICK))
+    small.measure(Cell("one", 0, 0, 1000, 1), [Arm("base")])
     [record] = cells
-    assert record["key"]["arm"] == learning.TOO_FEW
+    assert record["key"]["arm"] == bench.TOO_FEW
     assert 0 < record["verdicts"] < 200
+
+
+@pytest.mark.django_db
+def test_in_a_second_round_the_adapter_of_the_first_is_judged(data: Path, base_path: str):
+    cells = Cells(data / "out.jsonl")
+    small = Bench(
+        data=data,
+        cells=cells,
+        base_name=base_path,
+        user=User(),
+        serves=Arm("ours", QUICK),
+        console=Console(file=io.StringIO()),
+    )
+    small.measure(Cell("one", 0, 0, 20, 2), [Arm("base"), Arm(bench.ACTIVE, QUICK)])
+    base, active = cells
+    assert base["verdicts"]["in_snapshot"] == active["verdicts"]["in_snapshot"] == 40
+    assert base["key"]["serves"] == QUICK
+    assert len(active["answers"]) == len(base["answers"])
+    assert active["figures"] != base["figures"]
