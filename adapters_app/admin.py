@@ -425,6 +425,8 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
             newer=_newer(serving, version),
             reliability_figure=calibration
             and charts.reliability(calibration.bins_before, calibration.bins_after),
+            label_reliability_figure=calibration
+            and charts.label_reliability(calibration.reliability_after.get("labels", {})),
             epochs_figure=charts.epochs(version.metrics),
             suspicious=version.metrics.get("suspicious", [])[:SHOWN_SUSPICIOUS],
             promotions=version.promotions.select_related("by"),

@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from corrections.labels import Label
+
 Figure = dict[str, Any]
 
 CANDIDATE, INCUMBENT, BASE = "--lyra-candidate", "--lyra-incumbent", "--lyra-base"
@@ -190,7 +192,44 @@ def reliability(
     """
     if not any(row["count"] for row in after):
         return None
-    diagonal = {
+    return _figure(
+        [
+            _diagonal(),
+            _bins("before", before, color=INCUMBENT, symbol="circle-open"),
+            _bins("after", after, color=CANDIDATE, symbol="circle"),
+        ],
+        x=_axis("stated confidence", range=[0.25, 1.02], tickformat=".0%"),
+        y=_axis("share that is right", range=[0, 1.02], tickformat=".0%"),
+    )
+
+
+def label_reliability(labels: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure | None:
+    """For each label, how often it is the right one by the probability it was given.
+
+    Args:
+        labels: {label: bins} as `nli.metrics.label_reliability` gives them.
+    """
+    if not labels:
+        return None
+    lines = [
+        _bins(label, labels[label], color=color, symbol=symbol)
+        for label, color, symbol in (
+            (Label.SUPPORTS, "--lyra-good", "triangle-up"),
+            (Label.REFUTES, "--lyra-bad", "triangle-down"),
+            (Label.NEUTRAL, BASE, "diamond"),
+        )
+    ]
+    for line in lines:
+        line["hovertemplate"] = "given %{x:.0%}, so in %{y:.0%}, n = %{customdata}<extra></extra>"
+    return _figure(
+        [_diagonal(), *lines],
+        x=_axis("probability given to the label", range=[-0.02, 1.02], tickformat=".0%"),
+        y=_axis("share that has the label", range=[-0.02, 1.02], tickformat=".0%"),
+    )
+
+
+def _diagonal() -> dict[str, Any]:
+    return {
         "type": "scatter",
         "mode": "lines",
         "name": "perfect",
@@ -199,15 +238,6 @@ def reliability(
         "line": {"color": "--border-color", "width": 1.5, "dash": "dash"},
         "hoverinfo": "skip",
     }
-    return _figure(
-        [
-            diagonal,
-            _bins("before", before, color=INCUMBENT, symbol="circle-open"),
-            _bins("after", after, color=CANDIDATE, symbol="circle"),
-        ],
-        x=_axis("stated confidence", range=[0.25, 1.02], tickformat=".0%"),
-        y=_axis("share that is right", range=[0, 1.02], tickformat=".0%"),
-    )
 
 
 def _bins(

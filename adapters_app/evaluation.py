@@ -15,7 +15,6 @@ import numpy as np
 from adapters_app import snapshots
 from adapters_app.models import AdapterVersion, CalibrationEvaluation, ShadowEvaluation, Snapshot
 from adapters_app.nli import metrics
-from adapters_app.nli.calibration import MIN_ROWS as CALIBRATION_ROWS
 from adapters_app.nli.calibration import Calibrator, Identity, choose, from_dict
 from adapters_app.nli.guard import GuardSet
 from adapters_app.registry import NewCalibration, NewEvaluation
@@ -95,29 +94,28 @@ def calibrate(
 ) -> tuple[Calibrator, NewCalibration]:
     """Fit and choose a calibrator on out-of-fold logits (snapshot rows, 3) of judged rows.
 
-    With fewer than 30 of them nothing is fitted: probabilities stay as they are. `replaces` is the
-    version's calibrator so far, measured on the same rows.
+    With fewer than 30 of them nothing is fitted: probabilities stay as they are; other methods need
+    more, see `calibration.choose`. `replaces` is the version's calibrator so far, measured on the
+    same rows.
     """
     own = logits[rows.index]
-    if len(rows.rows) < CALIBRATION_ROWS:
-        chosen: Calibrator = Identity()
-        candidates: dict[str, float] = {}
-    else:
-        choice = choose(own, rows.labels, rows.weights, rows.groups)
-        chosen, candidates = choice.calibrator, choice.log_losses
+    choice = choose(own, rows.labels, rows.weights, rows.groups)
     before = _figures(Identity().predict_proba(own), rows)
-    after = _figures(chosen.predict_proba(own), rows)
+    after = _figures(choice.calibrator.predict_proba(own), rows)
     fitted = NewCalibration(
-        method=chosen.method,
-        parameters=chosen.to_dict(),
+        method=choice.calibrator.method,
+        parameters=choice.calibrator.to_dict(),
         rows=len(rows.rows),
-        candidates=candidates,
+        candidates=choice.log_losses,
+        not_tried=choice.not_tried,
         replaces=replaces,
         replaced=_scores(stored_calibrator(replaces), own, rows) if replaces else {},
+        reliability_before=_reliability(Identity(), own, rows),
+        reliability_after=_reliability(choice.calibrator, own, rows),
         **{f"{name}_before": value for name, value in before.items()},
         **{f"{name}_after": value for name, value in after.items()},
     )
-    return chosen, fitted
+    return choice.calibrator, fitted
 
 
 def _scores(calibrator: Calibrator, logits: np.ndarray, rows: Judged) -> dict[str, float]:
@@ -134,6 +132,20 @@ def _figures(probabilities: np.ndarray, rows: Judged) -> dict[str, Any]:
         "ece": error,
         "log_loss": metrics.log_loss(probabilities, rows.labels, rows.weights),
         "bins": bins,
+    }
+
+
+def _reliability(calibrator: Calibrator, logits: np.ndarray, rows: Judged) -> dict[str, Any]:
+    """What `CalibrationEvaluation.reliability_after` keeps; empty without rows."""
+    if not rows.rows:
+        return {}
+    probabilities = calibrator.predict_proba(logits)
+    _, bins = metrics.ece(probabilities, rows.labels, rows.weights)
+    return {
+        "ece_debiased": metrics.debiased_ece(bins),
+        "ece_floor": metrics.ece_floor(probabilities, rows.weights),
+        "brier_skill": metrics.brier_skill(probabilities, rows.labels, rows.weights),
+        "labels": metrics.label_reliability(probabilities, rows.labels, rows.weights),
     }
 
 

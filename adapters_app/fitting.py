@@ -19,6 +19,7 @@ from adapters_app.nli import anchors as general_anchors
 from adapters_app.nli import metrics
 from adapters_app.nli.artifact import Artifact
 from adapters_app.nli.base_model import Base
+from adapters_app.nli.calibration import MIN_ROWS as CALIBRATION_ROWS
 from adapters_app.nli.calibration import Identity
 from adapters_app.nli.config import TrainConfig
 from adapters_app.nli.data import Example, Pair
@@ -197,7 +198,7 @@ def _epoch_figures(
 ) -> list[dict[str, Any]]:
     """Per epoch: mean training loss, out-of-fold figures, and the loss the epoch is chosen by."""
     known = evaluation.judged(rows)
-    enough = len(known.rows) >= evaluation.CALIBRATION_ROWS
+    enough = len(known.rows) >= CALIBRATION_ROWS
     # Too few rows of known probability to choose by: then by all rows alike.
     on = known.index if enough else np.arange(len(rows))
     labels = evaluation.label_columns(rows)[on]

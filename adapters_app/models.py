@@ -190,6 +190,7 @@ class CalibrationEvaluation(models.Model):
     class Method(models.TextChoices):
         NONE = "none", "none"
         TEMPERATURE = "temperature", "temperature scaling"
+        BCTS = "bcts", "bias-corrected temperature scaling"
         PLATT = "platt", "Platt scaling"
 
     version = models.ForeignKey(
@@ -215,7 +216,19 @@ class CalibrationEvaluation(models.Model):
     log_loss_after = models.FloatField()
     bins_before = models.JSONField()
     bins_after = models.JSONField()
+    # Empty in rows of releases that did not measure it.
+    reliability_before = models.JSONField(
+        default=dict,
+        help_text="{ece_debiased, ece_floor, brier_skill, labels: {label: bins}}; "
+        "see nli.metrics for what each means.",
+    )
+    reliability_after = models.JSONField(
+        default=dict, help_text="The same of the calibrated probabilities."
+    )
     candidates = models.JSONField(default=dict, help_text="{method: cross-validated log loss}")
+    not_tried = models.JSONField(
+        default=dict, help_text="{method: what it needs} of those that too few rows left out."
+    )
     replaces = models.ForeignKey(
         "self",
         null=True,

@@ -406,6 +406,39 @@ def test_a_version_shows_its_evidence_with_every_n(rita, make_version):
     assert "fitted on 200 out-of-fold pairs" in page
 
 
+def test_a_version_shows_how_far_its_probabilities_can_be_trusted(rita, trainer, make_version):
+    version = make_version()
+    before = text_of(rita.get(url(version)))
+    assert "Brier score 0.500 0.400" in before
+    assert "Brier skill" not in before  # a calibrator of an earlier release
+    rng = np.random.default_rng(1)
+    probabilities = rng.dirichlet([1, 1, 1], 200)
+    labels = rng.integers(0, 3, 200)
+    reliability = {
+        "ece_debiased": 0.021,
+        "ece_floor": 0.034,
+        "brier_skill": 0.125,
+        "labels": metrics.label_reliability(probabilities, labels),
+    }
+    fit_again(
+        version,
+        trainer,
+        method="bcts",
+        reliability_before=reliability | {"brier_skill": -0.25},
+        reliability_after=reliability,
+        not_tried={"platt": "needs 180 rows"},
+    )
+    response = rita.get(url(version))
+    page = text_of(response)
+    assert "Bias-corrected temperature scaling, fitted on 300" in page
+    assert "ECE, debiased 0.021 0.021" in page
+    assert "ECE of a perfect model here 0.034 0.034" in page
+    assert "Brier skill −0.250 +0.125" in page
+    assert "platt needs 180 rows" in page
+    drawn = response.context["label_reliability_figure"]["data"]
+    assert [line["name"] for line in drawn] == ["perfect", "supports", "refutes", "neutral"]
+
+
 def test_an_inconclusive_verdict_says_how_many_more_pairs_would_decide(rita, make_version):
     version = make_version(verdict="inconclusive")
     assert "About 140 more reviewed pairs would decide it." in text_of(rita.get(url(version)))

@@ -7,6 +7,7 @@ import pytest
 from django.contrib.staticfiles import finders
 
 from adapters_app import charts
+from corrections.labels import LABELS
 
 BINS = [
     {"low": 0.0, "high": 0.5, "count": 0},
@@ -52,10 +53,11 @@ def accepted_by_plotly(figure):
         charts.loss_curve([[1, 1.1], [2, 0.9], [3, 0.8]]),
         charts.epochs(METRICS),
         charts.reliability(BINS, BINS),
+        charts.label_reliability({label.value: BINS for label in LABELS}),
         charts.differences([("against v1", DIFFERENCE)]),
         charts.guard(PHENOMENA, a="v1", b="v2"),
     ],
-    ids=["loss", "epochs", "reliability", "differences", "guard"],
+    ids=["loss", "epochs", "reliability", "labels", "differences", "guard"],
 )
 def test_plotly_accepts_every_figure(figure):
     assert accepted_by_plotly(figure).data
@@ -67,6 +69,7 @@ def test_plotly_accepts_every_figure(figure):
         charts.loss_curve([]),
         charts.epochs({}),
         charts.reliability([], []),
+        charts.label_reliability({}),
         charts.differences([("against v1", {"estimate": 0.1, "low": None, "high": None})]),
         charts.guard({}, a="v1", b="v2"),
     ],

@@ -90,6 +90,12 @@ def test_a_run_ends_with_a_version_its_calibrator_and_its_evidence(carry_out, mo
     calibration = version.calibrations.get()
     assert calibration.rows == 180
     assert calibration.log_loss_after <= calibration.log_loss_before
+    assert set(calibration.candidates) == {"none", "temperature", "bcts", "platt"}
+    after = calibration.reliability_after
+    assert after["ece_debiased"] <= calibration.ece_after
+    assert after["ece_floor"] > 0
+    assert after["brier_skill"] > calibration.reliability_before["brier_skill"]
+    assert sum(row["count"] for row in after["labels"]["refutes"]) == 180
     evidence = evidence_of(run)
     assert (evidence.rows, evidence.groups, evidence.incumbent) == (180, 30, None)
     assert evidence.candidate_calibration == calibration
@@ -148,6 +154,7 @@ def test_without_known_probabilities_nothing_is_claimed(carry_out):
     run = carry_out()
     evidence, calibration = evidence_of(run), run.produced.calibrations.get()
     assert (calibration.method, calibration.rows) == ("none", 0)
+    assert calibration.reliability_after == {}
     assert (evidence.rows, evidence.figures["against_incumbent"]) == (0, None)
     assert evidence.verdict in {"inconclusive", "worse"}  # worse only where the guard set fell
     assert evidence.advice == [evaluation.NO_KNOWN_ROWS]
