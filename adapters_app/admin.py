@@ -20,7 +20,7 @@ from django.views.decorators.http import require_POST, require_safe
 from django_q.models import OrmQ, Schedule, Task
 from django_q.status import Stat
 
-from adapters_app import charts, evidence, liveness, registry, training, triggers
+from adapters_app import charts, evidence, label_review, liveness, registry, training, triggers
 from adapters_app.forms import PromoteForm, ReleaseForm, RequestTrainingForm
 from adapters_app.models import (
     AdapterVersion,
@@ -38,8 +38,8 @@ Verdict = ShadowEvaluation.Verdict
 
 # How many of its last tasks the queue page lists.
 LAST_TASKS = 25
-# How many doubtful verdicts a version's page lists.
-SHOWN_SUSPICIOUS = 20
+# How many doubtful verdicts a page lists; so many are reviewed at a sitting.
+SHOWN_DOUBTS = 20
 
 
 def allow(request: HttpRequest, permission: str) -> User:
@@ -331,6 +331,7 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
         return [
             ("<int:pk>/promote/", self.promote_view, "promote"),
             ("<int:pk>/evaluate/", self.evaluate_view, "evaluate"),
+            ("labels/", self.labels_view, "labels"),
         ]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[AdapterVersion]:
@@ -410,6 +411,7 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
         evaluation = _first(found for found in evaluations if not chosen or str(found.pk) == chosen)
         serving = registry.serving()
         calibration = version.calibrations.first()
+        doubts = label_review.doubts(version, SHOWN_DOUBTS)
         return self.page(
             request,
             "detail",
@@ -428,10 +430,28 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
             label_reliability_figure=calibration
             and charts.label_reliability(calibration.reliability_after.get("labels", {})),
             epochs_figure=charts.epochs(version.metrics),
-            suspicious=version.metrics.get("suspicious", [])[:SHOWN_SUSPICIOUS],
+            doubts=doubts,
+            review_url=label_review.review_url(doubts),
             promotions=version.promotions.select_related("by"),
             with_charts=True,
             **evidence.context(evaluation),
+        )
+
+    @method_decorator(require_safe)
+    def labels_view(self, request: HttpRequest) -> HttpResponse:
+        """For curators, who need not see releases: whose verdicts, and which, are in doubt."""
+        allow(request, "corrections.review_correction")
+        version = label_review.newest_version()
+        doubts = label_review.doubts(version, SHOWN_DOUBTS) if version else []
+        return self.page(
+            request,
+            "labels",
+            "Labels in doubt",
+            trail=[("Corrections", reverse("admin:corrections_correction_changelist"))],
+            version=version,
+            annotators=version.metrics.get("annotators", []) if version else [],
+            doubts=doubts,
+            review_url=label_review.review_url(doubts),
         )
 
     def promote_view(self, request: HttpRequest, pk: int) -> HttpResponse:

@@ -7,14 +7,14 @@ Imported by what runs in the trainer's process only (numpy, scipy).
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from adapters_app import snapshots
 from adapters_app.models import AdapterVersion, CalibrationEvaluation, ShadowEvaluation, Snapshot
-from adapters_app.nli import metrics
+from adapters_app.nli import label_noise, metrics
 from adapters_app.nli.calibration import Calibrator, Identity, choose, from_dict
 from adapters_app.nli.guard import GuardSet
 from adapters_app.registry import NewCalibration, NewEvaluation
@@ -25,9 +25,9 @@ Verdict = ShadowEvaluation.Verdict
 LISTED_FLIPS = 500
 GUARD_LEVEL = 0.05  # one-sided evidence of a loss on the guard set that blocks
 WANTED_ACCURACY = 0.85  # the documents' wish; advice, not a gate
-# A verdict is suspicious if models that never saw its page almost rule its label out …
-SUSPICIOUS_BELOW = 0.05
-LISTED_SUSPICIOUS = 50
+# Every verdict is ranked; a version keeps the fifth worth reading, of huge snapshots less.
+SUSPICIOUS_SHARE = 0.2
+LISTED_SUSPICIOUS = 2000
 NO_KNOWN_ROWS = (
     "No row has a known sampling probability, so nothing can be said about accuracy: what people "
     "choose to report is biased. Review drawn samples, or import a complete set."
@@ -234,10 +234,13 @@ def figures_on(probabilities: np.ndarray, rows: Sequence[SnapshotRow]) -> dict[s
 
 
 def suspicious(probabilities: np.ndarray, rows: Sequence[SnapshotRow]) -> list[dict[str, Any]]:
-    """Verdicts whose label the out-of-fold probabilities (n, 3) almost rule out, worst first."""
-    labels = label_columns(rows)
-    given = probabilities[np.arange(len(labels)), labels]
-    doubtful = [i for i in np.argsort(given) if given[i] < SUSPICIOUS_BELOW]
+    """The fifth of all verdicts that models which never saw their page doubt most, worst first.
+
+    Args:
+        probabilities: (n, 3) of the n rows, out of fold.
+    """
+    given = label_noise.self_confidence(probabilities, label_columns(rows))
+    listed = min(LISTED_SUSPICIOUS, math.ceil(SUSPICIOUS_SHARE * len(rows)))
     return [
         {
             "correction_id": rows[i].correction_id,
@@ -245,8 +248,38 @@ def suspicious(probabilities: np.ndarray, rows: Sequence[SnapshotRow]) -> list[d
             "predicted": LABELS[int(probabilities[i].argmax())].value,
             "probability_of_label": float(given[i]),
         }
-        for i in doubtful[:LISTED_SUSPICIOUS]
+        for i in np.argsort(given, kind="stable")[:listed]
     ]
+
+
+def annotators(probabilities: np.ndarray, rows: Sequence[SnapshotRow]) -> list[dict[str, Any]]:
+    """Each annotator's verdicts against what the siblings expect, the most careless first.
+
+    `expected` is the confirm rate of a person who labels as the siblings think; those who only
+    report what they choose to may well differ from it.
+
+    Args:
+        probabilities: (n, 3) of the n rows, out of fold.
+    """
+    given = label_noise.self_confidence(probabilities, label_columns(rows))
+    shown = np.array([Label(row.predicted_label).column for row in rows], dtype=int)
+    believed = label_noise.self_confidence(probabilities, shown)
+    confirmed = np.array([row.label == row.predicted_label for row in rows])
+    by_name: dict[str, list[int]] = defaultdict(list)
+    for i, row in enumerate(rows):
+        by_name[row.annotator].append(i)
+    found = [
+        {
+            "annotator": name,
+            "n": len(own),
+            "confirmed": float(confirmed[own].mean()),
+            "expected": float(believed[own].mean()),
+            "agreement": float(given[own].mean()),
+            "careless": asdict(label_noise.careless_share(given[own], confirmed[own])),
+        }
+        for name, own in by_name.items()
+    ]
+    return sorted(found, key=lambda person: -person["careless"]["mean"])
 
 
 def finite(value: Any) -> Any:

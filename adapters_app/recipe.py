@@ -259,6 +259,7 @@ def _metrics(
             "chosen_epoch": fitted.chosen_epoch,
             "out_of_fold": evaluation.figures_on(probabilities, work.rows),
             "suspicious": evaluation.suspicious(probabilities, work.rows),
+            "annotators": evaluation.annotators(probabilities, work.rows),
         }
     )
 

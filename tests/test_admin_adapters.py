@@ -28,6 +28,8 @@ from adapters_app.nli import metrics
 from adapters_app.nli.config import PRESETS, TrainConfig
 from corrections import intake
 from corrections.labels import LABELS
+from corrections.models import Correction
+from tests.verdicts import accept
 from tests.versions import promote, register, write_adapter
 
 pytest_plugins = ("tests.serving",)
@@ -847,3 +849,79 @@ def test_pages_need_no_inline_script_and_no_other_host(pages):
         markup.feed(response.content.decode())
         assert not markup.faults, path
         assert not markup.unlabelled(), path
+
+
+# --- Labels in doubt ------------------------------------------------------------------------------
+
+LABELS_IN_DOUBT = f"{VERSIONS}labels/"
+
+
+@pytest.fixture
+def doubted(on_tiny, trainer, tiny_model):
+    """Three verdicts, two of them doubted by v1, and what v1 says of who gave them."""
+    rows = accept(3, pages=3)
+    digest = storage.put(on_tiny / write_adapter(on_tiny, tiny_model, seed=1))
+    register(
+        trainer,
+        1,
+        digest,
+        tiny_model,
+        metrics={
+            "suspicious": [
+                {
+                    "correction_id": row.pk,
+                    "label": row.correct_label,
+                    "predicted": "neutral",
+                    "probability_of_label": 0.031,
+                }
+                for row in rows[:2]
+            ],
+            "annotators": [
+                {
+                    "annotator": "samuel",
+                    "n": 40,
+                    "confirmed": 0.975,
+                    "expected": 0.4125,
+                    "agreement": 0.4,
+                    "careless": {"mean": 0.71, "low": 0.52, "high": 0.88},
+                }
+            ],
+        },
+    )
+    return rows
+
+
+def test_a_curator_reads_which_labels_and_whose_are_in_doubt(curt, doubted):
+    response = curt.get(LABELS_IN_DOUBT)
+    page = text_of(response)
+    assert "samuel 40 97.5 % 41.2 % 40.0 % 71.0 % (52 % to 88 %)" in page
+    assert f"#{doubted[0].pk} study 0 of the drug the drug is safe in 0 supports 3.1 %" in page
+    listed = curt.get(response.context["review_url"]).context["cl"].result_list
+    assert {row.pk for row in listed} == {doubted[0].pk, doubted[1].pk}
+    assert "Labels in doubt" in text_of(curt.get(INDEX))
+
+
+def test_a_doubt_that_was_settled_says_so(curt, rita, curator, doubted):
+    intake.review([doubted[0].pk], by=curator, status="rejected")
+    Correction.objects.filter(pk=doubted[1].pk).update(
+        correct_label="supports", verdict="corrected"
+    )
+    for page in (text_of(curt.get(LABELS_IN_DOUBT)), text_of(rita.get(url(newest())))):
+        assert "supports (now rejected) 3.1 %" in page
+        assert "refutes (now supports) 3.1 %" in page
+
+
+def newest():
+    return AdapterVersion.objects.get(number=1)
+
+
+def test_what_is_said_of_annotators_is_for_curators_alone(rita, tina, doubted):
+    for other in (rita, tina):
+        assert other.get(LABELS_IN_DOUBT).status_code == 403
+        assert "samuel" not in text_of(other.get(url(newest())))
+        assert "Labels in doubt" not in text_of(other.get(INDEX))
+        assert "annotators" not in other.get("/api/v1/adapters/v1").json()["metrics"]
+
+
+def test_before_any_training_no_label_is_in_doubt(curt):
+    assert "Nothing can be said yet" in text_of(curt.get(LABELS_IN_DOUBT))
