@@ -63,7 +63,7 @@ def careless_share(given: np.ndarray, confirmed: np.ndarray) -> CarelessShare:
 
 def _shares() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Three shares that sum to 1, on an even grid inside the triangle; each (points,)."""
-    stamps, guesses = np.meshgrid(np.arange(_GRID), np.arange(_GRID), indexing="ij")
-    inside = stamps + guesses < _GRID
-    stamps, guesses = (stamps[inside] + 1 / 3) / _GRID, (guesses[inside] + 1 / 3) / _GRID
+    row, column = np.meshgrid(np.arange(_GRID), np.arange(_GRID), indexing="ij")
+    inside = row + column < _GRID
+    stamps, guesses = (row[inside] + 1 / 3) / _GRID, (column[inside] + 1 / 3) / _GRID
     return 1 - stamps - guesses, stamps, guesses
