@@ -25,6 +25,7 @@ from adapters_app.forms import PromoteForm, ReleaseForm, RequestTrainingForm
 from adapters_app.models import (
     AdapterVersion,
     CalibrationEvaluation,
+    LearningCurve,
     Promotion,
     Serving,
     ShadowEvaluation,
@@ -432,6 +433,7 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
             epochs_figure=charts.epochs(version.metrics),
             doubts=doubts,
             review_url=label_review.review_url(doubts),
+            curve=version.snapshot.curves.first(),
             promotions=version.promotions.select_related("by"),
             with_charts=True,
             **evidence.context(evaluation),
@@ -543,6 +545,60 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
     def _version(self, request: HttpRequest, pk: int) -> AdapterVersion:
         versions = self.get_queryset(request).select_related("snapshot", "run", "created_by")
         return get_object_or_404(versions, pk=pk)
+
+
+@admin.register(LearningCurve)
+class LearningCurveAdmin(ReadOnlyAdmin):
+    """What more verdicts would bring; `manage.py learning_curve` measures it."""
+
+    list_title = "Learning curves"
+    list_display = ("title", "measured_on", "expected", "requested_by", "when", "took")
+    list_select_related = ("snapshot", "created_by")
+
+    @admin.display(description="curve", ordering="id")
+    def title(self, curve: LearningCurve) -> str:
+        return f"Curve {curve.pk}"
+
+    @admin.display(description="measured on", ordering="snapshot__rows")
+    def measured_on(self, curve: LearningCurve) -> str:
+        return f"{curve.snapshot.rows} verdicts"
+
+    @admin.display(description="what more would bring")
+    def expected(self, curve: LearningCurve) -> str:
+        return str(curve.projections["accuracy"]["sentence"])
+
+    @admin.display(description="by", ordering="created_by__username")
+    def requested_by(self, curve: LearningCurve) -> str:
+        return str(curve.created_by)
+
+    @admin.display(description="made", ordering="created_at")
+    def when(self, curve: LearningCurve) -> str:
+        return moment(curve.created_at)
+
+    @admin.display(description="took", ordering="seconds")
+    def took(self, curve: LearningCurve) -> str:
+        return duration(curve.seconds)
+
+    @method_decorator(require_safe)
+    def detail_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        allow(request, "adapters_app.view_learningcurve")
+        curves = LearningCurve.objects.select_related("snapshot", "created_by")
+        curve = get_object_or_404(curves, pk=number(object_id))
+        drawn = {
+            measure: charts.learning_curve(
+                curve.points, projection, measure=measure, now=curve.snapshot.rows
+            )
+            for measure, projection in curve.projections.items()
+        }
+        return self.page(
+            request,
+            "detail",
+            f"Learning curve {curve.pk}",
+            curve=curve,
+            accuracy_figure=drawn["accuracy"],
+            macro_f1_figure=drawn["macro_f1"],
+            with_charts=True,
+        )
 
 
 @admin.register(Promotion)

@@ -257,6 +257,67 @@ def _bins(
     }
 
 
+def learning_curve(
+    points: Sequence[Mapping[str, Any]], projection: Mapping[str, Any], *, measure: str, now: int
+) -> Figure:
+    """A figure by the number of verdicts learnt from, and what more of them would bring.
+
+    Args:
+        points, projection: as `LearningCurve` keeps them; `projection` of this measure.
+        measure: “accuracy” or “macro_f1”.
+        now: how many verdicts there are; a dotted line.
+    """
+    ahead = projection["ahead"]
+    sizes = [row["verdicts"] for row in ahead]
+    invisible = {"type": "scatter", "mode": "lines", "x": sizes, "line": {"width": 0}}
+    figure = _figure(
+        [
+            {
+                **invisible,
+                "y": [row["low"] for row in ahead],
+                "showlegend": False,
+                "hoverinfo": "skip",
+            },
+            {
+                **invisible,
+                "y": [row["high"] for row in ahead],
+                "name": "80 % interval",
+                "fill": "tonexty",
+                "fillcolor": "--lyra-busy-bg",
+                "hoverinfo": "skip",
+            },
+            {
+                **_line("expected", sizes, [row["median"] for row in ahead], CANDIDATE),
+                "mode": "lines",
+                "hovertemplate": "%{x} verdicts: %{y:.1%}<extra></extra>",
+            },
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": "measured",
+                "x": [point["verdicts"] for point in points],
+                "y": [point[measure]["value"] for point in points],
+                "error_y": {
+                    "type": "data",
+                    "array": [point[measure]["error"] for point in points],
+                    "color": INCUMBENT,
+                },
+                "marker": {"color": INCUMBENT, "size": 9},
+                "hovertemplate": "%{x} verdicts: %{y:.1%}<extra></extra>",
+            },
+        ],
+        x=_axis("verdicts learnt from", rangemode="tozero"),
+        y=_axis("", tickformat=".0%"),
+    )
+    target = projection["target"]
+    level = {**_upright(0, "--lyra-good"), "xref": "paper", "yref": "y"}
+    figure["layout"]["shapes"] = [
+        _upright(now, "--border-color"),
+        {**level, "x0": 0, "x1": 1, "y0": target, "y1": target},
+    ]
+    return figure
+
+
 def differences(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> Figure | None:
     """Accuracy differences with their 95 % intervals, one line each; left of 0 is a loss.
 

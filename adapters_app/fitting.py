@@ -6,7 +6,7 @@ what comes out does not depend on who ran beside it.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
@@ -97,6 +97,38 @@ def fit(
         epochs=epochs,
         trainable_parameters=released.trainable_parameters,
     )
+
+
+def out_of_fold(
+    base: Base,
+    rows: Sequence[SnapshotRow],
+    config: TrainConfig,
+    *,
+    groups: Collection[int],
+    on_step: Callable[[FitStep], None],
+    on_wait: Callable[[], None],
+) -> np.ndarray:
+    """(rows, 3): each row by a sibling that learnt from those of `groups` outside the row's fold.
+
+    Nothing is released. The epoch is chosen out of fold on all rows, as in `fit`.
+
+    Raises:
+        ValueError: outside some fold these groups have no row to learn from.
+        TrainingDiverged, OutOfMemory, and whatever the callbacks raise.
+    """
+    learnt = [row for row in rows if row.group_id in groups]
+    held = [np.array([i for i, row in enumerate(rows) if row.fold == k]) for k in range(FOLDS)]
+    needed = [k for k in range(FOLDS) if len(held[k])]
+    anchors = Anchors.answered_by(base, general_anchors.load(), on_batch=lambda _: on_wait())
+    jobs = [
+        (_examples(learnt, config, blind_to=k), [rows[i].pair for i in held[k]]) for k in needed
+    ]
+    blind = _side_by_side(base, jobs, anchors, config, on_step=on_step, on_wait=on_wait)
+    siblings = dict(zip(needed, blind, strict=True))
+    logits = _pooled_logits(siblings, held, len(rows), config.epochs)
+    epochs = _epoch_figures(siblings, logits, rows)
+    chosen = min(epochs, key=lambda figures: figures["choice_log_loss"])["epoch"]
+    return logits[chosen - 1]
 
 
 def _side_by_side(

@@ -327,6 +327,32 @@ class ShadowEvaluation(models.Model):
         return f"{self.candidate.name} against {against}: {self.get_verdict_display()}"
 
 
+class LearningCurve(models.Model):
+    """What siblings that learnt from nested parts of a snapshot show, and what more would bring."""
+
+    snapshot = models.ForeignKey(Snapshot, on_delete=models.PROTECT, related_name="curves")
+    base_name = models.CharField(max_length=255)
+    base_fingerprint = models.CharField(max_length=64)
+    config = models.JSONField(help_text="TrainConfig, every field spelled out.")
+    rows = models.PositiveIntegerField(help_text="Rows of known probability, judged at each size.")
+    groups = models.PositiveIntegerField()
+    points = models.JSONField(
+        help_text="[{verdicts, accuracy, macro_f1: {value, error}}, …]; 0 verdicts is the base."
+    )
+    projections = models.JSONField(
+        help_text="{accuracy, macro_f1: {sentence, target, chance, needed, ahead}}"
+    )
+    seconds = models.FloatField(help_text="How long it took.")
+    created_at = models.DateTimeField(auto_now_add=True)
+    created_by = models.ForeignKey(USER, on_delete=models.PROTECT, related_name="+")
+
+    class Meta:
+        ordering = ["-id"]
+
+    def __str__(self) -> str:
+        return f"learning curve {self.pk}"
+
+
 class Serving(models.Model):
     """The one row that says who answers. Only registry.promote() and rollback() write it."""
 

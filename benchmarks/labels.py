@@ -171,7 +171,7 @@ def oracle(clean: Answers, rate: float) -> dict[str, float]:
     return {name: float(np.mean([each[name] for each in drawn])) for name in drawn[0]}
 
 
-def ranked_last(answers: Answers) -> float:
+def ranked_last(answers: Answers, *, simulations: int = SIMULATIONS) -> float:
     """Share of simulations in which the careless one of the annotators looks most careless."""
     rng = np.random.default_rng(0)
     _, pages = np.unique(answers.groups, return_inverse=True)
@@ -179,7 +179,7 @@ def ranked_last(answers: Answers) -> float:
     sound = self_confidence(answers.probabilities, answers.given)
     confirmed = answers.given == answers.shown
     last = 0
-    for _ in range(SIMULATIONS):
+    for _ in range(simulations):
         drawn = np.concatenate(
             [of_page[page] for page in rng.integers(0, len(of_page), len(of_page))]
         )
@@ -190,7 +190,7 @@ def ranked_last(answers: Answers) -> float:
             for person in range(ANNOTATORS)
         ]
         last += int(np.argmax(looks)) == CARELESS
-    return last / SIMULATIONS
+    return last / simulations
 
 
 def figures(bench: Bench, case: Case, *, with_oracle: bool) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from adapters_app.forms import CONFIG_HELP, RequestTrainingForm
 from adapters_app.models import (
     AdapterVersion,
     CalibrationEvaluation,
+    LearningCurve,
     PredictionTally,
     Promotion,
     Serving,
@@ -925,3 +926,59 @@ def test_what_is_said_of_annotators_is_for_curators_alone(rita, tina, doubted):
 
 def test_before_any_training_no_label_is_in_doubt(curt):
     assert "Nothing can be said yet" in text_of(curt.get(LABELS_IN_DOUBT))
+
+
+# --- How much more? -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def curve(trainer, make_version):
+    """A learning curve of the snapshot that v1 learnt from."""
+    projection = {
+        "target": 0.6,
+        "now": {"median": 0.52, "low": 0.5, "high": 0.54},
+        "chance": 0.7,
+        "needed": {"median": 380.0, "low": 300.0, "high": None},
+        "sentence": "About 180 more verdicts to reach an accuracy of 0.60.",
+        "ahead": [{"verdicts": n, "median": 0.5, "low": 0.4, "high": 0.6} for n in (0, 800)],
+    }
+    return LearningCurve.objects.create(
+        snapshot=make_version().snapshot,
+        base_name="minilm-nli",
+        base_fingerprint="7" * 64,
+        config=TrainConfig().to_dict(),
+        rows=190,
+        groups=40,
+        points=[
+            {
+                "verdicts": size,
+                "accuracy": {"value": 0.4 + size / 1000, "error": 0.02},
+                "macro_f1": {"value": 0.3, "error": 0.03},
+            }
+            for size in (0, 80, 160)
+        ],
+        projections={
+            "accuracy": projection,
+            "macro_f1": projection | {"sentence": "More of this kind will not get there."},
+        },
+        seconds=192.0,
+        created_by=trainer,
+    )
+
+
+def test_a_curve_says_what_more_verdicts_would_bring(rita, curve):
+    listed = text_of(rita.get("/admin/adapters_app/learningcurve/"))
+    assert "200 verdicts About 180 more verdicts to reach an accuracy of 0.60. tina" in listed
+    response = rita.get(f"/admin/adapters_app/learningcurve/{curve.pk}/change/")
+    page = text_of(response)
+    assert "More of this kind will not get there." in page
+    assert "it took 3 min 12 s" in page
+    assert "the base 40.0 % ± 2.0 % 30.0 % ± 3.0 %" in page
+    assert "160 56.0 % ± 2.0 %" in page
+    assert response.context["accuracy_figure"]["data"]
+    assert "About 180 more verdicts" in text_of(rita.get(url(newest())))
+
+
+def test_curves_are_for_those_who_see_releases(curt, curve):
+    assert curt.get("/admin/adapters_app/learningcurve/").status_code == 403
+    assert curt.get(f"/admin/adapters_app/learningcurve/{curve.pk}/change/").status_code == 403

@@ -14,10 +14,12 @@ PACKAGES = ("corrections", "adapters_app", "inference", "lyra_site")
 HEAVY = ("torch", "transformers", "peft", "sklearn", "scipy", "sentence_transformers")
 # May import torch when imported: the recipe, and the commands that are a process to train in.
 TRAINING = {
+    "adapters_app.curves",
     "adapters_app.recipe",
     "adapters_app.evaluation",
     "adapters_app.fitting",
     "adapters_app.management.commands.calibrate",
+    "adapters_app.management.commands.learning_curve",
     "adapters_app.management.commands.run_training",
     "adapters_app.management.commands.train_base",
 }
