@@ -29,9 +29,6 @@ import numpy as np
 from django.core.management import call_command
 from rich.console import Console
 from rich.table import Table
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 import benchmarks.home  # noqa: F401  Django first
 
@@ -42,10 +39,10 @@ from adapters_app.nli.base_model import BUNDLED, Base, load_base
 from adapters_app.nli.calibration import Identity
 from adapters_app.nli.config import TrainConfig
 from adapters_app.nli.data import Pair
-from adapters_app.nli.embedding import SentenceEncoder
 from adapters_app.nli.learning_curve import Measured, Projection, Range
 from adapters_app.nli.predict import Predictor
 from adapters_app.snapshots import SnapshotRow
+from benchmarks.probe import Probe, features
 from benchmarks.protocol import Split, User, split, training_set
 from benchmarks.rows import Row, read
 from corrections.labels import Label
@@ -90,45 +87,20 @@ class Adapter:
         return predictor.probabilities(asked).argmax(1)
 
 
-class Probe:
-    """Logistic regression on what the base and the sentence encoder say of a pair."""
+class Quick:
+    """The probe; without data it is no base."""
 
-    def __init__(self, features: dict[Pair, np.ndarray]) -> None:
-        self._features = features
+    def __init__(self, probe: Probe) -> None:
+        self._probe = probe
 
     def base(self, pairs: Sequence[Pair]) -> np.ndarray | None:
-        """A probe without data is no base."""
         return None
 
     def out_of_fold(self, rows: Sequence[SnapshotRow], groups: set[int]) -> np.ndarray:
-        predicted = np.empty(len(rows), dtype=int)
-        folds = np.array([row.fold for row in rows])
-        for fold in np.unique(folds):
-            seen = [row for row in rows if row.group_id in groups and row.fold != fold]
-            held = np.flatnonzero(folds == fold)
-            predicted[held] = self.learnt(seen, [rows[i].pair for i in held])
-        return predicted
+        return self._probe.out_of_fold(rows, groups).argmax(1)
 
     def learnt(self, rows: Sequence[SnapshotRow], asked: Sequence[Pair]) -> np.ndarray:
-        model: Pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
-        labels = evaluation.label_columns(rows)
-        return model.fit(self._of([row.pair for row in rows]), labels).predict(self._of(asked))
-
-    def _of(self, pairs: Sequence[Pair]) -> np.ndarray:
-        return np.stack([self._features[pair] for pair in pairs])
-
-
-def features(rows: Sequence[Row], base: Base, cache: Path) -> dict[Pair, np.ndarray]:
-    """Pair → base's logits, |u - v| and u · v of the two sentence embeddings; kept in `cache`."""
-    pairs = [(row["premise"], row["hypothesis"]) for row in rows]
-    if not cache.exists():
-        encoder = SentenceEncoder()
-        premises, hypotheses = (encoder.embed(list(texts)) for texts in zip(*pairs, strict=True))
-        logits = Predictor(base).logits(pairs)
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        both = [logits, np.abs(premises - hypotheses), premises * hypotheses]
-        np.save(cache, np.concatenate(both, axis=1))
-    return dict(zip(pairs, np.load(cache), strict=True))
+        return self._probe.learnt(rows, asked).argmax(1)
 
 
 def back_test(
@@ -251,7 +223,8 @@ def main() -> None:
         rows = read([path])
         if options.learner == "probe":
             kept = options.cache / f"{stream}.npy"
-            learners = {seed: Probe(features(rows, base, kept)) for seed in range(options.seeds)}
+            quick = Quick(Probe(features(rows, base, kept)))
+            learners: dict[int, Learner] = dict.fromkeys(range(options.seeds), quick)
         else:
             learners = {
                 seed: Adapter(base, replace(TrainConfig(), seed=seed))

@@ -1,24 +1,28 @@
 """Bad labels on real data: are exchanged labels ranked first, and a careless annotator last?
 
-    python benchmarks/labels.py --data DIR [--stream NAME …] [--verdicts N …] [--seed 0]
-        [--noise none flips-10 flips-20 stamps] [--cache DIR] [--out FILE]
+    python benchmarks/labels.py --data DIR [--stream NAME …] [--verdicts N …] [--seeds 1]
+        [--learner adapter|probe] [--noise none flips-10 flips-20 stamps] [--cache DIR] [--out FILE]
 
 DIR has stream/*.jsonl.gz (premise, hypothesis, label, group). N pairs of a stream, drawn at random,
 are judged. Of the verdicts a tenth or a fifth get another label at random (flips-10, flips-20), or
 the last of four annotators confirms whatever the model said (stamps). The five siblings are trained
 on what was said by the project's own functions, and their out-of-fold probabilities kept in the
-cache: a case that is there is not trained again. The oracle ranks flips by siblings trained and
-calibrated on the true labels (none), mean over 200 draws of the flips. The annotators' ranking is
-simulated 400 times from the case's own answers: sources are drawn with replacement, the verdicts of
-the careful three dealt out anew.
+cache: a case that is there is not trained again. A logistic probe on frozen features may stand in
+for the siblings: seconds instead of minutes, and other figures.
+
+The oracle ranks flips by siblings trained and calibrated on the true labels (none), mean over 200
+draws of the flips. The annotators' ranking is simulated 400 times from the case's own answers:
+sources are drawn with replacement, the verdicts of the careful three dealt out anew.
 """
 
 import argparse
 import json
 import random
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +44,7 @@ from adapters_app.nli.calibration import Identity
 from adapters_app.nli.config import TrainConfig
 from adapters_app.nli.label_noise import careless_share, self_confidence
 from adapters_app.nli.predict import Predictor
+from benchmarks.probe import Probe, features
 from benchmarks.protocol import User, Verdict, training_set
 from benchmarks.rows import Row, read
 from corrections.labels import LABELS, Label
@@ -61,10 +66,11 @@ class Case:
     verdicts: int
     noise: str
     seed: int
+    learner: str = "adapter"
 
     @property
     def name(self) -> str:
-        return f"{self.stream}-{self.verdicts}-{self.noise}-{self.seed}"
+        return f"{self.learner}-{self.stream}-{self.verdicts}-{self.noise}-{self.seed}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,21 +105,27 @@ class Bench:
             return Answers(**stored)
 
     def _train(self, case: Case) -> Answers:
-        rows = read([self.data / "stream" / f"{case.stream}.jsonl.gz"])
-        rows = random.Random(case.seed).sample(rows, min(case.verdicts, len(rows)))
-        logits = Predictor(self.base).logits([(row["premise"], row["hypothesis"]) for row in rows])
-        shown = logits.argmax(1)
+        stream = read([self.data / "stream" / f"{case.stream}.jsonl.gz"])
+        rows = random.Random(case.seed).sample(stream, min(case.verdicts, len(stream)))
+        pairs = [(row["premise"], row["hypothesis"]) for row in rows]
+        base_logits = Predictor(self.base).logits(pairs)
+        shown = base_logits.argmax(1)
         truth = np.array([Label(row["label"]).column for row in rows])
         given, annotators = spoilt(case, truth, shown)
         said = [{**row, "label": LABELS[k].value} for row, k in zip(rows, given, strict=True)]
-        frozen = training_set(_verdicts(said, logits, case.seed))
+        frozen = training_set(_verdicts(said, base_logits, case.seed))
         at = {(row["premise"], row["hypothesis"]): i for i, row in enumerate(rows)}
         index = np.array([at[row.pair] for row in frozen])  # doors may refuse some
-        config = replace(TrainConfig(), seed=case.seed)
-        fitted = fit(self.base, frozen, config, on_step=_go_on, on_wait=_go_on)
-        calibrator, _ = evaluation.calibrate(fitted.logits, evaluation.judged(frozen))
+        if case.learner == "probe":
+            known = features(stream, self.base, self.cache / f"{case.stream}.npy")
+            every = {row.group_id for row in frozen}
+            logits = np.log(Probe(known).out_of_fold(frozen, every) + 1e-6)
+        else:
+            config = replace(TrainConfig(), seed=case.seed)
+            logits = fit(self.base, frozen, config, on_step=_go_on, on_wait=_go_on).logits
+        calibrator, _ = evaluation.calibrate(logits, evaluation.judged(frozen))
         return Answers(
-            probabilities=calibrator.predict_proba(fitted.logits),
+            probabilities=calibrator.predict_proba(logits),
             given=given[index],
             truth=truth[index],
             shown=shown[index],
@@ -213,24 +225,35 @@ def figures(bench: Bench, case: Case, *, with_oracle: bool) -> dict[str, Any]:
 
 
 def table(results: Sequence[dict[str, Any]]) -> Table:
-    """One line per case."""
+    """One line per stream, size and noise: means over the seeds."""
     shown = Table(title="doubts about labels and about annotators")
     for column in ("stream", "noise"):
         shown.add_column(column, no_wrap=True)
     for column in ("n", "wrong", "accuracy", "AUROC", "oracle", "found", "oracle", "last"):
         shown.add_column(column, justify="right", no_wrap=True)
+    cases: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for row in results:
-        bound = row.get("oracle", {})
-        told = (row.get("auroc"), bound.get("auroc"), row.get("found"), bound.get("found"))
-        cells = (row["accuracy"], *told, row.get("ranked_last"))
+        cases[row["stream"], row["verdicts"], row["noise"]].append(row)
+    for (stream, _, noise), rows in cases.items():
+        bounds = [row.get("oracle", {}) for row in rows]
         shown.add_row(
-            row["stream"],
-            row["noise"],
-            str(row["n"]),
-            str(row["wrong"]),
-            *("–" if value is None else f"{value:.3f}" for value in cells),
+            stream,
+            noise,
+            _mean(rows, "n", digits=0),
+            _mean(rows, "wrong", digits=0),
+            _mean(rows, "accuracy"),
+            _mean(rows, "auroc"),
+            _mean(bounds, "auroc"),
+            _mean(rows, "found"),
+            _mean(bounds, "found"),
+            _mean(rows, "ranked_last"),
         )
     return shown
+
+
+def _mean(rows: Sequence[dict[str, Any]], name: str, *, digits: int = 3) -> str:
+    values = [row[name] for row in rows if name in row]
+    return f"{np.mean(values):.{digits}f}" if values else "–"
 
 
 def main() -> None:
@@ -239,7 +262,8 @@ def main() -> None:
     parser.add_argument("--stream", nargs="+", help="only these")
     parser.add_argument("--verdicts", type=int, nargs="+", default=[300, 1000])
     parser.add_argument("--noise", nargs="+", choices=NOISES, default=list(NOISES))
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--learner", choices=["adapter", "probe"], default="adapter")
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--base", default=BUNDLED)
     results = ROOT / "benchmarks" / "results"
     parser.add_argument("--cache", type=Path, default=results / "labels")
@@ -252,8 +276,8 @@ def main() -> None:
     found = []
     for verdicts in options.verdicts:
         for stream in options.stream or streams:
-            for noise in options.noise:
-                case = Case(stream, verdicts, noise, options.seed)
+            for noise, seed in product(options.noise, range(options.seeds)):
+                case = Case(stream, verdicts, noise, seed, options.learner)
                 found.append(figures(bench, case, with_oracle="none" in options.noise))
                 print(found[-1], file=sys.stderr, flush=True)
     Console(width=120).print(table(found))
