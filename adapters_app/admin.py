@@ -20,11 +20,12 @@ from django.views.decorators.http import require_POST, require_safe
 from django_q.models import OrmQ, Schedule, Task
 from django_q.status import Stat
 
-from adapters_app import charts, evidence, liveness, registry, training, triggers
+from adapters_app import charts, evidence, label_review, liveness, registry, training, triggers
 from adapters_app.forms import PromoteForm, ReleaseForm, RequestTrainingForm
 from adapters_app.models import (
     AdapterVersion,
     CalibrationEvaluation,
+    LearningCurve,
     Promotion,
     Serving,
     ShadowEvaluation,
@@ -38,8 +39,8 @@ Verdict = ShadowEvaluation.Verdict
 
 # How many of its last tasks the queue page lists.
 LAST_TASKS = 25
-# How many doubtful verdicts a version's page lists.
-SHOWN_SUSPICIOUS = 20
+# How many doubtful verdicts a page lists; so many are reviewed at a sitting.
+SHOWN_DOUBTS = 20
 
 
 def allow(request: HttpRequest, permission: str) -> User:
@@ -331,6 +332,7 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
         return [
             ("<int:pk>/promote/", self.promote_view, "promote"),
             ("<int:pk>/evaluate/", self.evaluate_view, "evaluate"),
+            ("labels/", self.labels_view, "labels"),
         ]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[AdapterVersion]:
@@ -410,6 +412,7 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
         evaluation = _first(found for found in evaluations if not chosen or str(found.pk) == chosen)
         serving = registry.serving()
         calibration = version.calibrations.first()
+        doubts = label_review.doubts(version, SHOWN_DOUBTS)
         return self.page(
             request,
             "detail",
@@ -425,11 +428,32 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
             newer=_newer(serving, version),
             reliability_figure=calibration
             and charts.reliability(calibration.bins_before, calibration.bins_after),
+            label_reliability_figure=calibration
+            and charts.label_reliability(calibration.reliability_after.get("labels", {})),
             epochs_figure=charts.epochs(version.metrics),
-            suspicious=version.metrics.get("suspicious", [])[:SHOWN_SUSPICIOUS],
+            doubts=doubts,
+            review_url=label_review.review_url(doubts),
+            curve=version.snapshot.curves.first(),
             promotions=version.promotions.select_related("by"),
             with_charts=True,
             **evidence.context(evaluation),
+        )
+
+    @method_decorator(require_safe)
+    def labels_view(self, request: HttpRequest) -> HttpResponse:
+        """For curators, who need not see releases: whose verdicts, and which, are in doubt."""
+        allow(request, "corrections.review_correction")
+        version = label_review.newest_version()
+        doubts = label_review.doubts(version, SHOWN_DOUBTS) if version else []
+        return self.page(
+            request,
+            "labels",
+            "Labels in doubt",
+            trail=[("Corrections", reverse("admin:corrections_correction_changelist"))],
+            version=version,
+            annotators=version.metrics.get("annotators", []) if version else [],
+            doubts=doubts,
+            review_url=label_review.review_url(doubts),
         )
 
     def promote_view(self, request: HttpRequest, pk: int) -> HttpResponse:
@@ -521,6 +545,60 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
     def _version(self, request: HttpRequest, pk: int) -> AdapterVersion:
         versions = self.get_queryset(request).select_related("snapshot", "run", "created_by")
         return get_object_or_404(versions, pk=pk)
+
+
+@admin.register(LearningCurve)
+class LearningCurveAdmin(ReadOnlyAdmin):
+    """What more verdicts would bring; `manage.py learning_curve` measures it."""
+
+    list_title = "Learning curves"
+    list_display = ("title", "measured_on", "expected", "requested_by", "when", "took")
+    list_select_related = ("snapshot", "created_by")
+
+    @admin.display(description="curve", ordering="id")
+    def title(self, curve: LearningCurve) -> str:
+        return f"Curve {curve.pk}"
+
+    @admin.display(description="measured on", ordering="snapshot__rows")
+    def measured_on(self, curve: LearningCurve) -> str:
+        return f"{curve.snapshot.rows} verdicts"
+
+    @admin.display(description="what more would bring")
+    def expected(self, curve: LearningCurve) -> str:
+        return str(curve.projections["accuracy"]["sentence"])
+
+    @admin.display(description="by", ordering="created_by__username")
+    def requested_by(self, curve: LearningCurve) -> str:
+        return str(curve.created_by)
+
+    @admin.display(description="made", ordering="created_at")
+    def when(self, curve: LearningCurve) -> str:
+        return moment(curve.created_at)
+
+    @admin.display(description="took", ordering="seconds")
+    def took(self, curve: LearningCurve) -> str:
+        return duration(curve.seconds)
+
+    @method_decorator(require_safe)
+    def detail_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        allow(request, "adapters_app.view_learningcurve")
+        curves = LearningCurve.objects.select_related("snapshot", "created_by")
+        curve = get_object_or_404(curves, pk=number(object_id))
+        drawn = {
+            measure: charts.learning_curve(
+                curve.points, projection, measure=measure, now=curve.snapshot.rows
+            )
+            for measure, projection in curve.projections.items()
+        }
+        return self.page(
+            request,
+            "detail",
+            f"Learning curve {curve.pk}",
+            curve=curve,
+            accuracy_figure=drawn["accuracy"],
+            macro_f1_figure=drawn["macro_f1"],
+            with_charts=True,
+        )
 
 
 @admin.register(Promotion)

@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from corrections.labels import Label
+
 Figure = dict[str, Any]
 
 CANDIDATE, INCUMBENT, BASE = "--lyra-candidate", "--lyra-incumbent", "--lyra-base"
@@ -190,7 +192,44 @@ def reliability(
     """
     if not any(row["count"] for row in after):
         return None
-    diagonal = {
+    return _figure(
+        [
+            _diagonal(),
+            _bins("before", before, color=INCUMBENT, symbol="circle-open"),
+            _bins("after", after, color=CANDIDATE, symbol="circle"),
+        ],
+        x=_axis("stated confidence", range=[0.25, 1.02], tickformat=".0%"),
+        y=_axis("share that is right", range=[0, 1.02], tickformat=".0%"),
+    )
+
+
+def label_reliability(labels: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure | None:
+    """For each label, how often it is the right one by the probability it was given.
+
+    Args:
+        labels: {label: bins} as `nli.metrics.label_reliability` gives them.
+    """
+    if not labels:
+        return None
+    lines = [
+        _bins(label, labels[label], color=color, symbol=symbol)
+        for label, color, symbol in (
+            (Label.SUPPORTS, "--lyra-good", "triangle-up"),
+            (Label.REFUTES, "--lyra-bad", "triangle-down"),
+            (Label.NEUTRAL, BASE, "diamond"),
+        )
+    ]
+    for line in lines:
+        line["hovertemplate"] = "given %{x:.0%}, so in %{y:.0%}, n = %{customdata}<extra></extra>"
+    return _figure(
+        [_diagonal(), *lines],
+        x=_axis("probability given to the label", range=[-0.02, 1.02], tickformat=".0%"),
+        y=_axis("share that has the label", range=[-0.02, 1.02], tickformat=".0%"),
+    )
+
+
+def _diagonal() -> dict[str, Any]:
+    return {
         "type": "scatter",
         "mode": "lines",
         "name": "perfect",
@@ -199,15 +238,6 @@ def reliability(
         "line": {"color": "--border-color", "width": 1.5, "dash": "dash"},
         "hoverinfo": "skip",
     }
-    return _figure(
-        [
-            diagonal,
-            _bins("before", before, color=INCUMBENT, symbol="circle-open"),
-            _bins("after", after, color=CANDIDATE, symbol="circle"),
-        ],
-        x=_axis("stated confidence", range=[0.25, 1.02], tickformat=".0%"),
-        y=_axis("share that is right", range=[0, 1.02], tickformat=".0%"),
-    )
 
 
 def _bins(
@@ -225,6 +255,67 @@ def _bins(
         "marker": {"symbol": symbol, "size": 9},
         "hovertemplate": "said %{x:.0%}, right %{y:.0%}, n = %{customdata}<extra></extra>",
     }
+
+
+def learning_curve(
+    points: Sequence[Mapping[str, Any]], projection: Mapping[str, Any], *, measure: str, now: int
+) -> Figure:
+    """A figure by the number of verdicts learnt from, and what more of them would bring.
+
+    Args:
+        points, projection: as `LearningCurve` keeps them; `projection` of this measure.
+        measure: “accuracy” or “macro_f1”.
+        now: how many verdicts there are; a dotted line.
+    """
+    ahead = projection["ahead"]
+    sizes = [row["verdicts"] for row in ahead]
+    invisible = {"type": "scatter", "mode": "lines", "x": sizes, "line": {"width": 0}}
+    figure = _figure(
+        [
+            {
+                **invisible,
+                "y": [row["low"] for row in ahead],
+                "showlegend": False,
+                "hoverinfo": "skip",
+            },
+            {
+                **invisible,
+                "y": [row["high"] for row in ahead],
+                "name": "80 % interval",
+                "fill": "tonexty",
+                "fillcolor": "--lyra-busy-bg",
+                "hoverinfo": "skip",
+            },
+            {
+                **_line("expected", sizes, [row["median"] for row in ahead], CANDIDATE),
+                "mode": "lines",
+                "hovertemplate": "%{x} verdicts: %{y:.1%}<extra></extra>",
+            },
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": "measured",
+                "x": [point["verdicts"] for point in points],
+                "y": [point[measure]["value"] for point in points],
+                "error_y": {
+                    "type": "data",
+                    "array": [point[measure]["error"] for point in points],
+                    "color": INCUMBENT,
+                },
+                "marker": {"color": INCUMBENT, "size": 9},
+                "hovertemplate": "%{x} verdicts: %{y:.1%}<extra></extra>",
+            },
+        ],
+        x=_axis("verdicts learnt from", rangemode="tozero"),
+        y=_axis("", tickformat=".0%"),
+    )
+    target = projection["target"]
+    level = {**_upright(0, "--lyra-good"), "xref": "paper", "yref": "y"}
+    figure["layout"]["shapes"] = [
+        _upright(now, "--border-color"),
+        {**level, "x0": 0, "x1": 1, "y0": target, "y1": target},
+    ]
+    return figure
 
 
 def differences(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> Figure | None:

@@ -14,9 +14,8 @@ import numpy as np
 
 from adapters_app import snapshots
 from adapters_app.models import AdapterVersion, CalibrationEvaluation, ShadowEvaluation, Snapshot
-from adapters_app.nli import hajek, metrics
+from adapters_app.nli import hajek, label_noise, metrics
 from adapters_app.nli.betting import bet_on_gain
-from adapters_app.nli.calibration import MIN_ROWS as CALIBRATION_ROWS
 from adapters_app.nli.calibration import Calibrator, Identity, choose, from_dict
 from adapters_app.nli.guard import GuardSet, unlabelled
 from adapters_app.registry import NewCalibration, NewEvaluation
@@ -26,9 +25,9 @@ from corrections.labels import LABELS, Label
 Verdict = ShadowEvaluation.Verdict
 LISTED_FLIPS = 500
 WANTED_ACCURACY = 0.85  # the documents' wish; advice, not a gate
-# A verdict is suspicious if models that never saw its page almost rule its label out …
-SUSPICIOUS_BELOW = 0.05
-LISTED_SUSPICIOUS = 50
+# Every verdict is ranked; a version keeps the fifth worth reading, of huge snapshots less.
+SUSPICIOUS_SHARE = 0.2
+LISTED_SUSPICIOUS = 2000
 NO_KNOWN_ROWS = (
     "No row has a known sampling probability, so nothing can be said about accuracy: what people "
     "choose to report is biased. Review drawn samples, or import a complete set."
@@ -95,29 +94,28 @@ def calibrate(
 ) -> tuple[Calibrator, NewCalibration]:
     """Fit and choose a calibrator on out-of-fold logits (snapshot rows, 3) of judged rows.
 
-    With fewer than 30 of them nothing is fitted: probabilities stay as they are. `replaces` is the
-    version's calibrator so far, measured on the same rows.
+    With fewer than 30 of them nothing is fitted: probabilities stay as they are; other methods need
+    more, see `calibration.choose`. `replaces` is the version's calibrator so far, measured on the
+    same rows.
     """
     own = logits[rows.index]
-    if len(rows.rows) < CALIBRATION_ROWS:
-        chosen: Calibrator = Identity()
-        candidates: dict[str, float] = {}
-    else:
-        choice = choose(own, rows.labels, rows.weights, rows.groups)
-        chosen, candidates = choice.calibrator, choice.log_losses
+    choice = choose(own, rows.labels, rows.weights, rows.groups)
     before = _figures(Identity().predict_proba(own), rows)
-    after = _figures(chosen.predict_proba(own), rows)
+    after = _figures(choice.calibrator.predict_proba(own), rows)
     fitted = NewCalibration(
-        method=chosen.method,
-        parameters=chosen.to_dict(),
+        method=choice.calibrator.method,
+        parameters=choice.calibrator.to_dict(),
         rows=len(rows.rows),
-        candidates=candidates,
+        candidates=choice.log_losses,
+        not_tried=choice.not_tried,
         replaces=replaces,
         replaced=_scores(stored_calibrator(replaces), own, rows) if replaces else {},
+        reliability_before=_reliability(Identity(), own, rows),
+        reliability_after=_reliability(choice.calibrator, own, rows),
         **{f"{name}_before": value for name, value in before.items()},
         **{f"{name}_after": value for name, value in after.items()},
     )
-    return chosen, fitted
+    return choice.calibrator, fitted
 
 
 def _scores(calibrator: Calibrator, logits: np.ndarray, rows: Judged) -> dict[str, float]:
@@ -134,6 +132,20 @@ def _figures(probabilities: np.ndarray, rows: Judged) -> dict[str, Any]:
         "ece": error,
         "log_loss": metrics.log_loss(probabilities, rows.labels, rows.weights),
         "bins": bins,
+    }
+
+
+def _reliability(calibrator: Calibrator, logits: np.ndarray, rows: Judged) -> dict[str, Any]:
+    """What `CalibrationEvaluation.reliability_after` keeps; empty without rows."""
+    if not rows.rows:
+        return {}
+    probabilities = calibrator.predict_proba(logits)
+    _, bins = metrics.ece(probabilities, rows.labels, rows.weights)
+    return {
+        "ece_debiased": metrics.debiased_ece(bins),
+        "ece_floor": metrics.ece_floor(probabilities, rows.weights),
+        "brier_skill": metrics.brier_skill(probabilities, rows.labels, rows.weights),
+        "labels": metrics.label_reliability(probabilities, rows.labels, rows.weights),
     }
 
 
@@ -264,10 +276,13 @@ def figures_on(probabilities: np.ndarray, rows: Sequence[SnapshotRow]) -> dict[s
 
 
 def suspicious(probabilities: np.ndarray, rows: Sequence[SnapshotRow]) -> list[dict[str, Any]]:
-    """Verdicts whose label the out-of-fold probabilities (n, 3) almost rule out, worst first."""
-    labels = label_columns(rows)
-    given = probabilities[np.arange(len(labels)), labels]
-    doubtful = [i for i in np.argsort(given) if given[i] < SUSPICIOUS_BELOW]
+    """The fifth of all verdicts that models which never saw their page doubt most, worst first.
+
+    Args:
+        probabilities: (n, 3) of the n rows, out of fold.
+    """
+    given = label_noise.self_confidence(probabilities, label_columns(rows))
+    listed = min(LISTED_SUSPICIOUS, math.ceil(SUSPICIOUS_SHARE * len(rows)))
     return [
         {
             "correction_id": rows[i].correction_id,
@@ -275,8 +290,38 @@ def suspicious(probabilities: np.ndarray, rows: Sequence[SnapshotRow]) -> list[d
             "predicted": LABELS[int(probabilities[i].argmax())].value,
             "probability_of_label": float(given[i]),
         }
-        for i in doubtful[:LISTED_SUSPICIOUS]
+        for i in np.argsort(given, kind="stable")[:listed]
     ]
+
+
+def annotators(probabilities: np.ndarray, rows: Sequence[SnapshotRow]) -> list[dict[str, Any]]:
+    """Each annotator's verdicts against what the siblings expect, the most careless first.
+
+    `expected` is the confirm rate of a person who labels as the siblings think; those who only
+    report what they choose to may well differ from it.
+
+    Args:
+        probabilities: (n, 3) of the n rows, out of fold.
+    """
+    given = label_noise.self_confidence(probabilities, label_columns(rows))
+    shown = np.array([Label(row.predicted_label).column for row in rows], dtype=int)
+    believed = label_noise.self_confidence(probabilities, shown)
+    confirmed = np.array([row.label == row.predicted_label for row in rows])
+    by_name: dict[str, list[int]] = defaultdict(list)
+    for i, row in enumerate(rows):
+        by_name[row.annotator].append(i)
+    found = [
+        {
+            "annotator": name,
+            "n": len(own),
+            "confirmed": float(confirmed[own].mean()),
+            "expected": float(believed[own].mean()),
+            "agreement": float(given[own].mean()),
+            "careless": asdict(label_noise.careless_share(given[own], confirmed[own])),
+        }
+        for name, own in by_name.items()
+    ]
+    return sorted(found, key=lambda person: -person["careless"]["mean"])
 
 
 def finite(value: Any) -> Any:

@@ -6,7 +6,7 @@ what comes out does not depend on who ran beside it.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +19,11 @@ from adapters_app.nli import anchors as general_anchors
 from adapters_app.nli import metrics
 from adapters_app.nli.artifact import Artifact
 from adapters_app.nli.base_model import Base
+from adapters_app.nli.calibration import MIN_ROWS as CALIBRATION_ROWS
 from adapters_app.nli.calibration import Identity
 from adapters_app.nli.config import TrainConfig
 from adapters_app.nli.data import Example
 from adapters_app.nli.encoding import Pair
-from adapters_app.nli.lower import Lower
 from adapters_app.nli.train import Anchors, Step, TrainResult, below_adapter, train
 from adapters_app.snapshots import SnapshotRow
 from corrections.labels import LABELS, Label
@@ -76,20 +76,15 @@ def fit(
     held = [np.array([i for i, row in enumerate(rows) if row.fold == k]) for k in range(FOLDS)]
     # A sibling of an empty fold is the released fit itself: same rows, same seed.
     needed = [k for k in range(FOLDS) if len(held[k])]
-    anchors = Anchors.answered_by(base, general_anchors.load(), on_batch=lambda _: on_wait())
-    known = {*anchors.pairs, *(row.pair for row in rows)}
-    lower = below_adapter(base, sorted(known), config, on_batch=lambda _: on_wait())
     jobs = [
         (_examples(rows, config), []),  # the longest first
         *((_examples(rows, config, blind_to=k), [rows[i].pair for i in held[k]]) for k in needed),
     ]
-    released, *blind = _side_by_side(
-        base, jobs, anchors, lower, config, on_step=on_step, on_wait=on_wait
-    )
+    released, *blind = _side_by_side(base, jobs, config, on_step=on_step, on_wait=on_wait)
     siblings = dict(zip(needed, blind, strict=True))
     logits = _pooled_logits(siblings, held, len(rows), config.epochs)
     epochs = _epoch_figures(siblings, logits, rows)
-    chosen = min(epochs, key=lambda figures: figures["choice_log_loss"])["epoch"]
+    chosen = _best(epochs)
     # The released fit took the same path for all epochs; it is released as it was after this one.
     last = released.epochs[chosen - 1].artifact
     return Fitted(
@@ -104,17 +99,49 @@ def fit(
     )
 
 
+def out_of_fold(
+    base: Base,
+    rows: Sequence[SnapshotRow],
+    config: TrainConfig,
+    *,
+    groups: Collection[int],
+    on_step: Callable[[FitStep], None],
+    on_wait: Callable[[], None],
+) -> np.ndarray:
+    """(rows, 3): each row by a sibling that learnt from those of `groups` outside the row's fold.
+
+    Nothing is released. The epoch is chosen out of fold on all rows, as in `fit`.
+
+    Raises:
+        ValueError: outside some fold these groups have no row to learn from.
+        TrainingDiverged, OutOfMemory, and whatever the callbacks raise.
+    """
+    learnt = [row for row in rows if row.group_id in groups]
+    held = [np.array([i for i, row in enumerate(rows) if row.fold == k]) for k in range(FOLDS)]
+    needed = [k for k in range(FOLDS) if len(held[k])]
+    jobs = [
+        (_examples(learnt, config, blind_to=k), [rows[i].pair for i in held[k]]) for k in needed
+    ]
+    blind = _side_by_side(base, jobs, config, on_step=on_step, on_wait=on_wait)
+    siblings = dict(zip(needed, blind, strict=True))
+    logits = _pooled_logits(siblings, held, len(rows), config.epochs)
+    epochs = _epoch_figures(siblings, logits, rows)
+    chosen = _best(epochs)
+    return logits[chosen - 1]
+
+
 def _side_by_side(
     base: Base,
     jobs: Sequence[tuple[list[Example], list[Pair]]],
-    anchors: Anchors,
-    lower: Lower | None,
     config: TrainConfig,
     *,
     on_step: Callable[[FitStep], None],
     on_wait: Callable[[], None],
 ) -> list[TrainResult]:
     """One training per job (examples, pairs to answer after each epoch), in the order given."""
+    anchors = Anchors.answered_by(base, general_anchors.load(), on_batch=lambda _: on_wait())
+    known = {*anchors.pairs, *(example.pair for examples, _ in jobs for example in examples)}
+    lower = below_adapter(base, sorted(known), config, on_batch=lambda _: on_wait())
     threads = torch.get_num_threads()
     # A GPU is one device: fits would only wait for one another there.
     workers = min(len(jobs), threads) if base.device.type == "cpu" else 1
@@ -200,12 +227,17 @@ def _pooled_logits(
     return pooled
 
 
+def _best(epochs: Sequence[dict[str, Any]]) -> int:
+    """Number of the epoch with the least loss out of fold."""
+    return int(min(epochs, key=lambda figures: figures["choice_log_loss"])["epoch"])
+
+
 def _epoch_figures(
     siblings: dict[int, TrainResult], logits: np.ndarray, rows: Sequence[SnapshotRow]
 ) -> list[dict[str, Any]]:
     """Per epoch: mean training loss, out-of-fold figures, and the loss the epoch is chosen by."""
     known = evaluation.judged(rows)
-    enough = len(known.rows) >= evaluation.CALIBRATION_ROWS
+    enough = len(known.rows) >= CALIBRATION_ROWS
     # Too few rows of known probability to choose by: then by all rows alike.
     on = known.index if enough else np.arange(len(rows))
     labels = evaluation.label_columns(rows)[on]

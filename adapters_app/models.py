@@ -190,6 +190,7 @@ class CalibrationEvaluation(models.Model):
     class Method(models.TextChoices):
         NONE = "none", "none"
         TEMPERATURE = "temperature", "temperature scaling"
+        BCTS = "bcts", "bias-corrected temperature scaling"
         PLATT = "platt", "Platt scaling"
 
     version = models.ForeignKey(
@@ -215,7 +216,19 @@ class CalibrationEvaluation(models.Model):
     log_loss_after = models.FloatField()
     bins_before = models.JSONField()
     bins_after = models.JSONField()
+    # Empty in rows of releases that did not measure it.
+    reliability_before = models.JSONField(
+        default=dict,
+        help_text="{ece_debiased, ece_floor, brier_skill, labels: {label: bins}}; "
+        "see nli.metrics for what each means.",
+    )
+    reliability_after = models.JSONField(
+        default=dict, help_text="The same of the calibrated probabilities."
+    )
     candidates = models.JSONField(default=dict, help_text="{method: cross-validated log loss}")
+    not_tried = models.JSONField(
+        default=dict, help_text="{method: what it needs} of those that too few rows left out."
+    )
     replaces = models.ForeignKey(
         "self",
         null=True,
@@ -312,6 +325,32 @@ class ShadowEvaluation(models.Model):
     def __str__(self) -> str:
         against = self.incumbent.name if self.incumbent else "base"
         return f"{self.candidate.name} against {against}: {self.get_verdict_display()}"
+
+
+class LearningCurve(models.Model):
+    """What siblings that learnt from nested parts of a snapshot show, and what more would bring."""
+
+    snapshot = models.ForeignKey(Snapshot, on_delete=models.PROTECT, related_name="curves")
+    base_name = models.CharField(max_length=255)
+    base_fingerprint = models.CharField(max_length=64)
+    config = models.JSONField(help_text="TrainConfig, every field spelled out.")
+    rows = models.PositiveIntegerField(help_text="Rows of known probability, judged at each size.")
+    groups = models.PositiveIntegerField()
+    points = models.JSONField(
+        help_text="[{verdicts, accuracy, macro_f1: {value, error}}, …]; 0 verdicts is the base."
+    )
+    projections = models.JSONField(
+        help_text="{accuracy, macro_f1: {sentence, target, chance, needed, ahead}}"
+    )
+    seconds = models.FloatField(help_text="How long it took.")
+    created_at = models.DateTimeField(auto_now_add=True)
+    created_by = models.ForeignKey(USER, on_delete=models.PROTECT, related_name="+")
+
+    class Meta:
+        ordering = ["-id"]
+
+    def __str__(self) -> str:
+        return f"learning curve {self.pk}"
 
 
 class Serving(models.Model):

@@ -31,6 +31,7 @@ from adapters_app.models import (
 from adapters_app.nli import anchors, artifact, guard
 from adapters_app.nli.artifact import Artifact
 from adapters_app.nli.base_model import Base, load_base
+from adapters_app.nli.calibration import MIN_ROWS as CALIBRATION_ROWS
 from adapters_app.nli.calibration import Calibrator, Identity
 from adapters_app.nli.config import TrainConfig
 from adapters_app.nli.guard import GuardSet
@@ -240,10 +241,10 @@ def calibrate_again(
     _check_fits(base, version)
     rows = snapshots.load(snapshots.freeze())
     known = evaluation.judged(rows)
-    if len(known.rows) < evaluation.CALIBRATION_ROWS:
+    if len(known.rows) < CALIBRATION_ROWS:
         raise CannotTrain(
             f"{len(known.rows)} accepted verdicts have a known sampling probability; a calibrator "
-            f"needs {evaluation.CALIBRATION_ROWS}."
+            f"needs {CALIBRATION_ROWS}."
         )
     logits = _sibling_logits(base, version.sibling_digests, rows, on_batch)
     present = registry.present_calibration(version)
@@ -262,6 +263,7 @@ def _metrics(
             "chosen_epoch": fitted.chosen_epoch,
             "out_of_fold": evaluation.figures_on(probabilities, work.rows),
             "suspicious": evaluation.suspicious(probabilities, work.rows),
+            "annotators": evaluation.annotators(probabilities, work.rows),
         }
     )
 

@@ -68,6 +68,9 @@ class NewCalibration:
     bins_before: list[dict[str, Any]]
     bins_after: list[dict[str, Any]]
     candidates: dict[str, float]
+    not_tried: dict[str, str]
+    reliability_before: dict[str, Any]
+    reliability_after: dict[str, Any]
     replaces: CalibrationEvaluation | None = None
     replaced: dict[str, float] = field(default_factory=dict)
 

@@ -101,6 +101,12 @@ class AdapterVersionSerializer(serializers.ModelSerializer[AdapterVersion]):
         model = AdapterVersion
         exclude = ["id"]
 
+    def to_representation(self, instance: AdapterVersion) -> dict[str, Any]:
+        """Without what is said of the annotators, which is for curators alone."""
+        shown = super().to_representation(instance)
+        metrics = {name: value for name, value in shown["metrics"].items() if name != "annotators"}
+        return {**shown, "metrics": metrics}
+
 
 class CalibrationSerializer(serializers.ModelSerializer[CalibrationEvaluation]):
     version = VersionName(help_text="Null = the base model.")

@@ -23,7 +23,7 @@ from corrections.models import AuditSample
 from inference.engine import Answer, Result
 
 if TYPE_CHECKING:
-    from adapters_app.nli.data import Pair
+    from adapters_app.nli.encoding import Pair
 
 logger = logging.getLogger(__name__)
 

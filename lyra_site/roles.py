@@ -11,6 +11,7 @@ from django.db.models import Q
 SEE_RELEASES = (
     "adapters_app.view_adapterversion",
     "adapters_app.view_calibrationevaluation",
+    "adapters_app.view_learningcurve",
     "adapters_app.view_promotion",
     "adapters_app.view_serving",
     "adapters_app.view_shadowevaluation",

@@ -17,6 +17,7 @@ from adapters_app.forms import CONFIG_HELP, RequestTrainingForm
 from adapters_app.models import (
     AdapterVersion,
     CalibrationEvaluation,
+    LearningCurve,
     PredictionTally,
     Promotion,
     Serving,
@@ -28,6 +29,8 @@ from adapters_app.nli import metrics
 from adapters_app.nli.config import PRESETS, TrainConfig
 from corrections import intake
 from corrections.labels import LABELS
+from corrections.models import Correction
+from tests.verdicts import accept
 from tests.versions import promote, register, write_adapter
 
 pytest_plugins = ("tests.serving",)
@@ -430,6 +433,39 @@ def test_a_version_says_whether_later_verdicts_confirm_it(rita, make_version, we
     page = text_of(rita.get(url(version)))
     assert words in page
     assert f"e-value {'31.4' if peak >= 20 else 'of 2.5'}" in page
+
+
+def test_a_version_shows_how_far_its_probabilities_can_be_trusted(rita, trainer, make_version):
+    version = make_version()
+    before = text_of(rita.get(url(version)))
+    assert "Brier score 0.500 0.400" in before
+    assert "Brier skill" not in before  # a calibrator of an earlier release
+    rng = np.random.default_rng(1)
+    probabilities = rng.dirichlet([1, 1, 1], 200)
+    labels = rng.integers(0, 3, 200)
+    reliability = {
+        "ece_debiased": 0.021,
+        "ece_floor": 0.034,
+        "brier_skill": 0.125,
+        "labels": metrics.label_reliability(probabilities, labels),
+    }
+    fit_again(
+        version,
+        trainer,
+        method="bcts",
+        reliability_before=reliability | {"brier_skill": -0.25},
+        reliability_after=reliability,
+        not_tried={"platt": "needs 180 rows"},
+    )
+    response = rita.get(url(version))
+    page = text_of(response)
+    assert "Bias-corrected temperature scaling, fitted on 300" in page
+    assert "ECE, debiased 0.021 0.021" in page
+    assert "ECE of a perfect model here 0.034 0.034" in page
+    assert "Brier skill −0.250 +0.125" in page
+    assert "platt needs 180 rows" in page
+    drawn = response.context["label_reliability_figure"]["data"]
+    assert [line["name"] for line in drawn] == ["perfect", "supports", "refutes", "neutral"]
 
 
 def test_an_inconclusive_verdict_says_how_many_more_pairs_would_decide(rita, make_version):
@@ -842,3 +878,135 @@ def test_pages_need_no_inline_script_and_no_other_host(pages):
         markup.feed(response.content.decode())
         assert not markup.faults, path
         assert not markup.unlabelled(), path
+
+
+# --- Labels in doubt ------------------------------------------------------------------------------
+
+LABELS_IN_DOUBT = f"{VERSIONS}labels/"
+
+
+@pytest.fixture
+def doubted(on_tiny, trainer, tiny_model):
+    """Three verdicts, two of them doubted by v1, and what v1 says of who gave them."""
+    rows = accept(3, pages=3)
+    digest = storage.put(on_tiny / write_adapter(on_tiny, tiny_model, seed=1))
+    register(
+        trainer,
+        1,
+        digest,
+        tiny_model,
+        metrics={
+            "suspicious": [
+                {
+                    "correction_id": row.pk,
+                    "label": row.correct_label,
+                    "predicted": "neutral",
+                    "probability_of_label": 0.031,
+                }
+                for row in rows[:2]
+            ],
+            "annotators": [
+                {
+                    "annotator": "samuel",
+                    "n": 40,
+                    "confirmed": 0.975,
+                    "expected": 0.4125,
+                    "agreement": 0.4,
+                    "careless": {"mean": 0.71, "low": 0.52, "high": 0.88},
+                }
+            ],
+        },
+    )
+    return rows
+
+
+def test_a_curator_reads_which_labels_and_whose_are_in_doubt(curt, doubted):
+    response = curt.get(LABELS_IN_DOUBT)
+    page = text_of(response)
+    assert "samuel 40 97.5 % 41.2 % 40.0 % 71.0 % (52 % to 88 %)" in page
+    assert f"#{doubted[0].pk} study 0 of the drug the drug is safe in 0 supports 3.1 %" in page
+    listed = curt.get(response.context["review_url"]).context["cl"].result_list
+    assert {row.pk for row in listed} == {doubted[0].pk, doubted[1].pk}
+    assert "Labels in doubt" in text_of(curt.get(INDEX))
+
+
+def test_a_doubt_that_was_settled_says_so(curt, rita, curator, doubted):
+    intake.review([doubted[0].pk], by=curator, status="rejected")
+    Correction.objects.filter(pk=doubted[1].pk).update(
+        correct_label="supports", verdict="corrected"
+    )
+    for page in (text_of(curt.get(LABELS_IN_DOUBT)), text_of(rita.get(url(newest())))):
+        assert "supports (now rejected) 3.1 %" in page
+        assert "refutes (now supports) 3.1 %" in page
+
+
+def newest():
+    return AdapterVersion.objects.get(number=1)
+
+
+def test_what_is_said_of_annotators_is_for_curators_alone(rita, tina, doubted):
+    for other in (rita, tina):
+        assert other.get(LABELS_IN_DOUBT).status_code == 403
+        assert "samuel" not in text_of(other.get(url(newest())))
+        assert "Labels in doubt" not in text_of(other.get(INDEX))
+        assert "annotators" not in other.get("/api/v1/adapters/v1").json()["metrics"]
+
+
+def test_before_any_training_no_label_is_in_doubt(curt):
+    assert "Nothing can be said yet" in text_of(curt.get(LABELS_IN_DOUBT))
+
+
+# --- How much more? -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def curve(trainer, make_version):
+    """A learning curve of the snapshot that v1 learnt from."""
+    projection = {
+        "target": 0.6,
+        "now": {"median": 0.52, "low": 0.5, "high": 0.54},
+        "chance": 0.7,
+        "needed": {"median": 380.0, "low": 300.0, "high": None},
+        "sentence": "About 180 more verdicts to reach an accuracy of 0.60.",
+        "ahead": [{"verdicts": n, "median": 0.5, "low": 0.4, "high": 0.6} for n in (0, 800)],
+    }
+    return LearningCurve.objects.create(
+        snapshot=make_version().snapshot,
+        base_name="minilm-nli",
+        base_fingerprint="7" * 64,
+        config=TrainConfig().to_dict(),
+        rows=190,
+        groups=40,
+        points=[
+            {
+                "verdicts": size,
+                "accuracy": {"value": 0.4 + size / 1000, "error": 0.02},
+                "macro_f1": {"value": 0.3, "error": 0.03},
+            }
+            for size in (0, 80, 160)
+        ],
+        projections={
+            "accuracy": projection,
+            "macro_f1": projection | {"sentence": "More of this kind will not get there."},
+        },
+        seconds=192.0,
+        created_by=trainer,
+    )
+
+
+def test_a_curve_says_what_more_verdicts_would_bring(rita, curve):
+    listed = text_of(rita.get("/admin/adapters_app/learningcurve/"))
+    assert "200 verdicts About 180 more verdicts to reach an accuracy of 0.60. tina" in listed
+    response = rita.get(f"/admin/adapters_app/learningcurve/{curve.pk}/change/")
+    page = text_of(response)
+    assert "More of this kind will not get there." in page
+    assert "it took 3 min 12 s" in page
+    assert "the base 40.0 % ± 2.0 % 30.0 % ± 3.0 %" in page
+    assert "160 56.0 % ± 2.0 %" in page
+    assert response.context["accuracy_figure"]["data"]
+    assert "About 180 more verdicts" in text_of(rita.get(url(newest())))
+
+
+def test_curves_are_for_those_who_see_releases(curt, curve):
+    assert curt.get("/admin/adapters_app/learningcurve/").status_code == 403
+    assert curt.get(f"/admin/adapters_app/learningcurve/{curve.pk}/change/").status_code == 403

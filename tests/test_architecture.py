@@ -24,10 +24,12 @@ HEAVY = (
 LIGHT = ("artifact", "checkpoint", "encoding", "engines", "graph", "openvino_engine", "reference")
 # May import torch when imported: the recipe, and the commands that are a process to train in.
 TRAINING = {
+    "adapters_app.curves",
     "adapters_app.recipe",
     "adapters_app.evaluation",
     "adapters_app.fitting",
     "adapters_app.management.commands.calibrate",
+    "adapters_app.management.commands.learning_curve",
     "adapters_app.management.commands.run_training",
     "adapters_app.management.commands.store_reference",
     "adapters_app.management.commands.train_base",

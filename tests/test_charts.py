@@ -7,6 +7,7 @@ import pytest
 from django.contrib.staticfiles import finders
 
 from adapters_app import charts
+from corrections.labels import LABELS
 
 BINS = [
     {"low": 0.0, "high": 0.5, "count": 0},
@@ -31,6 +32,18 @@ PHENOMENA = {
     "negation": {"n": 50, "candidate": 0.7, "incumbent": 0.72, "base": 0.72},
     "role_swap": {"n": 50, "candidate": 0.64, "incumbent": 0.6, "base": 0.6},
 }
+POINTS = [
+    {"verdicts": 0, "accuracy": {"value": 0.4, "error": 0.03}},
+    {"verdicts": 80, "accuracy": {"value": 0.5, "error": 0.02}},
+]
+PROJECTION = {
+    "target": 0.6,
+    "ahead": [
+        {"verdicts": 0, "median": 0.4, "low": 0.38, "high": 0.42},
+        {"verdicts": 400, "median": 0.58, "low": 0.5, "high": 0.66},
+    ],
+}
+CURVE = charts.learning_curve(POINTS, PROJECTION, measure="accuracy", now=100)
 DIFFERENCE = {"estimate": 0.05, "low": 0.01, "high": 0.09}
 
 
@@ -41,6 +54,7 @@ def accepted_by_plotly(figure):
         text = text.replace(f'"--lyra-{name}"', '"#123456"')
     for name in ("hairline-color", "border-color", "body-quiet-color", "body-fg"):
         text = text.replace(f'"--{name}"', '"#123456"')
+    text = text.replace('"--lyra-busy-bg"', '"#123456"')
     text = text.replace('"--lyra-card-bg"', '"#123456"').replace('"--font-family-primary"', '"f"')
     assert '"--' not in text
     return go.Figure(json.loads(text))
@@ -52,10 +66,12 @@ def accepted_by_plotly(figure):
         charts.loss_curve([[1, 1.1], [2, 0.9], [3, 0.8]]),
         charts.epochs(METRICS),
         charts.reliability(BINS, BINS),
+        charts.label_reliability({label.value: BINS for label in LABELS}),
         charts.differences([("against v1", DIFFERENCE)]),
         charts.guard(PHENOMENA, a="v1", b="v2"),
+        CURVE,
     ],
-    ids=["loss", "epochs", "reliability", "differences", "guard"],
+    ids=["loss", "epochs", "reliability", "labels", "differences", "guard", "curve"],
 )
 def test_plotly_accepts_every_figure(figure):
     assert accepted_by_plotly(figure).data
@@ -67,6 +83,7 @@ def test_plotly_accepts_every_figure(figure):
         charts.loss_curve([]),
         charts.epochs({}),
         charts.reliability([], []),
+        charts.label_reliability({}),
         charts.differences([("against v1", {"estimate": 0.1, "low": None, "high": None})]),
         charts.guard({}, a="v1", b="v2"),
     ],
@@ -105,6 +122,16 @@ def test_differences_are_in_points_with_both_ends_of_the_interval():
     assert line["x"] == pytest.approx([5.0])
     assert line["error_x"]["array"] == pytest.approx([4.0])
     assert line["error_x"]["arrayminus"] == pytest.approx([4.0])
+
+
+def test_a_curve_shows_what_was_measured_what_is_expected_now_and_the_target():
+    lines = {line["name"]: line for line in CURVE["data"] if "name" in line}
+    assert lines["measured"]["y"] == [0.4, 0.5]
+    assert lines["measured"]["error_y"]["array"] == [0.03, 0.02]
+    assert lines["expected"]["x"] == [0, 400]
+    assert lines["80 % interval"]["y"] == [0.42, 0.66]
+    now, target = CURVE["layout"]["shapes"]
+    assert (now["x0"], target["y0"], target["y1"]) == (100, 0.6, 0.6)
 
 
 def test_plotly_js_is_one_of_our_own_static_files():

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
-from sklearn.calibration import _SigmoidCalibration
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.calibration import CalibratedClassifierCV, calibration_curve
+from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import brier_score_loss
 from sklearn.metrics import log_loss as sklearn_log_loss
 
@@ -26,14 +28,59 @@ def test_temperature_is_recovered() -> None:
     assert fitted.temperature_ == pytest.approx(2.5, rel=0.05)
 
 
-def test_platt_equals_scikit_learn() -> None:
-    logits, labels = drawn(800)
-    ours = calibration.PlattScaling().fit(logits, labels)
-    for k in range(3):
-        theirs = _SigmoidCalibration().fit(logits[:, k], (labels == k).astype(int))
-        # scikit-learn writes the sigmoid as 1 / (1 + exp(a z + b)).
-        assert ours.slopes_[k] == pytest.approx(-theirs.a_, abs=1e-4)
-        assert ours.offsets_[k] == pytest.approx(-theirs.b_, abs=1e-4)
+class Answers(ClassifierMixin, BaseEstimator):
+    """A model whose logits are its input, for scikit-learn to calibrate."""
+
+    classes_ = np.arange(3)
+
+    def fit(self, logits: np.ndarray, labels: np.ndarray) -> "Answers":
+        return self
+
+    def decision_function(self, logits: np.ndarray) -> np.ndarray:
+        return logits
+
+    def predict(self, logits: np.ndarray) -> np.ndarray:
+        return logits.argmax(1)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [(calibration.TemperatureScaling, "temperature"), (calibration.PlattScaling, "sigmoid")],
+)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.filterwarnings("ignore:Since FrozenEstimator")  # it has nothing to fit
+def test_calibrators_equal_scikit_learns(ours: type, theirs: str, weighted: bool) -> None:
+    logits, labels = drawn(800, temperature=2.0)
+    weights = RNG.uniform(0.5, 4, 800) if weighted else None
+    # Platt's targets count rows: weights that sum to n count as many.
+    weights = weights * 800 / weights.sum() if weights is not None else None
+    wrapped = CalibratedClassifierCV(FrozenEstimator(Answers()), method=theirs, ensemble=False)
+    reference = wrapped.fit(logits, labels, sample_weight=weights).predict_proba(logits)
+    fitted = ours().fit(logits, labels, weights)
+    np.testing.assert_allclose(fitted.predict_proba(logits), reference, atol=1e-6)
+
+
+def test_bias_corrected_temperature_is_recovered() -> None:
+    true, labels = drawn(20_000)
+    shift = np.array([0.8, -0.5, -0.3])
+    fitted = calibration.BiasCorrectedTemperature().fit((true - shift) * 2.5, labels)
+    assert fitted.temperature_ == pytest.approx(2.5, rel=0.05)
+    # softmax(z / T + b) = softmax(true): b is the shift that the logits lack.
+    assert fitted.offsets_ == pytest.approx(shift, abs=0.06)
+    assert sum(fitted.offsets_) == pytest.approx(0, abs=1e-12)
+
+
+def test_bias_correction_meets_the_label_mix() -> None:
+    """The likelihood's own condition: on the rows fitted, each label's mean is its share."""
+    logits, labels = drawn(400)
+    weights = RNG.uniform(0.5, 4, 400)
+    fitted = calibration.BiasCorrectedTemperature().fit(logits * 3 + [1, 0, 0], labels, weights)
+    means = np.average(fitted.predict_proba(logits * 3 + [1, 0, 0]), axis=0, weights=weights)
+    shares = np.bincount(labels, weights) / weights.sum()
+    np.testing.assert_allclose(means, shares, atol=1e-6)
 
 
 def test_weights_count_like_copies() -> None:
@@ -50,6 +97,8 @@ def test_choice_prefers_the_simplest_that_is_as_good() -> None:
     assert calibration.choose(logits, labels).calibrator.method == "none"
     logits, labels = drawn(600, temperature=4.0)
     assert calibration.choose(logits, labels).calibrator.method == "temperature"
+    shifted = logits + np.array([6.0, 0.0, 0.0])
+    assert calibration.choose(shifted, labels).calibrator.method == "bcts"
 
 
 def test_too_few_rows_are_left_uncalibrated() -> None:
@@ -57,7 +106,43 @@ def test_too_few_rows_are_left_uncalibrated() -> None:
     assert calibration.choose(logits, labels).calibrator.method == "none"
 
 
-@pytest.mark.parametrize("kind", [calibration.TemperatureScaling, calibration.PlattScaling])
+@pytest.mark.parametrize(
+    ("rows", "left_out"),
+    [
+        (29, {"temperature": "30", "bcts": "90", "platt": "180"}),
+        (89, {"bcts": "90", "platt": "180"}),
+        (179, {"platt": "180"}),
+        (180, {}),
+    ],
+)
+def test_each_method_states_how_many_rows_it_needs(rows: int, left_out: dict[str, str]) -> None:
+    logits, labels = drawn(rows)
+    labels[:30] = np.arange(min(rows, 30)) % 3
+    choice = calibration.choose(logits, labels)
+    assert choice.not_tried == {name: f"needs {need} rows" for name, need in left_out.items()}
+    tried = {"none", "temperature", "bcts", "platt"} - set(left_out)
+    assert set(choice.log_losses) == (tried if len(tried) > 1 else set())
+
+
+def test_a_label_that_hardly_occurs_gets_no_offset() -> None:
+    logits, labels = drawn(400)
+    labels = np.where(labels == 2, 0, labels)
+    labels[:9] = 2
+    choice = calibration.choose(logits, labels)
+    assert choice.not_tried == dict.fromkeys(("bcts", "platt"), "needs 10 rows of each label")
+    one_label = calibration.choose(logits, np.zeros(400, int))
+    assert set(one_label.not_tried.values()) == {"needs two labels"}
+
+
+def test_one_page_alone_calibrates_nothing() -> None:
+    """Nothing could be held out from it to compare the methods on."""
+    logits, labels = drawn(200, temperature=5.0)
+    choice = calibration.choose(logits, labels, groups=np.zeros(200))
+    assert choice.calibrator.method == "none"
+    assert set(choice.not_tried.values()) == {"needs two sources"}
+
+
+@pytest.mark.parametrize("kind", calibration.METHODS[1:])
 def test_stored_and_restored_calibrators_agree(kind: type) -> None:
     logits, labels = drawn(200)
     fitted = kind().fit(logits, labels)
@@ -71,6 +156,7 @@ def test_extreme_logits_stay_probabilities() -> None:
     for calibrator in (
         calibration.Identity(),
         calibration.TemperatureScaling(0.05),
+        calibration.BiasCorrectedTemperature(0.05, (10, -10, 0)),
         calibration.PlattScaling((50, 50, 50)),
     ):
         p = calibrator.predict_proba(extreme)
@@ -97,6 +183,61 @@ def test_ece_has_a_bin_for_every_confidence() -> None:
     assert sum(row["count"] for row in bins) == 4
     # Bin of 1.0: half right; bin of .35–.40: one of two right at mean confidence .375.
     assert error == pytest.approx(0.5 * 0.5 + 0.5 * abs(0.5 - 0.375))
+
+
+def test_reliability_by_label_equals_scikit_learns_curve() -> None:
+    logits, labels = drawn(900)
+    p = calibration.Identity().predict_proba(logits)
+    table = metrics.label_reliability(p, labels)
+    for k, name in enumerate(("supports", "refutes", "neutral")):
+        true, said = calibration_curve(labels == k, p[:, k], n_bins=metrics.BINS)
+        filled = [row for row in table[name] if row["count"]]
+        np.testing.assert_allclose([row["accuracy"] for row in filled], true, atol=1e-12)
+        np.testing.assert_allclose([row["confidence"] for row in filled], said, atol=1e-12)
+        assert sum(row["count"] for row in table[name]) == 900
+
+
+def test_the_noise_floor_is_what_a_perfect_model_shows() -> None:
+    observed, floors = [], []
+    for _ in range(40):
+        logits, labels = drawn(1000)
+        p = calibration.Identity().predict_proba(logits)
+        observed.append(metrics.ece(p, labels)[0])
+        floors.append(metrics.ece_floor(p, draws=50))
+    assert np.mean(observed) == pytest.approx(np.mean(floors), rel=0.15)
+    assert 0.02 < np.mean(floors) < 0.04
+    assert metrics.ece_floor(p) == metrics.ece_floor(p)
+
+
+def test_debiasing_comes_nearer_to_the_truth() -> None:
+    """The truth is the same model's ECE on very many rows; a sure model is 20 points too sure."""
+    for factor in (1.0, 2.5):
+        logits, labels = drawn(60_000, temperature=factor)
+        p = calibration.Identity().predict_proba(logits)
+        true = metrics.ece(p, labels)[0]
+        tables = [metrics.ece(p[k::200], labels[k::200]) for k in range(200)]
+        plain = np.mean([error for error, _ in tables])
+        debiased = np.mean([metrics.debiased_ece(bins) for _, bins in tables])
+        assert abs(debiased - true) < 0.7 * abs(plain - true)
+
+
+def test_bins_without_spread_are_not_debiased() -> None:
+    p = np.tile([0.9, 0.05, 0.05], (50, 1))
+    error, bins = metrics.ece(p, np.zeros(50, int))
+    assert error == pytest.approx(0.1)
+    assert metrics.debiased_ece(bins) == pytest.approx(0.1)
+
+
+def test_brier_skill_is_measured_from_the_label_mix() -> None:
+    labels = np.repeat([0, 1, 2], [50, 30, 20])
+    mix = np.tile([0.5, 0.3, 0.2], (100, 1))
+    assert metrics.brier_skill(mix, labels) == pytest.approx(0)
+    assert metrics.brier_skill(np.eye(3)[labels], labels) == pytest.approx(1)
+    assert metrics.brier_skill(np.full((100, 3), 1 / 3), labels) < 0
+    assert metrics.brier_skill(mix, np.zeros(100, int)) is None
+    weights = np.where(labels == 0, 2.0, 1.0)
+    weighted_mix = np.tile(np.array([100, 30, 20]) / 150, (100, 1))
+    assert metrics.brier_skill(weighted_mix, labels, weights) == pytest.approx(0)
 
 
 def test_mcnemar_known_values() -> None:

@@ -90,6 +90,12 @@ def test_a_run_ends_with_a_version_its_calibrator_and_its_evidence(carry_out, mo
     calibration = version.calibrations.get()
     assert calibration.rows == 180
     assert calibration.log_loss_after <= calibration.log_loss_before
+    assert set(calibration.candidates) == {"none", "temperature", "bcts", "platt"}
+    after = calibration.reliability_after
+    assert after["ece_debiased"] <= calibration.ece_after
+    assert after["ece_floor"] > 0
+    assert after["brier_skill"] > calibration.reliability_before["brier_skill"]
+    assert sum(row["count"] for row in after["labels"]["refutes"]) == 180
     evidence = evidence_of(run)
     assert (evidence.rows, evidence.groups, evidence.incumbent) == (180, 30, None)
     assert evidence.candidate_calibration == calibration
@@ -105,6 +111,8 @@ def test_a_run_ends_with_a_version_its_calibrator_and_its_evidence(carry_out, mo
     epochs = version.metrics["epochs"]
     best = min(epochs, key=lambda epoch: epoch["choice_log_loss"])
     assert version.metrics["chosen_epoch"] == best["epoch"]
+    assert len(version.metrics["suspicious"]) == 36
+    assert [each["annotator"] for each in version.metrics["annotators"]] == ["curt"]
 
 
 def test_the_same_data_and_seed_give_the_same_artifact_which_is_not_compared_with_itself(
@@ -154,6 +162,7 @@ def test_without_known_probabilities_nothing_is_claimed(carry_out):
     run = carry_out()
     evidence, calibration = evidence_of(run), run.produced.calibrations.get()
     assert (calibration.method, calibration.rows) == ("none", 0)
+    assert calibration.reliability_after == {}
     assert (evidence.rows, evidence.figures["against_incumbent"]) == (0, None)
     assert evidence.verdict in {"inconclusive", "worse"}  # worse only where the guard set fell
     assert evidence.advice == [evaluation.NO_KNOWN_ROWS]
@@ -299,14 +308,28 @@ def test_a_version_is_calibrated_again_on_more_verdicts(carry_out, tina):
     assert third.replaced["log_loss"] != pytest.approx(own["log_loss"], abs=1e-6)
 
 
-def test_verdicts_the_siblings_rule_out_are_listed():
-    rows = [row(1, "supports"), row(2, "refutes")]
-    probabilities = np.array([[0.98, 0.01, 0.01], [0.97, 0.02, 0.01]])
-    [doubtful] = evaluation.suspicious(probabilities, rows)
-    assert (doubtful["correction_id"], doubtful["predicted"]) == (2, "supports")
+def test_every_verdict_is_ranked_and_the_most_doubtful_fifth_listed():
+    rows = [row(number, "supports") for number in range(10)]
+    probabilities = np.full((10, 3), 0.3)
+    probabilities[:, 0] = [0.9, 0.5, 0.8, 0.4, 0.6, 0.7, 0.95, 0.85, 0.45, 0.65]
+    found = evaluation.suspicious(probabilities, rows)
+    assert [doubt["correction_id"] for doubt in found] == [3, 8]
+    assert [doubt["probability_of_label"] for doubt in found] == [0.4, 0.45]
 
 
-def row(number: int, label: str) -> snapshots.SnapshotRow:
+def test_who_confirms_everything_is_listed_before_who_reads():
+    careful = [row(i, "refutes" if i % 2 else "supports", annotator="curt") for i in range(40)]
+    stamped = [row(100 + i, "supports", annotator="sam") for i in range(40)]
+    rows = [replace(each, predicted_label="supports") for each in careful + stamped]
+    probabilities = np.array([[0.2, 0.7, 0.1] if i % 2 else [0.7, 0.2, 0.1] for i in range(80)])
+    sam, curt = evaluation.annotators(probabilities, rows)
+    assert (sam["annotator"], sam["n"], sam["confirmed"]) == ("sam", 40, 1.0)
+    assert (curt["annotator"], curt["confirmed"]) == ("curt", 0.5)
+    assert sam["expected"] == curt["expected"] == pytest.approx(0.45)
+    assert sam["careless"]["low"] > curt["careless"]["mean"]
+
+
+def row(number: int, label: str, annotator: str = "") -> snapshots.SnapshotRow:
     return snapshots.SnapshotRow(
         correction_id=number,
         pair_digest=str(number),
@@ -321,7 +344,7 @@ def row(number: int, label: str) -> snapshots.SnapshotRow:
         sampling="complete",
         sampling_probability=1.0,
         domain="",
-        annotator="",
+        annotator=annotator,
         reviewed_at="",
     )
 

@@ -1,6 +1,7 @@
 """Registers adapter versions without training: random tensors, real artifacts and evidence."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from django.contrib.auth.models import User
@@ -47,6 +48,7 @@ def register(
     against: AdapterVersion | None = None,
     verdict: str = "better",
     temperature: float = 2.0,
+    metrics: dict[str, Any] | None = None,
 ) -> AdapterVersion:
     snapshot, _ = Snapshot.objects.get_or_create(
         digest="5" * 64,
@@ -73,6 +75,7 @@ def register(
         artifact_bytes=1,
         trainable_parameters=1,
         config={},
+        metrics=metrics or {},
         created_by=by,
     )
     calibration = CalibrationEvaluation.objects.create(

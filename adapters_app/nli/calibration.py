@@ -1,22 +1,33 @@
 """Calibrators: logits in, honest probabilities out. What was learnt ends in an underscore."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_softmax, softmax
 
-MIN_ROWS = 30  # below this a temperature is mostly noise; the identity is used and said
+from corrections.labels import LABELS
+
+# Twice the 15 rows per parameter of Harrell (2015, §4.4): rows of one page are alike.
+ROWS_PER_PARAMETER = 30
+MIN_ROWS = ROWS_PER_PARAMETER  # below this even a temperature is noise; the identity is used
+# An offset of a label that hardly occurs is a guess about that label.
+ROWS_PER_LABEL = 10
 _TEMPERATURES = (0.05, 20.0)
+_OFFSETS = (-10.0, 10.0)  # log odds: a label that never occurs gets a finite offset
 _LOG_FLOOR = 1e-12
+# scikit-learn's, for the same optimum to more than six digits.
+_PRECISE = {"gtol": 1e-9, "ftol": 64 * float(np.finfo(float).eps)}
 
 
 class Calibrator(Protocol):
     """Maps logits (n, 3) to probabilities (n, 3); columns in the order of LABELS."""
 
     method: str
+    parameters: int  # free ones
+    by_label: bool  # whether it learns something about each label
 
     def fit(
         self, logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
@@ -29,6 +40,8 @@ class Identity:
     """No calibration: plain softmax."""
 
     method = "none"
+    parameters = 0
+    by_label = False
 
     def fit(
         self, logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
@@ -48,6 +61,8 @@ class TemperatureScaling:
     """softmax(z / T), T by maximum likelihood (Guo et al. 2017, §4.2)."""
 
     method = "temperature"
+    parameters = 1
+    by_label = False
 
     def __init__(self, temperature: float = 1.0) -> None:
         self.temperature_ = temperature
@@ -77,11 +92,64 @@ class TemperatureScaling:
         return {"temperature": self.temperature_}
 
 
+class BiasCorrectedTemperature:
+    """softmax(z / T + b), T and b by maximum likelihood (BCTS: Alexandari, Kundaje & Shrikumar
+    2020, §2.2). The offsets sum to 0; they learn the domain's label mix, a temperature cannot."""
+
+    method = "bcts"
+    parameters = 3
+    by_label = True
+
+    def __init__(
+        self, temperature: float = 1.0, offsets: Sequence[float] = (0.0, 0.0, 0.0)
+    ) -> None:
+        self.temperature_ = temperature
+        self.offsets_ = tuple(offsets)
+
+    def fit(
+        self, logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
+    ) -> Self:
+        """Fit T and b on logits (n, 3) and label indices (n,), optionally weighted (n,)."""
+        logits = np.asarray(logits, dtype=np.float64)
+        share = _shares(weights, len(labels))
+        target = np.eye(logits.shape[1])[labels]
+
+        def loss(at: np.ndarray) -> tuple[float, np.ndarray]:
+            # Convex in 1 / T and b, unlike in T.
+            scaled = log_softmax(at[0] * logits + at[1:], axis=1)
+            error = share[:, None] * (np.exp(scaled) - target)
+            gradient = np.concatenate(([(error * logits).sum()], error.sum(axis=0)))
+            return float(-(share[:, None] * target * scaled).sum()), gradient
+
+        low, high = _TEMPERATURES
+        found = minimize(
+            loss,
+            np.array([1.0, *np.zeros(logits.shape[1])]),
+            jac=True,
+            method="L-BFGS-B",
+            bounds=[(1 / high, 1 / low), *[_OFFSETS] * logits.shape[1]],
+            options=_PRECISE,
+        )
+        self.temperature_ = float(1 / found.x[0])
+        self.offsets_ = tuple(float(offset) for offset in found.x[1:] - found.x[1:].mean())
+        return self
+
+    def predict_proba(self, logits: np.ndarray) -> np.ndarray:
+        """Probabilities (n, 3) of logits (n, 3)."""
+        scaled = np.asarray(logits, dtype=np.float64) / self.temperature_
+        return softmax(scaled + np.array(self.offsets_), axis=1)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"temperature": self.temperature_, "offsets": list(self.offsets_)}
+
+
 class PlattScaling:
     """One sigmoid per label on its logit, then normalised (Platt 1999; as scikit-learn's
     `CalibratedClassifierCV(method="sigmoid")` does it), with Platt's smoothed targets."""
 
     method = "platt"
+    parameters = 6
+    by_label = True
 
     def __init__(
         self, slopes: Sequence[float] = (1.0, 1.0, 1.0), offsets: Sequence[float] = (0.0, 0.0, 0.0)
@@ -112,12 +180,23 @@ class PlattScaling:
         return {"slopes": list(self.slopes_), "offsets": list(self.offsets_)}
 
 
+# The simplest first.
+METHODS: tuple[type[Calibrator], ...] = (
+    Identity,
+    TemperatureScaling,
+    BiasCorrectedTemperature,
+    PlattScaling,
+)
+
+
 @dataclass(frozen=True)
 class Choice:
-    """The calibrator chosen, and each method's cross-validated log loss (nats)."""
+    """The calibrator chosen, each method's cross-validated log loss (nats), and why others were
+    not tried: {method: what they need}."""
 
     calibrator: Calibrator
-    log_losses: dict[str, float]
+    log_losses: dict[str, float] = field(default_factory=dict)
+    not_tried: dict[str, str] = field(default_factory=dict)
 
 
 def from_dict(method: str, parameters: Mapping[str, Any]) -> Calibrator:
@@ -126,13 +205,11 @@ def from_dict(method: str, parameters: Mapping[str, Any]) -> Calibrator:
     Raises:
         ValueError: an unknown method.
     """
-    if method == Identity.method:
-        return Identity()
-    if method == TemperatureScaling.method:
-        return TemperatureScaling(**parameters)
-    if method == PlattScaling.method:
-        return PlattScaling(**parameters)
-    raise ValueError(f"method: {method!r} is not none, temperature or platt")
+    for kind in METHODS:
+        if kind.method == method:
+            return kind(**parameters)
+    known = ", ".join(kind.method for kind in METHODS)
+    raise ValueError(f"method: {method!r} is none of {known}")
 
 
 def choose(
@@ -143,34 +220,61 @@ def choose(
     *,
     folds: int = 5,
 ) -> Choice:
-    """Cross-validate none, temperature and Platt by groups; the simplest within one standard error.
+    """Cross-validate the methods by groups; the simplest within one standard error of the best
+    (Breiman et al. 1984, §3.4.3).
 
-    Temperature is simpler than Platt (1 parameter against 6). Too few rows: the identity.
+    A method is tried from 30 rows per free parameter on: temperature 30, bias-corrected temperature
+    90, Platt 180, the latter two with at least 10 rows of each label.
     """
-    if len(labels) < MIN_ROWS or len(np.unique(labels)) < 2:
-        return Choice(Identity(), {})
     groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
+    needs = {kind.method: lacking(kind, labels, groups) for kind in METHODS}
+    tried = [kind for kind in METHODS if not needs[kind.method]]
+    not_tried = {method: need for method, need in needs.items() if need}
+    if len(tried) == 1:
+        return Choice(Identity(), not_tried=not_tried)
     share = _shares(weights, len(labels))
     part = _group_parts(groups, folds)
-    losses: dict[str, np.ndarray] = {}
-    for kind in (Identity, TemperatureScaling, PlattScaling):
-        probabilities = np.empty((len(labels), logits.shape[1]))
-        for k in range(folds):
-            seen, held = part != k, part == k
-            if not held.any() or not seen.any():
-                continue
-            fitted = kind().fit(logits[seen], labels[seen], share[seen])
-            probabilities[held] = fitted.predict_proba(logits[held])
-        right = probabilities[np.arange(len(labels)), labels]
-        losses[kind.method] = -np.log(np.maximum(right, _LOG_FLOOR))
+    losses = {kind.method: _held_out_losses(kind, logits, labels, share, part) for kind in tried}
     means = {method: float((share * loss).sum()) for method, loss in losses.items()}
     best = min(means, key=lambda method: means[method])
-    for kind in (Identity, TemperatureScaling, PlattScaling):
+    for kind in tried:
         difference = losses[kind.method] - losses[best]
         if means[kind.method] - means[best] <= _clustered_error(difference, share, groups):
-            fitted = kind().fit(logits, labels, share)
-            return Choice(fitted, means)
+            return Choice(kind().fit(logits, labels, share), means, not_tried)
     raise AssertionError("the best method is within one standard error of itself")
+
+
+def lacking(kind: type[Calibrator], labels: np.ndarray, groups: np.ndarray) -> str:
+    """What n label indices (n,) of `groups` (n,) are too few of to fit a method on, in words;
+    empty if nothing."""
+    rows = kind.parameters * ROWS_PER_PARAMETER
+    counts = np.bincount(labels, minlength=len(LABELS))
+    if len(labels) < rows:
+        return f"needs {rows} rows"
+    if kind.parameters and np.count_nonzero(counts) < 2:
+        return "needs two labels"
+    if kind.parameters and len(np.unique(groups)) < 2:
+        return "needs two sources"
+    if kind.by_label and counts.min() < ROWS_PER_LABEL:
+        return f"needs {ROWS_PER_LABEL} rows of each label"
+    return ""
+
+
+def _held_out_losses(
+    kind: type[Calibrator],
+    logits: np.ndarray,
+    labels: np.ndarray,
+    share: np.ndarray,
+    part: np.ndarray,
+) -> np.ndarray:
+    """(n,) log loss of each row under the method fitted on the other parts."""
+    probabilities = np.empty((len(labels), logits.shape[1]))
+    for k in np.unique(part):
+        seen, held = part != k, part == k
+        fitted = kind().fit(logits[seen], labels[seen], share[seen])
+        probabilities[held] = fitted.predict_proba(logits[held])
+    right = probabilities[np.arange(len(labels)), labels]
+    return -np.log(np.maximum(right, _LOG_FLOOR))
 
 
 def _clustered_error(values: np.ndarray, share: np.ndarray, groups: np.ndarray) -> float:
@@ -212,5 +316,5 @@ def _sigmoid(scores: np.ndarray, positive: np.ndarray, share: np.ndarray) -> tup
         value = (share * (np.logaddexp(0, z) - target * z)).sum()
         return float(value), np.array([(error * scores).sum(), error.sum()])
 
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"gtol": 1e-9})
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", options=_PRECISE)
     return float(found.x[0]), float(found.x[1])

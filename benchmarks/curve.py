@@ -1,0 +1,247 @@
+"""Does the projected learning curve hold? The later half of the verdicts is hidden from it.
+
+    python benchmarks/curve.py --data DIR [--learner probe|adapter] [--stream NAME …]
+        [--verdicts 600] [--splits 5] [--seeds 4] [--cache DIR] [--out FILE]
+
+DIR has stream/*.jsonl.gz (premise, hypothesis, label, group). A fifth of a stream's groups is held
+out; N pairs of the others are judged. The curve is measured on the first half of them at four
+sizes, out of fold, by the project's own functions, and continued to N. What it should have said is
+the figure of a model that learnt from all N, on the groups held out. Accuracy and macro-F1 of each
+(stream, split, seed) are two back-tests: how many of them lie in the 80 % interval, and the
+interval score against a curve that stays flat.
+
+The learner is the project's adapter, which takes minutes a back-test, or a logistic probe on frozen
+sentence embeddings and the base's logits, which takes a second and tests the projection alone.
+"""
+
+import argparse
+import json
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds the project
+
+import numpy as np
+from django.core.management import call_command
+from rich.console import Console
+from rich.table import Table
+
+import benchmarks.home  # noqa: F401  Django first
+
+# isort: split
+from adapters_app import curves, evaluation, fitting
+from adapters_app.nli import learning_curve, metrics
+from adapters_app.nli.base_model import BUNDLED, Base, load_base
+from adapters_app.nli.calibration import Identity
+from adapters_app.nli.config import TrainConfig
+from adapters_app.nli.encoding import Pair
+from adapters_app.nli.learning_curve import Measured, Projection, Range
+from adapters_app.nli.predict import Predictor
+from adapters_app.snapshots import SnapshotRow
+from benchmarks.probe import Probe, features
+from benchmarks.protocol import Split, User, split, training_set
+from benchmarks.rows import Row, read
+from corrections.labels import Label
+
+ROOT = Path(__file__).resolve().parent.parent
+SIZES = 4
+
+
+class Learner(Protocol):
+    """Something that learns from verdicts; predicted columns of LABELS come out."""
+
+    def base(self, pairs: Sequence[Pair]) -> np.ndarray | None:
+        """(n,) without any verdict; None where the curve does not start from there."""
+
+    def out_of_fold(self, rows: Sequence[SnapshotRow], groups: set[int]) -> np.ndarray:
+        """(rows,) each by a model that learnt from `groups` outside the row's fold."""
+
+    def learnt(self, rows: Sequence[SnapshotRow], asked: Sequence[Pair]) -> np.ndarray:
+        """(asked,) by a model that learnt from all rows."""
+
+
+class Adapter:
+    """The project's own training."""
+
+    def __init__(self, base: Base, config: TrainConfig) -> None:
+        self._base, self._config = base, config
+
+    def base(self, pairs: Sequence[Pair]) -> np.ndarray | None:
+        return Predictor(self._base).logits(pairs).argmax(1)
+
+    def out_of_fold(self, rows: Sequence[SnapshotRow], groups: set[int]) -> np.ndarray:
+        logits = fitting.out_of_fold(
+            self._base, rows, self._config, groups=groups, on_step=_go_on, on_wait=_go_on
+        )
+        calibrator, _ = evaluation.calibrate(logits, evaluation.judged(rows))
+        return calibrator.predict_proba(logits).argmax(1)
+
+    def learnt(self, rows: Sequence[SnapshotRow], asked: Sequence[Pair]) -> np.ndarray:
+        fitted = fitting.fit(self._base, rows, self._config, on_step=_go_on, on_wait=_go_on)
+        calibrator, _ = evaluation.calibrate(fitted.logits, evaluation.judged(rows))
+        predictor = Predictor(self._base, fitted.released, calibrator)
+        return predictor.probabilities(asked).argmax(1)
+
+
+class Quick:
+    """The probe; without data it is no base."""
+
+    def __init__(self, probe: Probe) -> None:
+        self._probe = probe
+
+    def base(self, pairs: Sequence[Pair]) -> np.ndarray | None:
+        return None
+
+    def out_of_fold(self, rows: Sequence[SnapshotRow], groups: set[int]) -> np.ndarray:
+        return self._probe.out_of_fold(rows, groups).argmax(1)
+
+    def learnt(self, rows: Sequence[SnapshotRow], asked: Sequence[Pair]) -> np.ndarray:
+        return self._probe.learnt(rows, asked).argmax(1)
+
+
+def back_test(
+    rows: Sequence[Row], parts: Split, learner: Learner, *, verdicts: int, seed: int
+) -> list[dict[str, Any]]:
+    """Both measures' projection from the first half of the verdicts, and what came of all."""
+    draw = random.Random(seed)
+    judged = draw.sample(parts.judged, min(verdicts, len(parts.judged)))
+    later = _frozen([rows[i] for i in judged], seed)
+    half = {(rows[i]["premise"], rows[i]["hypothesis"]) for i in judged[: len(judged) // 2]}
+    # The folds are permanent: the later half changes none.
+    first = [row for row in later if row.pair in half]
+    sizes, measured = _curve(first, learner, seed)
+    held_out = [rows[i] for i in parts.held_out]
+    asked = [(row["premise"], row["hypothesis"]) for row in held_out]
+    truth = np.array([Label(row["label"]).column for row in held_out])
+    answers = np.eye(3)[learner.learnt(later, asked)]
+    became = {
+        "accuracy": metrics.accuracy(answers, truth),
+        "macro_f1": metrics.macro_f1(answers, truth),
+    }
+    return [
+        {
+            "measure": name,
+            "sizes": sizes,
+            "seen": found.values.tolist(),
+            "verdicts": len(later),
+            "became": became[name],
+            **judged("projected", Projection(np.array(sizes), found).at(len(later)), became[name]),
+            **judged("flat", learning_curve.flat(found), became[name]),
+        }
+        for name, found in measured.items()
+    ]
+
+
+def _curve(
+    rows: Sequence[SnapshotRow], learner: Learner, seed: int
+) -> tuple[list[int], dict[str, Measured]]:
+    known = evaluation.judged(rows)
+    sizes, answers = [], []
+    start = learner.base([row.pair for row in rows])
+    if start is not None:
+        sizes, answers = [0], [start]
+    for part in curves.nested(rows, SIZES, seed):
+        sizes.append(round(float(np.mean(curves.learnt(rows, part, TrainConfig())))))
+        answers.append(learner.out_of_fold(rows, part))
+    predicted = np.stack(answers)[:, known.index]
+    return sizes, learning_curve.measure(predicted, known.labels, known.groups, known.weights)
+
+
+def judged(name: str, found: Range, became: float) -> dict[str, Any]:
+    return {
+        name: [found.low, found.median, found.high],
+        f"{name}_covers": bool(found.low <= became <= found.high),
+        f"{name}_score": learning_curve.interval_score(found, became),
+    }
+
+
+def _frozen(rows: Sequence[Row], seed: int) -> list[SnapshotRow]:
+    """All rows judged, each with a known probability."""
+    said = User(audits=1.0).judge(
+        rows,
+        Identity().predict_proba(np.zeros((len(rows), 3))),
+        budget=len(rows),
+        draw=random.Random(seed),
+    )
+    return training_set(said)
+
+
+def _go_on(*_: Any) -> None:
+    """Nobody asks a benchmark to stop."""
+
+
+def table(results: Sequence[dict[str, Any]]) -> Table:
+    """One line per stream and measure, and one for all."""
+    shown = Table(title="the 80 % interval of a projection to twice the verdicts")
+    for column in ("stream", "measure"):
+        shown.add_column(column, no_wrap=True)
+    for column in ("n", "covers", "flat covers", "score", "flat score", "mean miss"):
+        shown.add_column(column, justify="right", no_wrap=True)
+    keys = sorted({(row["stream"], row["measure"]) for row in results})
+    for stream, measure in [*keys, ("all", "both")]:
+        own = [
+            row
+            for row in results
+            if stream == "all" or (row["stream"], row["measure"]) == (stream, measure)
+        ]
+        cells = (
+            np.mean([row["projected_covers"] for row in own]),
+            np.mean([row["flat_covers"] for row in own]),
+            np.mean([row["projected_score"] for row in own]),
+            np.mean([row["flat_score"] for row in own]),
+            np.mean([row["became"] - row["projected"][1] for row in own]),
+        )
+        shown.add_row(stream, measure, str(len(own)), *(f"{cell:.3f}" for cell in cells))
+    return shown
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--learner", choices=["probe", "adapter"], default="probe")
+    parser.add_argument("--stream", nargs="+", help="only these")
+    parser.add_argument("--verdicts", type=int, default=600, help="in all; half of them is seen")
+    parser.add_argument("--splits", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--base", default=BUNDLED)
+    results = ROOT / "benchmarks" / "results"
+    parser.add_argument("--cache", type=Path, default=results / "curve")
+    parser.add_argument("--out", type=Path, default=results / "curve.json")
+    options = parser.parse_args()
+
+    call_command("migrate", verbosity=0)
+    base = load_base(options.base)
+    found: list[dict[str, Any]] = []
+    for path in sorted((options.data / "stream").glob("*.jsonl.gz")):
+        stream = path.name.split(".")[0]
+        if options.stream and stream not in options.stream:
+            continue
+        rows = read([path])
+        if options.learner == "probe":
+            kept = options.cache / f"{stream}.npy"
+            quick = Quick(Probe(features(rows, base, kept)))
+            learners: dict[int, Learner] = dict.fromkeys(range(options.seeds), quick)
+        else:
+            learners = {
+                seed: Adapter(base, replace(TrainConfig(), seed=seed))
+                for seed in range(options.seeds)
+            }
+        for number in range(options.splits):
+            for seed, learner in learners.items():
+                tested = back_test(
+                    rows, split(rows, number), learner, verdicts=options.verdicts, seed=seed
+                )
+                at = {"stream": stream, "split": number, "seed": seed}
+                found += [{**at, **each} for each in tested]
+                print(found[-1], file=sys.stderr, flush=True)
+    Console(width=120).print(table(found))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
