@@ -17,7 +17,7 @@ help:
 	@echo "make test   the whole test suite"
 	@echo "make demo   the whole loop without a browser, in a fresh home"
 	@echo "make check  format, lint, types, migrations, deployment settings"
-	@echo "make bench  the loop on real data: DATA=directory with stream/ and guard/"
+	@echo "make bench  the loop on real data: DATA=directory with stream/ and guard/ (more in benchmarks/)"
 	@echo "make stop   stop what \`make run\` started in this LYRA_HOME"
 
 install: $(VENV)/.installed
