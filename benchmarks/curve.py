@@ -129,8 +129,8 @@ def back_test(
             "seen": found.values.tolist(),
             "verdicts": len(later),
             "became": became[name],
-            **judged("projected", Projection(np.array(sizes), found).at(len(later)), became[name]),
-            **judged("flat", learning_curve.flat(found), became[name]),
+            **scored("projected", Projection(np.array(sizes), found).at(len(later)), became[name]),
+            **scored("flat", learning_curve.flat(found), became[name]),
         }
         for name, found in measured.items()
     ]
@@ -151,7 +151,7 @@ def _curve(
     return sizes, learning_curve.measure(predicted, known.labels, known.groups, known.weights)
 
 
-def judged(name: str, found: Range, became: float) -> dict[str, Any]:
+def scored(name: str, found: Range, became: float) -> dict[str, Any]:
     return {
         name: [found.low, found.median, found.high],
         f"{name}_covers": bool(found.low <= became <= found.high),

@@ -47,6 +47,6 @@ def test_one_who_confirms_everything_is_ranked_last_and_one_who_reads_is_not():
 
 
 def test_a_projection_is_judged_by_what_became():
-    hit, miss = (curve.judged("flat", Range(0.5, 0.4, 0.6), became) for became in (0.55, 0.7))
+    hit, miss = (curve.scored("flat", Range(0.5, 0.4, 0.6), became) for became in (0.55, 0.7))
     assert (hit["flat_covers"], hit["flat_score"]) == (True, pytest.approx(0.2))
     assert (miss["flat_covers"], miss["flat_score"]) == (False, pytest.approx(1.2))

@@ -92,7 +92,8 @@ class Projection:
 
     def at(self, verdicts: float) -> Range:
         """The figure that one training on so many verdicts would show."""
-        return _range(self._values(verdicts) + self._seen_off, self._weight)
+        seen = np.clip(self._values(verdicts) + self._seen_off, 0.0, 1.0)
+        return _range(seen, self._weight)
 
     def needed(self, target: float, *, now: int) -> Needed:
         """How many verdicts reach `target`, looking at most HORIZON times as far as `now`."""
