@@ -142,6 +142,9 @@ def calibrate_again(version: AdapterVersion, by: User, **changes: Any) -> Calibr
         bins_before=[],
         bins_after=[],
         candidates={},
+        not_tried={},
+        reliability_before={},
+        reliability_after={},
         **before
         | after
         | {

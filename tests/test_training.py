@@ -274,6 +274,9 @@ def finish(lease: training.Lease, directory: Path, base: Base) -> AdapterVersion
             bins_before=[],
             bins_after=[],
             candidates={},
+            not_tried={},
+            reliability_before={},
+            reliability_after={},
             **before_and_after,
         ),
         evaluation=registry.NewEvaluation(
