@@ -15,8 +15,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import django
+
+if TYPE_CHECKING:
+    from corrections.drafts import ParsedRow
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOKUP_LIMIT_MS, IMPORT_LIMIT_S, IMPORT_ROWS = 50, 10, 10_000
@@ -80,7 +84,7 @@ def _time_imports(texts: list[str]) -> list[float]:
     return seconds
 
 
-def _rows(texts: list[str], start: int) -> Iterator[object]:
+def _rows(texts: list[str], start: int) -> "Iterator[ParsedRow]":
     from corrections.drafts import ParsedRow  # noqa: PLC0415
 
     for number, text in enumerate(texts[start : start + IMPORT_ROWS], start=start):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.special import softmax
@@ -205,9 +206,10 @@ def real(data: Path, cache: Path) -> list[RealPair]:
         name = path.name.removesuffix(".jsonl.gz")
         kept = cache / f"gate-{name}-{base.fingerprint[:12]}.npz"
         if not kept.exists():
-            np.savez_compressed(kept, **_answers(base, read([path])))
-        with np.load(kept) as arrays:
-            found.append(_pair_of(name, {key: arrays[key] for key in arrays.files}))
+            arrays: dict[str, Any] = _answers(base, read([path]))
+            np.savez_compressed(kept, **arrays)
+        with np.load(kept) as stored:
+            found.append(_pair_of(name, {key: stored[key] for key in stored.files}))
     return found
 
 
@@ -239,14 +241,16 @@ def _answers(base: Base, rows: Sequence[Row]) -> dict[str, np.ndarray]:
     half = groups > np.sort(groups)[len(groups) // 2]
     held_to = Anchors.answered_by(base, anchors.load())
     for side in (False, True):
-        pool = np.random.default_rng(1).permutation(np.flatnonzero(half == side))
+        pool = np.random.default_rng(1).permutation(np.flatnonzero(half == side)).tolist()
         seen = [rows[i] for i in pool[:TRAINING_VERDICTS]]
         examples = [Example(*_pair(row), Label(row["label"])) for row in seen]
         config = TrainConfig()
         fitted = train(base, examples, config, anchors=held_to, evaluate_each_epoch=False)
         adapted = Predictor(base, fitted.epochs[-1].artifact)
         known = texts(seen)
-        fresh = [i for i in np.flatnonzero(half != side) if known.isdisjoint(_pair(rows[i]))]
+        fresh = [
+            i for i in np.flatnonzero(half != side).tolist() if known.isdisjoint(_pair(rows[i]))
+        ]
         b[fresh], kept[fresh] = adapted.logits([_pair(rows[i]) for i in fresh]), True
     general = guard.unlabelled().pairs
     general_a, general_b = (

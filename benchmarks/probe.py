@@ -35,7 +35,7 @@ class Probe:
         folds = np.array([row.fold for row in rows])
         for fold in np.unique(folds):
             seen = [row for row in rows if row.group_id in groups and row.fold != fold]
-            held = np.flatnonzero(folds == fold)
+            held = np.flatnonzero(folds == fold).tolist()
             probabilities[held] = self.learnt(seen, [rows[i].pair for i in held])
         return probabilities
 

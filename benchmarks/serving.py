@@ -124,12 +124,12 @@ def _pipeline(home: Path) -> Logits:
     from transformers import pipeline  # noqa: PLC0415  each arm loads what it measures
 
     pipe = pipeline("text-classification", model=str(home / "model"), top_k=None, device="cpu")
-    names = {name: column for column, name in pipe.model.config.id2label.items()}
+    names = {str(name): int(column) for column, name in (pipe.model.config.id2label or {}).items()}
 
     def logits(pairs: Sequence[Pair]) -> np.ndarray:
         texts = [{"text": premise, "text_pair": hypothesis} for premise, hypothesis in pairs]
         out = np.empty((len(pairs), len(names)))
-        answers = pipe(texts, batch_size=len(pairs), function_to_apply="none")
+        answers: Any = pipe(texts, batch_size=len(pairs), function_to_apply="none")
         for row, answer in zip(out, answers, strict=True):
             for each in answer:
                 row[names[each["label"]]] = each["score"]
@@ -388,7 +388,7 @@ def show(results: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one line of ratios within a minute")
     parser.add_argument("--shape", choices=("minilm", *DEBERTA), default="minilm")
     parser.add_argument("--mix", choices=sorted(MIXES), default="short")
