@@ -22,7 +22,7 @@ class TrainConfig:
     # "auto" = the architecture's attention query and value projections, verified against the model.
     target_modules: tuple[str, ...] | str = AUTO
     # Share of the encoder's layers, from the top, that get an adapter. What those below make of a
-    # pair never changes and is computed once: half of the layers train in half of the time.
+    # pair never changes, and is computed once for all epochs and fits.
     layer_share: float = 1.0
     learning_rate: float = 2e-3
     # Upper limit; the number actually used is chosen out of fold.
