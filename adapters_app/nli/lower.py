@@ -1,7 +1,7 @@
 """What the layers below an adapter make of pairs: it never changes, so it is computed once.
 
 Every epoch of every fit of a run would ask the same frozen layers the same; for an adapter of the
-upper half of an encoder that is half of the forward passes.
+upper half of an encoder that is about half of every forward pass.
 """
 
 from collections.abc import Callable, Mapping, Sequence
