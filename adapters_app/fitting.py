@@ -73,26 +73,23 @@ def fit(
     Raises:
         TrainingDiverged, OutOfMemory, and whatever the callbacks raise.
     """
-    held = [np.array([i for i, row in enumerate(rows) if row.fold == k]) for k in range(FOLDS)]
-    # A sibling of an empty fold is the released fit itself: same rows, same seed.
-    needed = [k for k in range(FOLDS) if len(held[k])]
+    held = _held(rows)
     jobs = [
         (_examples(rows, config), []),  # the longest first
-        *((_examples(rows, config, blind_to=k), [rows[i].pair for i in held[k]]) for k in needed),
+        *((_examples(rows, config, blind_to=k), _pairs(rows, held[k])) for k in held),
     ]
     released, *blind = _side_by_side(base, jobs, config, on_step=on_step, on_wait=on_wait)
-    siblings = dict(zip(needed, blind, strict=True))
-    logits = _pooled_logits(siblings, held, len(rows), config.epochs)
-    epochs = _epoch_figures(siblings, logits, rows)
-    chosen = _best(epochs)
+    siblings = dict(zip(held, blind, strict=True))
+    logits, epochs, chosen = _judged(siblings, held, rows, config)
     # The released fit took the same path for all epochs; it is released as it was after this one.
     last = released.epochs[chosen - 1].artifact
     return Fitted(
+        # A sibling of an empty fold is the released fit itself: same rows, same seed.
         siblings=[
             siblings[k].epochs[chosen - 1].artifact if k in siblings else last for k in range(FOLDS)
         ],
         released=last,
-        logits=logits[chosen - 1],
+        logits=logits,
         chosen_epoch=chosen,
         epochs=epochs,
         trainable_parameters=released.trainable_parameters,
@@ -117,17 +114,37 @@ def out_of_fold(
         TrainingDiverged, OutOfMemory, and whatever the callbacks raise.
     """
     learnt = [row for row in rows if row.group_id in groups]
-    held = [np.array([i for i, row in enumerate(rows) if row.fold == k]) for k in range(FOLDS)]
-    needed = [k for k in range(FOLDS) if len(held[k])]
-    jobs = [
-        (_examples(learnt, config, blind_to=k), [rows[i].pair for i in held[k]]) for k in needed
-    ]
+    held = _held(rows)
+    jobs = [(_examples(learnt, config, blind_to=k), _pairs(rows, held[k])) for k in held]
     blind = _side_by_side(base, jobs, config, on_step=on_step, on_wait=on_wait)
-    siblings = dict(zip(needed, blind, strict=True))
+    logits, _, _ = _judged(dict(zip(held, blind, strict=True)), held, rows, config)
+    return logits
+
+
+def _held(rows: Sequence[SnapshotRow]) -> dict[int, np.ndarray]:
+    """Positions of the rows of each fold that has any."""
+    folds = np.array([row.fold for row in rows])
+    return {k: np.flatnonzero(folds == k) for k in range(FOLDS) if (folds == k).any()}
+
+
+def _pairs(rows: Sequence[SnapshotRow], chosen: np.ndarray) -> list[Pair]:
+    return [rows[i].pair for i in chosen]
+
+
+def _judged(
+    siblings: dict[int, TrainResult],
+    held: dict[int, np.ndarray],
+    rows: Sequence[SnapshotRow],
+    config: TrainConfig,
+) -> tuple[np.ndarray, list[dict[str, Any]], int]:
+    """Logits (rows, 3) out of fold after the best epoch, figures of all epochs, the best's number.
+
+    The best is the one with the least loss out of fold.
+    """
     logits = _pooled_logits(siblings, held, len(rows), config.epochs)
     epochs = _epoch_figures(siblings, logits, rows)
-    chosen = _best(epochs)
-    return logits[chosen - 1]
+    chosen = int(min(epochs, key=lambda figures: figures["choice_log_loss"])["epoch"])
+    return logits[chosen - 1], epochs, chosen
 
 
 def _side_by_side(
@@ -217,7 +234,7 @@ def _examples(
 
 
 def _pooled_logits(
-    siblings: dict[int, TrainResult], held: Sequence[np.ndarray], rows: int, epochs: int
+    siblings: dict[int, TrainResult], held: dict[int, np.ndarray], rows: int, epochs: int
 ) -> np.ndarray:
     """(epochs, rows, 3): each row answered by the sibling blind to its fold, after each epoch."""
     pooled = np.zeros((epochs, rows, len(LABELS)), dtype=np.float32)
@@ -225,11 +242,6 @@ def _pooled_logits(
         for e, epoch in enumerate(result.epochs):
             pooled[e, held[k]] = epoch.eval_logits
     return pooled
-
-
-def _best(epochs: Sequence[dict[str, Any]]) -> int:
-    """Number of the epoch with the least loss out of fold."""
-    return int(min(epochs, key=lambda figures: figures["choice_log_loss"])["epoch"])
 
 
 def _epoch_figures(

@@ -4,6 +4,7 @@ Thin: each change is one function of `intake` or `audits`; what they refuse is 4
 in `detail`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from django.contrib.auth.models import User
@@ -146,14 +147,7 @@ class AuditSampleViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gener
     )
     @action(detail=True, methods=["post"])
     def answer(self, request: Request, pk: str) -> Response:
-        sent = AuditAnswerSerializer(data=request.data)
-        sent.is_valid(raise_exception=True)
-        sample = self.get_object()
-        try:
-            sample = audits.answer(sample.pk, by=_user(request), **sent.validated_data)
-        except audits.AlreadyDecided as error:
-            raise Conflict(str(error)) from error
-        return Response(self.get_serializer(sample).data)
+        return self._decide(request, AuditAnswerSerializer, audits.answer)
 
     @extend_schema(
         summary="Say that it cannot be told, and why; it counts as not answered.",
@@ -162,11 +156,19 @@ class AuditSampleViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gener
     )
     @action(detail=True, methods=["post"])
     def skip(self, request: Request, pk: str) -> Response:
-        sent = AuditSkipSerializer(data=request.data)
+        return self._decide(request, AuditSkipSerializer, audits.skip)
+
+    def _decide(
+        self,
+        request: Request,
+        serializer: type[BaseSerializer[Any]],
+        decide: Callable[..., AuditSample],
+    ) -> Response:
+        sent = serializer(data=request.data)
         sent.is_valid(raise_exception=True)
         sample = self.get_object()
         try:
-            sample = audits.skip(sample.pk, by=_user(request), **sent.validated_data)
+            sample = decide(sample.pk, by=_user(request), **sent.validated_data)
         except audits.AlreadyDecided as error:
             raise Conflict(str(error)) from error
         return Response(self.get_serializer(sample).data)

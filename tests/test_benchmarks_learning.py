@@ -344,36 +344,31 @@ def test_a_run_goes_on_where_it_stopped(data: Path, base_path: str):
     assert base == {"estimate": 0, "low": 0, "high": 0}
 
 
-@pytest.mark.django_db
-def test_a_budget_that_a_stream_cannot_supply_is_said(data: Path, base_path: str):
-    cells = Cells(data / "out.jsonl")
-    small = Bench(
+def small_bench(data: Path, base_path: str) -> Bench:
+    return Bench(
         data=data,
-        cells=cells,
+        cells=Cells(data / "out.jsonl"),
         base_name=base_path,
         user=User(),
         serves=Arm("ours", QUICK),
         console=Console(file=io.StringIO()),
     )
+
+
+@pytest.mark.django_db
+def test_a_budget_that_a_stream_cannot_supply_is_said(data: Path, base_path: str):
+    small = small_bench(data, base_path)
     small.measure(Cell("one", 0, 0, 1000, 1), [Arm("base")])
-    [record] = cells
+    [record] = small.cells
     assert record["key"]["arm"] == bench.TOO_FEW
     assert 0 < record["verdicts"] < 200
 
 
 @pytest.mark.django_db
 def test_in_a_second_round_the_adapter_of_the_first_is_judged(data: Path, base_path: str):
-    cells = Cells(data / "out.jsonl")
-    small = Bench(
-        data=data,
-        cells=cells,
-        base_name=base_path,
-        user=User(),
-        serves=Arm("ours", QUICK),
-        console=Console(file=io.StringIO()),
-    )
+    small = small_bench(data, base_path)
     small.measure(Cell("one", 0, 0, 20, 2), [Arm("base"), Arm(bench.ACTIVE, QUICK)])
-    base, active = cells
+    base, active = small.cells
     assert base["verdicts"]["in_snapshot"] == active["verdicts"]["in_snapshot"] == 40
     assert base["key"]["serves"] == QUICK
     assert len(active["answers"]) == len(base["answers"])

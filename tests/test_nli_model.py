@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 
 from adapters_app.nli import artifact as artifacts
+from adapters_app.nli import lower
 from adapters_app.nli.base_model import Base, BaseModelError, load_base
 from adapters_app.nli.config import TrainConfig
 from adapters_app.nli.data import Example, collate
@@ -105,11 +106,11 @@ def test_an_adapter_of_the_upper_layers_trains_as_if_the_lower_ones_were_asked_e
     """… though they are asked once; and it is written, verified and folded like any other."""
     config = replace(CONFIG, layer_share=0.5, dropout=0.0)
     anchors = Anchors.answered_by(base, PAIRS)
-    lower = below_adapter(base, PAIRS, config)
-    assert lower is not None
+    states = below_adapter(base, PAIRS, config)
+    assert states is not None
     fitted, slow = (
         train(base, EXAMPLES, config, evaluate=PAIRS, anchors=anchors, lower=known).epochs[-1]
-        for known in (lower, None)
+        for known in (states, None)
     )
     assert {artifacts.layer_number(name) for name in fitted.artifact.tensors} == {1, None}
     for name, tensor in slow.artifact.tensors.items():
@@ -123,6 +124,25 @@ def test_an_adapter_of_the_upper_layers_trains_as_if_the_lower_ones_were_asked_e
     with torch.inference_mode():
         logits = theirs(**batch).logits[0, list(base.label_columns)].numpy()
     np.testing.assert_allclose(logits, fitted.eval_logits[0], atol=1e-5)
+
+
+def test_what_is_known_of_the_lower_layers_is_what_the_upper_ones_get(
+    bert: Base, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, layer_share=0.5, dropout=0.0)
+    other = load_base(tiny_base(tmp_path / "other", "bert", seed=1))
+    own, foreign = (
+        train(bert, EXAMPLES, config, lower=below_adapter(base, PAIRS, config))
+        for base in (bert, other)
+    )
+    assert own.epochs[0].train_loss != pytest.approx(foreign.epochs[0].train_loss, rel=1e-3)
+
+
+def test_what_would_take_too_much_memory_is_not_kept(
+    bert: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lower, "MOST_BYTES", 100)
+    assert below_adapter(bert, PAIRS, replace(CONFIG, layer_share=0.5)) is None
 
 
 def test_nothing_is_looked_up_where_every_layer_is_adapted(bert: Base) -> None:

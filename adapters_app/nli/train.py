@@ -9,6 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -139,7 +140,7 @@ def train(
     results: list[EpochResult] = []
     step = pairs_done = 0
     last = min(epochs_to_run or config.epochs, config.epochs)
-    try:
+    with _explaining_memory(config):
         for epoch in range(1, last + 1):
             losses: list[float] = []
             for _ in range(passes):
@@ -175,12 +176,6 @@ def train(
             results.append(EpochResult(epoch, float(np.mean(losses)), logits, artifact))
             if on_epoch is not None:
                 on_epoch(results[-1])
-    except torch.OutOfMemoryError as error:
-        raise _out_of_memory(config) from error
-    except RuntimeError as error:
-        if "can't allocate memory" in str(error):  # what torch's CPU allocator says
-            raise _out_of_memory(config) from error
-        raise
     count = sum(parameter.numel() for parameter in trainable)
     return TrainResult(results, count, time.perf_counter() - started)
 
@@ -217,19 +212,24 @@ def below_adapter(
     *,
     on_batch: Callable[[int], None] | None = None,
 ) -> Lower | None:
-    """What the layers that `config` does not adapt make of `pairs`; None where it adapts all."""
+    """What the layers that `config` does not adapt make of `pairs`; None where it adapts all.
+
+    Raises:
+        OutOfMemory: as `train`.
+    """
     layers = base.upper_layers(config.layer_share)
     if not layers:
         return None
-    return Lower.of(
-        base,
-        _frozen_model(base, config),
-        pairs,
-        first=layers[0],
-        encoder=base.encoder.limited_to(config.max_length),
-        autocast=lambda: _autocast(base, config),
-        on_batch=on_batch,
-    )
+    with _explaining_memory(config):
+        return Lower.of(
+            base,
+            _frozen_model(base, config),
+            pairs,
+            first=layers[0],
+            encoder=base.encoder.limited_to(config.max_length),
+            autocast=lambda: _autocast(base, config),
+            on_batch=on_batch,
+        )
 
 
 def _frozen_model(base: Base, config: TrainConfig) -> PreTrainedModel:
@@ -432,6 +432,19 @@ def towards_base(artifact: Artifact, base: Base, share: float) -> Artifact:
             origin = start[key.removeprefix(PREFIX)].float().cpu().numpy()
             tensors[key] = origin + np.float32(share) * (tensor - origin)
     return replace(artifact, tensors=tensors, manifest={}, digest="")
+
+
+@contextmanager
+def _explaining_memory(config: TrainConfig) -> Iterator[None]:
+    """In this block the device's lack of memory is an OutOfMemory."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise _out_of_memory(config) from error
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error):  # what torch's CPU allocator says
+            raise _out_of_memory(config) from error
+        raise
 
 
 def _out_of_memory(config: TrainConfig) -> OutOfMemory:
