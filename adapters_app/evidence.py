@@ -218,9 +218,9 @@ def needed(evaluation: ShadowEvaluation) -> str:
 
 
 def confirmation(evaluation: ShadowEvaluation) -> str:
-    """Whether verdicts given after the snapshot confirm the released adapter; empty if none do."""
+    """Whether verdicts given after the snapshot confirm the released adapter; empty without any."""
     bet = evaluation.later.get("confirmation")
-    if not bet:
+    if not bet or not bet["rows"]:
         return ""
     candidate, incumbent = evaluation.candidate.name, name_of(evaluation.incumbent)
     on = f"{bet['rows']} of them from {bet['pages']} sources neither model learnt from"

@@ -435,6 +435,16 @@ def test_a_version_says_whether_later_verdicts_confirm_it(rita, make_version, we
     assert f"e-value {'31.4' if peak >= 20 else 'of 2.5'}" in page
 
 
+def test_a_version_says_nothing_of_a_bet_that_nobody_could_make(rita, make_version):
+    version = make_version()
+    bet = {"rows": 0, "pages": 0, "disagreements": 0, "wealth": 1.0, "peak": 1.0}
+    later = {"n": 120, "accuracy": 0.6, "brier": 0.5, "ece": 0.1}
+    version.evaluations.update(later=later | {"confirmation": bet | {"confirmed": False}})
+    page = text_of(rita.get(url(version)))
+    assert "On 120 pairs reviewed after the snapshot" in page
+    assert "onfirmed" not in page
+
+
 def test_a_version_shows_how_far_its_probabilities_can_be_trusted(rita, trainer, make_version):
     version = make_version()
     before = text_of(rita.get(url(version)))
