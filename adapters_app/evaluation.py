@@ -36,18 +36,18 @@ NO_KNOWN_ROWS = (
 
 @dataclass(frozen=True, eq=False)
 class Contestant:
-    """One model's raw answers: out of fold on the snapshot's rows, and on the guard set."""
+    """One model's raw answers: out of fold on the snapshot's rows, and on general pairs."""
 
     logits: np.ndarray  # (rows, 3)
-    guard_logits: np.ndarray  # (guard rows, 3), of the released adapter
+    general_logits: np.ndarray  # (guard.unlabelled() pairs, 3), of the released adapter
     calibrator: Calibrator
     digest: str = ""  # of the released artifact; empty = the base
 
     def probabilities(self) -> np.ndarray:
         return self.calibrator.predict_proba(self.logits)
 
-    def guard_probabilities(self) -> np.ndarray:
-        return self.calibrator.predict_proba(self.guard_logits)
+    def general_probabilities(self) -> np.ndarray:
+        return self.calibrator.predict_proba(self.general_logits)
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,17 +161,19 @@ def measure(
     base: Contestant,
     served: tuple[AdapterVersion | None, CalibrationEvaluation | None],
     guard_set: GuardSet,
-    flips: dict[str, Any],
     seed: int,
     later: dict[str, Any] | None = None,
 ) -> NewEvaluation:
     """Compare the candidate with what serves and with the base, on the same rows, and judge it.
 
-    `flips` (flips_against_base) and `later` (figures of the released adapter) go with the evidence
-    as they are.
+    `later` (figures of the released adapter) goes with the evidence as it is.
     """
     against = judged(rows)
-    guard = compare_on_guard(candidate, incumbent, base, guard_set) | {"unlabelled": flips}
+    guard = compare_on_guard(candidate, incumbent, base, guard_set) | {
+        "unlabelled": flips_against_base(
+            candidate.general_probabilities(), base.general_probabilities()
+        )
+    }
     if not against.rows:
         return _unmeasurable(snapshot, served, guard, later)
     domain = _compare(incumbent, candidate, against, seed)
@@ -213,8 +215,9 @@ def compare_on_guard(
     candidate: Contestant, incumbent: Contestant, base: Contestant, guard_set: GuardSet
 ) -> dict[str, Any]:
     """Released candidate against what serves on the guard set, whose rows are independent."""
+    # The guard set's pairs are the first of the general ones.
     right = {
-        name: contestant.guard_probabilities().argmax(1) == guard_set.labels
+        name: contestant.general_probabilities()[: len(guard_set)].argmax(1) == guard_set.labels
         for name, contestant in (
             ("candidate", candidate),
             ("incumbent", incumbent),

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from django.conf import settings
 from django.contrib.auth.models import User
+from django.core.cache import cache
 
 from adapters_app import evaluation, registry, scratch, snapshots, storage, training
 from adapters_app.evaluation import Contestant
@@ -41,6 +42,7 @@ from adapters_app.training import Lease
 from corrections.labels import LABELS
 
 T = TypeVar("T")
+GENERAL_ANSWERS_S = 90 * 24 * 3600  # answers to general pairs are kept so long
 PACKAGES = ("torch", "transformers", "peft", "safetensors", "numpy")
 
 
@@ -162,7 +164,7 @@ def train_version(work: Work) -> AdapterVersion:
     serving = work.progress.outlast(registry.serving)
     candidate = Contestant(
         logits=fitted.logits,
-        guard_logits=_guard_logits(work, fitted.released),
+        general_logits=_general_logits(work, stored.released),
         calibrator=calibrator,
         digest=stored.released,
     )
@@ -174,7 +176,6 @@ def train_version(work: Work) -> AdapterVersion:
         base=base,
         served=(serving.version, serving.calibration),
         guard_set=work.guard_set,
-        flips=_flips_against_base(work, Predictor(work.base, fitted.released, calibrator)),
         seed=config.seed,
     )
 
@@ -216,7 +217,6 @@ def shadow_evaluate(work: Work, version: AdapterVersion) -> ShadowEvaluation:
         base=base,
         served=(serving.version, serving.calibration),
         guard_set=work.guard_set,
-        flips=_flips_against_base(work, released),
         # Not the whole config: settings may have been renamed since this version was trained.
         seed=int(version.config.get("seed", TrainConfig().seed)),
         later=_later(work, version, released, serving),
@@ -276,7 +276,7 @@ def _base_contestant(work: Work) -> Contestant:
     pairs = [row.pair for row in work.rows]
     return Contestant(
         logits=predictor.logits(pairs, on_batch=work.progress.tick),
-        guard_logits=_guard_logits(work, None),
+        general_logits=_general_logits(work, ""),
         calibrator=Identity(),
     )
 
@@ -292,7 +292,7 @@ def _incumbent(
         return _contestant_of(work, version, calibration)
     return Contestant(
         logits=base.logits,
-        guard_logits=base.guard_logits,
+        general_logits=base.general_logits,
         calibrator=evaluation.stored_calibrator(calibration),
     )
 
@@ -302,7 +302,7 @@ def _contestant_of(
 ) -> Contestant:
     return Contestant(
         logits=_sibling_logits(work.base, version.sibling_digests, work.rows, work.progress.tick),
-        guard_logits=_guard_logits(work, _read(work.base, version.artifact_digest)),
+        general_logits=_general_logits(work, version.artifact_digest),
         calibrator=evaluation.stored_calibrator(calibration),
         digest=version.artifact_digest,
     )
@@ -324,19 +324,19 @@ def _sibling_logits(
     return logits
 
 
-def _guard_logits(work: Work, adapter: Artifact | None) -> np.ndarray:
-    predictor = Predictor(work.base, adapter)
-    return predictor.logits(work.guard_set.pairs, on_batch=work.progress.tick)
+def _general_logits(work: Work, digest: str) -> np.ndarray:
+    """(pairs, 3): a released adapter's answers to `guard.unlabelled()`, or the base's (no digest).
 
-
-def _flips_against_base(work: Work, released: Predictor) -> dict[str, Any]:
-    """How often a released adapter answers unlabelled general pairs otherwise than the base."""
-    pairs, tick = guard.unlabelled().pairs, work.progress.tick
-    answers = [
-        each.calibrator.predict_proba(each.logits(pairs, on_batch=tick))
-        for each in (released, Predictor(work.base))
-    ]
-    return evaluation.flips_against_base(*answers)
+    They never change, and every run needs those of the base and of what serves: they are kept.
+    """
+    key = f"general:{work.base.fingerprint}:{digest}:{work.guard_set.digest}:{torch.__version__}"
+    logits: np.ndarray | None = cache.get(key)
+    if logits is None:
+        adapter = _read(work.base, digest) if digest else None
+        predictor = Predictor(work.base, adapter)
+        logits = predictor.logits(guard.unlabelled().pairs, on_batch=work.progress.tick)
+        cache.set(key, logits, timeout=GENERAL_ANSWERS_S)
+    return logits
 
 
 def _later(
