@@ -27,6 +27,12 @@ class Command(BaseCommand):
         )
         parser.add_argument("--out", type=Path, help="default: the bundled base's own directory")
         parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
+        parser.add_argument(
+            "--work",
+            type=Path,
+            metavar="DIR",
+            help="keep the trained teachers there: a run that was stopped goes on behind them",
+        )
         parser.add_argument("--limit", type=int, help="train on this many rows only (a trial)")
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -34,13 +40,20 @@ class Command(BaseCommand):
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         columns = (
-            TextColumn("epoch {task.fields[epoch]}, loss {task.fields[loss]:.3f}"),
+            TextColumn(
+                "{task.description}, epoch {task.fields[epoch]}, loss {task.fields[loss]:.3f}"
+            ),
             BarColumn(),
             TextColumn("{task.fields[speed]:.0f} pairs/s"),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=Console(stderr=True)) as progress:
-            task = progress.add_task("training", total=None, epoch=0, loss=0.0, speed=0.0)
+            task = progress.add_task("starting", total=None, epoch=0, loss=0.0, speed=0.0)
+
+            def announce(stage: str) -> None:
+                progress.update(task, description=stage, completed=0)
+                if not progress.console.is_terminal:
+                    progress.console.print(stage, highlight=False)
 
             def show(step: train.Step) -> None:
                 progress.update(
@@ -64,6 +77,8 @@ class Command(BaseCommand):
                     options["out"] or BUNDLED_DIR,
                     device=device,
                     limit=options["limit"],
+                    work=options["work"],
+                    on_stage=announce,
                     on_step=show,
                 )
             except ValueError as error:
