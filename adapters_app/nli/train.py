@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -301,7 +302,8 @@ def _seed_dropout(model: PeftModel, config: TrainConfig, generator: torch.Genera
 
 def _keep_no_activations(model: PeftModel, generator: torch.Generator) -> None:
     """Each layer keeps its input only; the rest is computed again (Chen et al. 2016)."""
-    model.get_base_model().gradient_checkpointing_enable(
+    frozen = cast(PreTrainedModel, model.get_base_model())
+    frozen.gradient_checkpointing_enable(
         {"use_reentrant": False, "context_fn": lambda: _same_draws(generator)}
     )
     for module in model.modules():
