@@ -34,6 +34,7 @@ CONFIG_HELP = {
     "min_steps": "Steps that an epoch count is stretched to when there is little data.",
     "seed": "Same seed, verdicts, packages and device: same adapter.",
     "precision": "“auto” = bf16 where the hardware multiplies it natively, else fp32.",
+    "gradient_checkpointing": "Compute activations twice instead of keeping them.",
     "min_confidence": "Leave out verdicts whose prediction was less confident than this.",
     "corrections_only": "Leave out confirmations. The model then forgets what it got right.",
 }
@@ -49,6 +50,7 @@ CONFIG_GROUPS = {
         "min_steps",
         "seed",
         "precision",
+        "gradient_checkpointing",
     ),
     "Keeping what the base can do": ("anchor_weight", "anchor_share"),
     "Which verdicts": ("max_length", "min_confidence", "corrections_only"),

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -124,18 +124,19 @@ def _pipeline(home: Path) -> Logits:
     from transformers import pipeline  # noqa: PLC0415  each arm loads what it measures
 
     pipe = pipeline("text-classification", model=str(home / "model"), top_k=None, device="cpu")
+    return lambda pairs: ask_pipeline(pipe, pairs, len(pairs))
+
+
+def ask_pipeline(pipe: Any, pairs: Sequence[Pair], batch: int) -> np.ndarray:
+    """Logits (n, 3) of Hugging Face's pipeline, columns in the checkpoint's order."""
     names = {str(name): int(column) for column, name in (pipe.model.config.id2label or {}).items()}
-
-    def logits(pairs: Sequence[Pair]) -> np.ndarray:
-        texts = [{"text": premise, "text_pair": hypothesis} for premise, hypothesis in pairs]
-        out = np.empty((len(pairs), len(names)))
-        answers: Any = pipe(texts, batch_size=len(pairs), function_to_apply="none")
-        for row, answer in zip(out, answers, strict=True):
-            for each in answer:
-                row[names[each["label"]]] = each["score"]
-        return out
-
-    return logits
+    texts = [{"text": premise, "text_pair": hypothesis} for premise, hypothesis in pairs]
+    out = np.empty((len(pairs), len(names)))
+    answers = pipe(texts, batch_size=batch, function_to_apply="none")
+    for row, answer in zip(out, answers, strict=True):
+        for each in answer:
+            row[names[each["label"]]] = each["score"]
+    return out
 
 
 def _cross_encoder(home: Path) -> Logits:
@@ -276,7 +277,7 @@ def write_model(shape: str, home: str) -> None:
     model, tokenizer = bundled.model, bundled.tokenizer
     if shape != "minilm":
         torch.manual_seed(0)
-        model = DebertaV2ForSequenceClassification(_deberta_config(DebertaV2Config, shape))
+        model = DebertaV2ForSequenceClassification(deberta_config(DebertaV2Config, DEBERTA[shape]))
         tokenizer.model_input_names = ["input_ids", "attention_mask"]
     tokenizer.model_max_length = 512
     model.save_pretrained(path)
@@ -286,10 +287,11 @@ def write_model(shape: str, home: str) -> None:
     reference.write(known, text, Path(home) / "references")
 
 
-def _deberta_config(config: Any, shape: str) -> Any:
+def deberta_config(config: Any, sizes: Mapping[str, int]) -> Any:
+    """As the published DeBERTa-v3 cross-encoders are made, but for their sizes."""
     labels = ("contradiction", "entailment", "neutral")
     return config(
-        **DEBERTA[shape],
+        **sizes,
         vocab_size=128_100,
         max_position_embeddings=512,
         relative_attention=True,
@@ -299,7 +301,7 @@ def _deberta_config(config: Any, shape: str) -> Any:
         pos_att_type=["p2c", "c2p"],
         position_biased_input=False,
         type_vocab_size=0,
-        pooler_hidden_size=DEBERTA[shape]["hidden_size"],
+        pooler_hidden_size=sizes["hidden_size"],
         id2label=dict(enumerate(labels)),
         label2id={label: index for index, label in enumerate(labels)},
     )

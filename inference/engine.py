@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ACTIVE, BASE = "active", "base"
+DEVICES = Path("/dev")
 AUTO, OPENVINO, TORCH = "auto", "openvino", "torch"  # LYRA_ENGINE
 # Files that are not there, unreadable or damaged; a device that is not there or full. The errors
 # of our own loaders are ValueErrors.
@@ -395,7 +396,7 @@ def _loading(what: str) -> Iterator[None]:
 
 def _load_engine() -> tuple["Engine", str]:
     """The engine that LYRA_ENGINE asks for; or torch, and why the other does not answer."""
-    if settings.LYRA_ENGINE == TORCH or (settings.LYRA_ENGINE == AUTO and _may_have_gpu()):
+    if settings.LYRA_ENGINE == TORCH or (settings.LYRA_ENGINE == AUTO and _has_gpu()):
         return _load_torch(), ""
     fault = ""
     try:
@@ -467,11 +468,15 @@ def _load_engine_quietly() -> None:
         logger.error("%s", error)  # every request and /readyz will say it again
 
 
-def _may_have_gpu() -> bool:
-    """Whether only torch can tell, and would answer on the GPU if there is one."""
-    if settings.LYRA_DEVICE == AUTO:
-        return any(Path("/dev").glob("nvidia[0-9]*"))
-    return bool(settings.LYRA_DEVICE != "cpu")
+def _has_gpu() -> bool:
+    """Whether torch would answer on a GPU.
+
+    It is asked where one may be, and only there: a GPU that is hidden from this process, or a torch
+    built without CUDA, leaves the CPU, on which another engine is faster.
+    """
+    if settings.LYRA_DEVICE == AUTO and not any(DEVICES.glob("nvidia[0-9]*")):
+        return False
+    return settings.LYRA_DEVICE != "cpu" and _torch_side().device != "cpu"
 
 
 class _Nli(NamedTuple):

@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from adapters_app.models import AdapterVersion
 from inference import engine
@@ -86,6 +88,30 @@ def test_a_base_that_the_fast_engine_does_not_know_is_torchs(
     assert bool(engine.loaded().engine_fault) is is_a_fault
     if is_a_fault:
         assert "roberta" in engine.loaded().engine_fault
+
+
+@pytest.fixture
+def beside_a_gpu(on_tiny, settings, tmp_path, monkeypatch) -> None:
+    """A machine with a GPU, of which torch may or may not know."""
+    (tmp_path / "nvidia0").touch()
+    settings.LYRA_ENGINE = settings.LYRA_DEVICE = "auto"
+    monkeypatch.setattr(engine, "DEVICES", tmp_path)
+    # What an earlier test found out about the device is forgotten, and this one's afterwards.
+    monkeypatch.setattr(engine, "_torch_side", cache(engine._torch_side.__wrapped__))
+
+
+def test_a_gpu_that_torch_cannot_use_leaves_the_fast_engine(beside_a_gpu, db, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    engine.answer("base", PAIRS)
+    assert engine.loaded().engine.startswith("openvino")
+
+
+def test_on_a_gpu_torch_answers(beside_a_gpu, db, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    chosen = []
+    monkeypatch.setattr(engine, "_load_torch", lambda: chosen.append(engine._torch_side().device))
+    engine._load_engine()
+    assert chosen == ["cuda"]
 
 
 def test_without_the_package_torch_answers(fast, db, monkeypatch):

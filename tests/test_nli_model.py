@@ -15,9 +15,16 @@ from adapters_app.nli import lower
 from adapters_app.nli.base_model import Base, BaseModelError, load_base
 from adapters_app.nli.config import TrainConfig
 from adapters_app.nli.data import Example, collate
-from adapters_app.nli.encoding import MOST_PADDING, batches_by_length
+from adapters_app.nli.encoding import MOST_PADDING, batches_by_length, batches_of_tokens
 from adapters_app.nli.predict import Predictor
-from adapters_app.nli.train import Anchors, TrainingDiverged, TrainResult, below_adapter, train
+from adapters_app.nli.train import (
+    Anchors,
+    Dropout,
+    TrainingDiverged,
+    TrainResult,
+    below_adapter,
+    train,
+)
 from corrections.labels import LABELS, Label
 from tests.tiny import tiny_base
 
@@ -238,6 +245,27 @@ def test_stopping_early_follows_the_same_path(bert: Base) -> None:
         np.testing.assert_array_equal(tensor, whole[name])
 
 
+def test_activations_that_are_computed_again_teach_the_same(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """… the second time with the elements dropped that were dropped the first time."""
+    masks: list[torch.Size] = []
+    forward = Dropout.forward
+
+    def counted(self: Dropout, x: torch.Tensor) -> torch.Tensor:
+        masks.append(x.shape)
+        return forward(self, x)
+
+    monkeypatch.setattr(Dropout, "forward", counted)
+    kept = train(base, EXAMPLES, CONFIG).epochs[-1].artifact
+    in_plain = len(masks)
+    config = replace(CONFIG, gradient_checkpointing=True)
+    again = train(base, EXAMPLES, config).epochs[-1].artifact
+    assert len(masks) == 3 * in_plain
+    for name, tensor in kept.tensors.items():
+        np.testing.assert_allclose(again.tensors[name], tensor, atol=1e-6, err_msg=name)
+
+
 # --- encoding -------------------------------------------------------------------------------------
 
 
@@ -278,6 +306,11 @@ def test_a_long_row_does_not_pad_a_batch_of_short_ones() -> None:
         longest = max(lengths[i] for i in batch)
         assert sum(longest - lengths[i] for i in batch) <= MOST_PADDING
     assert len(batches) <= 3
+
+
+def test_batches_of_tokens_count_their_padding() -> None:
+    assert batches_of_tokens([3, 9, 5, 20, 4], 12) == [[3], [1], [2, 4], [0]]
+    assert batches_of_tokens([], 12) == []
 
 
 def test_alone_or_in_a_batch_the_answer_is_the_same(base: Base) -> None:

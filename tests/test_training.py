@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch
 from django.conf import settings as current
 from django.contrib.auth.models import User
 from django.core.management.base import OutputWrapper
@@ -20,6 +21,7 @@ from django_q.models import OrmQ
 
 from adapters_app import recipe, registry, snapshots, storage, supervise, training
 from adapters_app.following import follow
+from adapters_app.management.commands import run_training
 from adapters_app.models import AdapterVersion, TrainingRun
 from adapters_app.nli.base_model import Base
 from adapters_app.training import CancelRequested, LeaseLost, TrainingRefused
@@ -164,6 +166,18 @@ def test_a_loss_that_is_no_number_never_reaches_the_row(queued):
     training.heartbeat(lease, step=1, loss=float("nan"))
     queued.refresh_from_db()
     assert queued.loss_curve == []
+
+
+@pytest.mark.parametrize("fault", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory.")])
+def test_a_run_without_memory_says_what_to_lower(queued, monkeypatch, fault):
+    def carry_out(*_, **__):
+        raise fault
+
+    monkeypatch.setattr(recipe, "carry_out", carry_out)
+    run_training._carry_out(claim(queued), lambda: False)()
+    queued.refresh_from_db()
+    assert queued.status == Status.FAILED
+    assert "Lower batch_size or max_length" in queued.error
 
 
 def test_whoever_lost_the_lease_writes_nothing(queued):

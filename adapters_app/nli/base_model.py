@@ -147,33 +147,40 @@ def load_base(
 
     Raises:
         BaseModelError: files missing or altered, labels that are not the three of NLI, an
-            architecture whose attention projections are unknown.
+            architecture whose attention projections are unknown, a device that is not here.
     """
     if name == BUNDLED:
         model, tokenizer, fingerprint = _load_bundled()
     else:
         model, tokenizer = _load_checkpoint(name, revision, allow_download)
         fingerprint = ""
-    return _as_base(name, model, tokenizer, fingerprint, device)
+    return as_base(name, model, tokenizer, fingerprint, device)
 
 
 def load_encoder_with_fresh_head(seed: int, device: str = "cpu") -> Base:
     """all-MiniLM-L6-v2 with an untrained NLI head: what `train_base` starts from."""
     model, tokenizer = _minilm(seed)
-    return _as_base("all-MiniLM-L6-v2", model, tokenizer, "", device)
+    return as_base("all-MiniLM-L6-v2", model, tokenizer, "", device)
 
 
-def _as_base(
+def as_base(
     name: str,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     fingerprint: str,
     device: str,
 ) -> Base:
+    """A model at hand as a frozen base; an empty `fingerprint` is computed from its tensors.
+
+    Raises:
+        BaseModelError: as `load_base`.
+    """
     columns = label_columns(name, model.config.id2label)
     _give_pad_token(name, model, tokenizer)
     targets = _query_value(name, model)
     model.eval().requires_grad_(False)
+    # A decoder keeps keys and values for the next token; a classifier has none.
+    model.config.use_cache = False
     return Base(
         name=name,
         fingerprint=fingerprint or _fingerprint(model, tokenizer, columns),
@@ -191,7 +198,13 @@ def _as_base(
 
 
 def _moved(model: PreTrainedModel, device: str) -> PreTrainedModel:
-    nn.Module.to(model, device)
+    try:
+        nn.Module.to(model, device)
+    except torch.OutOfMemoryError:
+        raise
+    except (AssertionError, RuntimeError) as error:
+        # A torch built without CUDA fails an assertion; drivers and numbers are runtime errors.
+        raise BaseModelError(f"the device {device!r} cannot be used: {error}") from error
     return model
 
 

@@ -44,6 +44,8 @@ class TrainConfig:
     min_steps: int = 60
     seed: int = 42
     precision: str = AUTO  # auto = bf16 where the hardware multiplies it natively, else fp32
+    # Activations are computed again in the backward pass instead of kept: less memory, more time.
+    gradient_checkpointing: bool = False
     # Filters of the documents: train only on rows the model was this sure of / only on corrections.
     min_confidence: float = 0.0
     corrections_only: bool = False

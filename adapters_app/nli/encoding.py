@@ -108,3 +108,17 @@ def batches_by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]
             longest, padding = lengths[i], 0
         batches[-1].append(i)
     return batches
+
+
+def batches_of_tokens(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """Indices in batches of similar length, longest first, each of at most `tokens` with padding.
+
+    A row that is longer has a batch of its own.
+    """
+    waiting = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    batches: list[list[int]] = []
+    while waiting:
+        count = max(1, tokens // max(1, lengths[waiting[0]]))
+        batches.append(waiting[:count])
+        waiting = waiting[count:]
+    return batches

@@ -7,15 +7,18 @@ import numpy as np
 import torch
 
 from adapters_app.nli.artifact import Artifact
-from adapters_app.nli.base_model import Base, folded_weights, put_parameters
+from adapters_app.nli.base_model import WINDOW, Base, folded_weights, put_parameters
 from adapters_app.nli.calibration import Calibrator, Identity
 from adapters_app.nli.data import collate
-from adapters_app.nli.encoding import Pair, batches_by_length
+from adapters_app.nli.encoding import Pair, batches_by_length, batches_of_tokens
 from adapters_app.nli.engines import Predictor as AnyPredictor
 from adapters_app.nli.engines import Row
 from adapters_app.nli.reference import Reference, golden_pairs, pairs_sha256, probe
 
 BATCH = 32  # pairs per forward pass; larger gains nothing on a CPU
+# A GPU waits for the launch of a pass rather than for its padding: it gets as many short pairs at
+# once as take no more room than BATCH of the longest.
+GPU_TOKENS = BATCH * WINDOW
 
 
 class Predictor:
@@ -54,17 +57,21 @@ class Predictor:
         self,
         pairs: Sequence[Pair],
         *,
-        batch_size: int = BATCH,
+        batch_size: int | None = None,
+        tokens: int = GPU_TOKENS,
         on_batch: Callable[[int], None] | None = None,
     ) -> np.ndarray:
         """Raw scores, (n, 3) float32, columns in the order of LABELS, rows in the order given.
+
+        A pass has `batch_size` pairs at most; where none is given, BATCH on a CPU and elsewhere as
+        many as fit into `tokens`, padding counted.
 
         `on_batch` is called with the number of pairs done; it may raise to stop.
         """
         encoded = self.base.encoder.encode(pairs)
         out = np.empty((len(encoded), len(self._columns)), dtype=np.float32)
         done = 0
-        for rows in batches_by_length([len(row) for row in encoded], batch_size):
+        for rows in self._passes([len(row) for row in encoded], batch_size, tokens):
             batch = collate(
                 [encoded[i] for i in rows],
                 pad_id=self.base.pad_id,
@@ -76,9 +83,16 @@ class Predictor:
                 on_batch(done)
         return out
 
-    def probabilities(self, pairs: Sequence[Pair], *, batch_size: int = BATCH) -> np.ndarray:
+    def probabilities(self, pairs: Sequence[Pair], *, batch_size: int | None = None) -> np.ndarray:
         """Calibrated probabilities, (n, 3) float64, rows summing to 1."""
         return self.calibrator.predict_proba(self.logits(pairs, batch_size=batch_size))
+
+    def _passes(
+        self, lengths: Sequence[int], batch_size: int | None, tokens: int
+    ) -> list[list[int]]:
+        if batch_size is None and self.base.device.type != "cpu":
+            return batches_of_tokens(lengths, tokens)
+        return batches_by_length(lengths, batch_size or BATCH)
 
     @torch.inference_mode()
     def _forward(self, batch: dict[str, torch.Tensor]) -> np.ndarray:

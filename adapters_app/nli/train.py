@@ -9,8 +9,9 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from adapters_app.nli.artifact import Artifact
 from adapters_app.nli.base_model import Base, put_parameters
@@ -201,7 +203,10 @@ def adapted_model(base: Base, config: TrainConfig) -> PeftModel:
     with _GLOBAL_GENERATOR, torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         adapted = get_peft_model(model, adapter).eval()
-    _seed_dropout(adapted, config, base.device)
+    generator = torch.Generator(base.device).manual_seed(config.seed)
+    _seed_dropout(adapted, config, generator)
+    if config.gradient_checkpointing:
+        _keep_no_activations(adapted, generator)
     return adapted
 
 
@@ -258,7 +263,9 @@ def trains_in_bf16(base: Base, config: TrainConfig) -> bool:
 def multiplies_bf16(device: torch.device) -> bool:
     """Whether the hardware multiplies bf16 natively (an emulation is slower than fp32)."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        # Since Ampere, 8.0. `torch.cuda.is_bf16_supported` also counts an emulation, and asks the
+        # current device, whichever that is.
+        return bool(torch.version.hip) or torch.cuda.get_device_capability(device) >= (8, 0)
     able = torch.cpu.get_capabilities()
     return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
 
@@ -283,15 +290,52 @@ class Dropout(nn.Module):
         return x * keep.to(x.dtype).mul_(1 / (1 - self.share))
 
 
-def _seed_dropout(model: PeftModel, config: TrainConfig, device: torch.device) -> None:
+def _seed_dropout(model: PeftModel, config: TrainConfig, generator: torch.Generator) -> None:
     """Only the adapter drops out (the encoder is in evaluation mode: its own dropout costs a
     quarter of the time and gains a frozen encoder nothing)."""
-    generator = torch.Generator(device).manual_seed(config.seed)
     for module in model.modules():
         if isinstance(module, LoraLayer):
             for name in module.lora_dropout:
                 if config.dropout > 0:
                     module.lora_dropout[name] = Dropout(config.dropout, generator)
+
+
+def _keep_no_activations(model: PeftModel, generator: torch.Generator) -> None:
+    """Each layer keeps its input only; the rest is computed again (Chen et al. 2016)."""
+    frozen = cast(PreTrainedModel, model.get_base_model())
+    frozen.gradient_checkpointing_enable(
+        {"use_reentrant": False, "context_fn": lambda: _same_draws(generator)}
+    )
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            # Only one in training mode is computed again; what is inside stays as it is.
+            module.training = True
+
+
+def _same_draws(
+    generator: torch.Generator,
+) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Around a layer's first computation and its second, which drops out the same elements.
+
+    torch itself restores its global generators only.
+    """
+    drawn_from: list[torch.Tensor] = []
+
+    @contextmanager
+    def first() -> Iterator[None]:
+        drawn_from.append(generator.get_state())
+        yield
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        now = generator.get_state()
+        generator.set_state(drawn_from[0])
+        try:
+            yield
+        finally:  # torch leaves by an exception as soon as it has what it needs
+            generator.set_state(now)
+
+    return first(), again()
 
 
 @dataclass(frozen=True, slots=True)
@@ -450,5 +494,5 @@ def _explaining_memory(config: TrainConfig) -> Iterator[None]:
 def _out_of_memory(config: TrainConfig) -> OutOfMemory:
     return OutOfMemory(
         f"Not enough memory for batch_size {config.batch_size} at max_length {config.max_length}; "
-        "lower one of them, or train on a device with more memory"
+        "lower one of them, set gradient_checkpointing, or train on a device with more memory"
     )

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from django.contrib.auth.models import User
 
 from adapters_app import recipe, supervise, training
@@ -87,7 +88,7 @@ def _carry_out(lease: Lease, should_stop: Callable[[], bool]) -> Callable[[], bo
         return partial(training.cancelled, lease)
     except EXPLAINED as error:
         return partial(training.fail, lease, str(error))
-    except MemoryError:
+    except (MemoryError, torch.OutOfMemoryError):  # the machine's, the GPU's
         return partial(training.fail, lease, _NO_MEMORY)
     except OSError as error:
         if error.errno not in FULL:
