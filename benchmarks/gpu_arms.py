@@ -222,7 +222,6 @@ def training(shape: str, sizes: Sizes, device: str) -> dict[str, Any]:
     fit_seconds = perf_counter() - fit_started
     calibrator, _ = evaluation.calibrate(fitted.logits, evaluation.judged(rows))
     released = Predictor(base, fitted.released, calibrator)
-    pairs = guard.unlabelled().pairs
     evaluation.measure(
         snapshot=Snapshot(),
         rows=rows,
@@ -231,9 +230,6 @@ def training(shape: str, sizes: Sizes, device: str) -> dict[str, Any]:
         base=before,
         served=(None, None),
         guard_set=guard.load(),
-        flips=evaluation.flips_against_base(
-            released.probabilities(pairs), unadapted.probabilities(pairs)
-        ),
         seed=config.seed,
     )
     seconds = perf_counter() - started
@@ -252,7 +248,7 @@ def _contestant(predictor: Predictor, logits: np.ndarray) -> Contestant:
     """`logits` (n, 3) of the verdicts, out of fold where the model learnt from them."""
     return Contestant(
         logits=logits,
-        guard_logits=predictor.logits(guard.load().pairs),
+        general_logits=predictor.logits(guard.unlabelled().pairs),
         calibrator=predictor.calibrator,
         digest="" if predictor.artifact is None else "candidate",
     )
