@@ -89,8 +89,8 @@ def test_where_nothing_is_to_be_compared_audits_wait_at_once(alice, make_version
     sampling.flush()
     ask(alice)
     sampling.flush()
-    found = AuditSample.objects.values_list("state", "sampling", "disagreement_share").distinct()
-    assert list(found) == [("waiting", "audit", 0.0)]
+    found = AuditSample.objects.values_list("state", "sampling", "disagreement_share")
+    assert set(found) == {("waiting", "audit", 0.0)}
 
 
 def test_each_case_is_drawn_as_often_as_its_recorded_chance_says(alice, settings, monkeypatch):
@@ -113,7 +113,8 @@ def test_each_case_is_drawn_as_often_as_its_recorded_chance_says(alice, settings
     assert agree.count() == pytest.approx(2000 * 0.2, abs=4 * (2000 * 0.2 * 0.8) ** 0.5)
     assert differ.count() == pytest.approx(4000 * 0.6, abs=4 * (4000 * 0.6 * 0.4) ** 0.5)
     assert set(agree.values_list("probability", "disagrees", "sampling")) == {(0.2, False, "audit")}
-    assert set(differ.values_list("probability", "disagrees")) == {(pytest.approx(0.6), True)}
+    assert set(differ.values_list("disagrees", flat=True)) == {True}
+    assert {round(chance, 9) for chance in differ.values_list("probability", flat=True)} == {0.6}
     assert set(differ.values_list("sampling", flat=True)) == {"audit", "disagreement"}
     total = sum(1 / chance for chance in drawn.values_list("probability", flat=True))
     assert total == pytest.approx(count, abs=4 * (2000 * 4 + 4000 * 0.67) ** 0.5)
@@ -228,9 +229,11 @@ def test_the_task_compares_in_a_process_of_its_own(make_version, on_tiny, tiny, 
         "DATABASE_URL": f"sqlite:///{connection.settings_dict['NAME']}",
         "LYRA_ARTIFACTS": str(on_tiny / "store"),
         "LYRA_BASE_MODEL": tiny,
+        "LYRA_ENGINE": "torch",
         "OMP_NUM_THREADS": "1",
     }.items():
         monkeypatch.setitem(os.environ, name, value)
+    monkeypatch.setattr(supervise, "APART_TIMEOUT_S", 230)  # a busy machine is no failure
 
     assert tasks.compare_answers() == "compare_answers ended with status 0"
 
