@@ -305,6 +305,8 @@ class AuditSample(models.Model):
         SKIPPED = "skipped", "skipped: cannot tell"
         EXPIRED = "expired", "expired unanswered"
 
+    LOTS = [(kind.value, kind.label) for kind in Correction.DRAWN]
+
     premise = models.TextField(blank=True)
     hypothesis = models.TextField(blank=True)
     page_id = models.CharField(max_length=250, blank=True, help_text="As the request named it.")
@@ -322,7 +324,7 @@ class AuditSample(models.Model):
     )
     sampling = models.CharField(
         max_length=12,
-        choices=[(kind.value, kind.label) for kind in Correction.DRAWN],
+        choices=LOTS,
         default=Correction.Sampling.AUDIT,
         help_text="The lot that drew it; an audit where both did.",
     )

@@ -384,8 +384,10 @@ SPECTACULAR_SETTINGS = {
     "COMPONENT_SPLIT_REQUEST": True,
     "ENUM_NAME_OVERRIDES": {
         "Label": "corrections.models.Correction.LABEL_CHOICES",
+        "CorrectionSampling": "corrections.models.Correction.Sampling",
         "CorrectionStatus": "corrections.models.Correction.Status",
         "CorrectionVerdict": "corrections.models.Correction.Verdict",
+        "Lot": "corrections.models.AuditSample.LOTS",
         "RunStatus": "adapters_app.models.TrainingRun.Status",
         "ShadowVerdict": "adapters_app.models.ShadowEvaluation.Verdict",
     },
