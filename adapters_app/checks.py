@@ -36,12 +36,13 @@ LIMITS: dict[str, tuple[str, tuple[Callable[[Any], bool], str]]] = {
     "lyra.E017": ("LYRA_AUDIT_SHARE", _between(0, 1)),
     "lyra.E018": ("LYRA_AUDIT_DAYS", _between(1, 3650)),
     "lyra.E019": ("LYRA_AUDIT_WAITING", _between(1, 100_000)),
+    "lyra.E022": ("LYRA_DISAGREEMENT_SHARE", _between(0, 1)),
 }
 
 
 @register()
 def check_limits(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
-    """lyra.E001–E011, E017–E019: numbers inside their limits (NaN is outside)."""
+    """lyra.E001–E011, E017–E019, E022: numbers inside their limits (NaN is outside)."""
     return [
         Error(f"{name}={getattr(settings, name)} must be {words}.", id=check_id)
         for check_id, (name, (holds, words)) in LIMITS.items()
@@ -61,6 +62,21 @@ def check_overload(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[Ch
             f"{most}, or the {settings.LYRA_THREADS} threads (LYRA_THREADS) of a process could all "
             "wait for the model and none would be left to answer that it is overloaded.",
             id="lyra.E020",
+        )
+    ]
+
+
+@register()
+def check_disagreements(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
+    """lyra.E023: where only disagreements are drawn, nothing stands for all other answers."""
+    if settings.LYRA_AUDIT_SHARE or not settings.LYRA_DISAGREEMENT_SHARE:
+        return []
+    return [
+        Error(
+            f"LYRA_DISAGREEMENT_SHARE={settings.LYRA_DISAGREEMENT_SHARE} needs audits beside it: "
+            "without LYRA_AUDIT_SHARE no answer on which the models agree is ever drawn, and "
+            "nothing could be estimated.",
+            id="lyra.E023",
         )
     ]
 

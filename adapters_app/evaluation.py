@@ -21,6 +21,7 @@ from adapters_app.nli.guard import GuardSet, unlabelled
 from adapters_app.registry import NewCalibration, NewEvaluation
 from adapters_app.snapshots import SnapshotRow
 from corrections.labels import LABELS, Label
+from corrections.models import Correction
 
 Verdict = ShadowEvaluation.Verdict
 LISTED_FLIPS = 500
@@ -57,19 +58,25 @@ class Judged:
     rows: list[SnapshotRow]
     index: np.ndarray  # (n,) positions in the snapshot
     labels: np.ndarray  # (n,) columns in the order of LABELS
-    weights: np.ndarray  # (n,) inverse sampling probabilities
+    weights: np.ndarray  # (n,) inverse sampling probabilities, see judged()
     groups: np.ndarray  # (n,) source groups
 
 
 def judged(rows: Sequence[SnapshotRow]) -> Judged:
-    """Rows of known probability; what people chose to report is biased and carries no figure."""
+    """Rows of known probability; what people chose to report is biased and carries no figure.
+
+    What was drawn from live answers, for audit or disagreement, is one sample; complete labelled
+    sets, which nobody asked about, are another. Figures speak of a mixture of both, in proportion
+    to their verdicts: see `hajek.pooled_weights`.
+    """
     known = [i for i, row in enumerate(rows) if row.known]
     chosen = [rows[i] for i in known]
+    live = np.array([row.sampling in Correction.DRAWN for row in chosen], dtype=bool)
     return Judged(
         rows=chosen,
         index=np.array(known, dtype=int),
         labels=label_columns(chosen),
-        weights=np.array([row.weight for row in chosen]),
+        weights=hajek.pooled_weights(np.array([row.weight for row in chosen]), live),
         groups=np.array([row.group_id for row in chosen], dtype=int),
     )
 
@@ -255,7 +262,8 @@ def confirmation(
     """A bet on the released candidate's gain, from probabilities (n, 3) of both on `rows`.
 
     `rows` were reviewed after the snapshot, on pages neither model learnt from. Those of unknown
-    sampling probability are left out; the others are bet on in the order of their review.
+    sampling probability are left out; the others are bet on in the order of their review, with
+    their plain weights: pooled ones change with every verdict to come, and a bet may not know it.
     """
     on = judged(rows)
     order = sorted(range(len(on.rows)), key=lambda i: (on.rows[i].reviewed_at, on.groups[i]))
@@ -265,7 +273,7 @@ def confirmation(
         right_b=(after == on.labels)[order],
         differ=(before != after)[order],
         groups=on.groups[order],
-        weights=on.weights[order],
+        weights=np.array([on.rows[i].weight for i in order]),
     )
     return asdict(bet) | {"confirmed": bet.confirmed}
 

@@ -1,10 +1,12 @@
 """How often live answers are right: accuracy and correction rate of each version, from audits.
 
-Only answers drawn for audit carry these figures: each stands for 1/p live answers (Hájek), with an
-interval over pages; `corrections.audits` says why that is unbiased and what it assumes. What people
-chose to report has no known probability and is never in them. Complete labelled sets have one, 1,
-but are no live answers: their accuracy stands beside the figure, not in it. Rejected verdicts count
-nowhere; quarantine keeps a verdict out of training, not out of what was answered.
+Only answers drawn for review carry these figures: each stands for 1/p live answers (Hájek), with an
+interval over pages; `corrections.audits` says why that is unbiased and what it assumes. Those drawn
+where models disagree count with the audits, whose probabilities know of both lots; alone they stand
+for no answer on which the models agree, and nothing is said. What people chose to report has no
+known probability and is never in them. Complete labelled sets have one, 1, but are no live answers:
+their accuracy stands beside the figure, not in it. Rejected verdicts count nowhere; quarantine
+keeps a verdict out of training, not out of what was answered.
 """
 
 from collections.abc import Iterable, Sequence
@@ -56,7 +58,8 @@ class LiveFigures:
 
 def figures() -> list[LiveFigures]:
     """Figures of every version, and base, that anything is known of; newest version first."""
-    audited, labelled = _shares(Sampling.AUDIT), _shares(Sampling.COMPLETE)
+    audited = _shares(Correction.DRAWN, needed=Sampling.AUDIT)
+    labelled = _shares((Sampling.COMPLETE,), needed=Sampling.COMPLETE)
     responses = audits.responses()
     known = audited.keys() | labelled.keys() | responses.keys()
     return [
@@ -82,21 +85,35 @@ def of_serving(serving: Serving, found: Iterable[LiveFigures]) -> LiveFigures:
     return known.get(who) or LiveFigures(who.version, who.digest)
 
 
-def _shares(sampling: str) -> dict[PredictedBy, Share]:
-    """Share of right answers by who gave them, over verdicts of one kind of sampling."""
+def _shares(kinds: Sequence[str], *, needed: str) -> dict[PredictedBy, Share]:
+    """Share of right answers by who gave them, over verdicts of these kinds of sampling.
+
+    Left out is who has none of the kind `needed`.
+    """
     weight = 1 / F("sampling_probability")
     right = Q(verdict=Correction.Verdict.CONFIRMED)
-    judged = Correction.objects.filter(sampling=sampling).exclude(status=Correction.Status.REJECTED)
+    judged = Correction.objects.filter(sampling__in=kinds).exclude(
+        status=Correction.Status.REJECTED
+    )
     groups = (
         judged.exclude(predicted_digest="")  # nobody knows who gave that answer
         .order_by()
         .values_list("predicted_version", "predicted_digest", "group_id")
-        .annotate(size=Sum(weight), right=Sum(weight, filter=right, default=0.0), rows=Count("pk"))
+        .annotate(
+            size=Sum(weight),
+            right=Sum(weight, filter=right, default=0.0),
+            rows=Count("pk"),
+            needed=Count("pk", filter=Q(sampling=needed)),
+        )
     )
     found: dict[PredictedBy, list[tuple[float, float, int]]] = {}
-    for version, digest, _group, size, total, rows in groups:
-        found.setdefault(PredictedBy(version, digest), []).append((total, size, rows))
-    return {who: _share(sums) for who, sums in found.items()}
+    sure: set[PredictedBy] = set()
+    for version, digest, _group, size, total, rows, of_needed in groups:
+        who = PredictedBy(version, digest)
+        found.setdefault(who, []).append((total, size, rows))
+        if of_needed:
+            sure.add(who)
+    return {who: _share(found[who]) for who in sure}
 
 
 def _share(sums: Sequence[tuple[float, float, int]]) -> Share:

@@ -11,7 +11,7 @@ from typing import Any
 from django.conf import settings
 from django.contrib.auth.models import User
 from django.db import transaction
-from django.db.models import Max
+from django.db.models import Max, OuterRef, Subquery
 
 from adapters_app import liveness, storage, training
 from adapters_app.models import (
@@ -126,6 +126,23 @@ def latest_evidence(version: AdapterVersion) -> ShadowEvaluation | None:
 def latest_calibration(version: AdapterVersion) -> CalibrationEvaluation | None:
     """The newest calibrator fitted for a version."""
     return version.calibrations.first()
+
+
+def newest_candidate() -> AdapterVersion | None:
+    """The version that a releaser may promote next; None where there is none.
+
+    The newest one of the configured base that is newer than what serves, never served, and of
+    which the latest evidence does not say `worse`.
+    """
+    served = serving().version
+    latest = ShadowEvaluation.objects.filter(candidate=OuterRef("pk")).order_by("-id")
+    unpromoted = AdapterVersion.objects.filter(
+        base_name=training.base_label(),
+        number__gt=served.number if served else 0,
+        promotions=None,
+    )
+    judged = unpromoted.annotate(verdict=Subquery(latest.values("verdict")[:1]))
+    return judged.filter(verdict__in=set(Verdict) - {Verdict.WORSE}).order_by("-number").first()
 
 
 def present_calibration(version: AdapterVersion) -> CalibrationEvaluation | None:

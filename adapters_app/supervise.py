@@ -27,6 +27,7 @@ POLL_S = 1.0
 # From the request to the end a cancelled child gets this long, then SIGKILL: under 10 s in all.
 CANCEL_GRACE_S = 6.0
 STOP_GRACE_S = 20.0
+APART_TIMEOUT_S = 120.0
 RENEWALS_PER_LEASE = 4
 OUTPUT_TAIL = 2000  # characters of the child's output worth showing
 KEPT_LOGS = 100  # outputs of runs; what matters of them is in the runs' rows
@@ -68,6 +69,27 @@ def train(
     scratch.sweep()  # of a child that was killed
     prune_logs()
     return True
+
+
+def run_apart(command: str, *, should_stop: Callable[[], bool]) -> int:
+    """Run a short management command in a process of its own; its exit status.
+
+    It is killed where `should_stop` says so, and after APART_TIMEOUT_S, before the queue's worker
+    would be taken for gone. What it prints goes where this process prints.
+    """
+    child = subprocess.Popen(
+        [sys.executable, str(settings.BASE_DIR / "manage.py"), command],
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + APART_TIMEOUT_S
+    try:
+        while time.monotonic() < deadline and not should_stop():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return child.wait(timeout=POLL_S)
+    finally:
+        _kill(child)
+    return child.returncode
 
 
 def device() -> str:

@@ -11,15 +11,17 @@ from django_q.conf import Conf
 from django_q.models import Schedule
 from django_q.status import Stat
 
-from adapters_app import supervise, training, triggers
+from adapters_app import registry, supervise, training, triggers
 from adapters_app.models import Serving, TrainingRun
 from corrections import audits
 from corrections.acting import system_user
+from corrections.models import AuditSample
 
 # name → (function, minutes between two calls)
 SCHEDULES = {
     "settle runs whose worker disappeared": ("adapters_app.tasks.reconcile", 1),
     "start a training when the conditions hold": ("adapters_app.tasks.consider_training", 60),
+    "let the candidate answer what is to be compared": ("adapters_app.tasks.compare_answers", 5),
 }
 
 
@@ -39,6 +41,20 @@ def reconcile() -> str:
         training.probe(cluster)
     expired = audits.expire()
     return f"settled {settled}, rung {rung}, audits expired {expired}"
+
+
+def compare_answers() -> str:
+    """Every five minutes: have the newest candidate answer what is held to be compared.
+
+    In a process of its own, as a training: this one forks. Where there is no candidate, or it
+    cannot be asked, what was drawn for audit goes on without it.
+    """
+    if not AuditSample.objects.to_compare().exists():
+        return "nothing to compare"
+    if registry.newest_candidate() is None:
+        return f"no candidate, audits released {audits.release()}"
+    status = supervise.run_apart("compare_answers", should_stop=_cluster_stops)
+    return f"compare_answers ended with status {status}"
 
 
 def heartbeat_probe(cluster: str) -> None:

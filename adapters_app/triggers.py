@@ -57,8 +57,14 @@ def _rate() -> Condition:
 
 
 def _correction_rate() -> tuple[float | None, str]:
-    """Share of predictions that people correct, and what it was computed from."""
+    """Share of predictions that people correct, and what it was computed from.
+
+    From drawn live answers where there are audits among them: labelled sets are nobody's requests,
+    and a row of one weighs nothing like an answer that stands for 1/p. Else from labelled sets.
+    """
     known = Correction.objects.accepted().of_known_probability()
+    if known.filter(sampling=Correction.Sampling.AUDIT).exists():
+        known = known.drawn()
     weight = Sum(1 / F("sampling_probability"))
     everything = known.aggregate(total=weight)["total"]
     if everything:

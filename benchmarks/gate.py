@@ -102,7 +102,7 @@ def main() -> int:
         _guard_of_real_pairs(report, found)
     else:
         report = back_test([even_pages(), uneven_pages()], trials)
-    return _tell(report, options.out)
+    return tell(report, options.out)
 
 
 def back_test(populations: Sequence[Population], trials: int) -> Report:
@@ -406,7 +406,7 @@ def _guard_of_real_pairs(report: Report, found: Sequence[RealPair]) -> None:
 # --- Telling --------------------------------------------------------------------------------------
 
 
-def _tell(report: Report, out: Path) -> int:
+def tell(report: Report, out: Path) -> int:
     claims = _table("Limits", ("claim",), ("measured", "limit", ""))
     for claim in report.claims:
         limits = {"≥": claim.low, "≤": claim.high}

@@ -291,14 +291,14 @@ class CorrectionAdmin(admin.ModelAdmin):
 
 
 class AuditStateFilter(admin.SimpleListFilter):
-    """Those that wait unless another state is asked for; expired ones have no texts to show."""
+    """Those that wait unless another state is asked for; others have no texts to show."""
 
     title = "state"
     parameter_name = "state"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        expired = AuditSample.State.EXPIRED
-        return [(value, label) for value, label in AuditSample.State.choices if value != expired]
+        unread = {AuditSample.State.EXPIRED, AuditSample.State.COMPARING}
+        return [(value, label) for value, label in AuditSample.State.choices if value not in unread]
 
     def value(self) -> str:
         return super().value() or AuditSample.State.WAITING
@@ -316,7 +316,9 @@ class AuditSampleAdmin(admin.ModelAdmin):
     """Live answers drawn at random, oldest first, and the page that one is judged on.
 
     What the model said is hidden until the sample is answered: who sees it first tends to agree
-    (anchoring), and the live accuracy would look better than it is.
+    (anchoring), and the live accuracy would look better than it is. So is how it was drawn, since
+    a disagreement says that somebody must be wrong. What a candidate is to answer first is not
+    drawn yet, and nobody's to read.
     """
 
     list_display = ("pair", "drawn", "outcome")
@@ -347,6 +349,9 @@ class AuditSampleAdmin(admin.ModelAdmin):
 
     # --- The list ---
 
+    def get_queryset(self, request: HttpRequest) -> QuerySet[AuditSample]:
+        return super().get_queryset(request).exclude(state=AuditSample.State.COMPARING)
+
     @admin.display(description="premise and hypothesis")
     def pair(self, sample: AuditSample) -> SafeString:
         return format_html(
@@ -370,9 +375,11 @@ class AuditSampleAdmin(admin.ModelAdmin):
             why = format_html('<div class="why">{}</div>', sample.skip_reason)
             return format_html("{}{}", sample.get_state_display(), why)
         return format_html(
-            '<span class="label {0}">{0}</span><br>→ <span class="label {1}">{1}</span>',
+            '<span class="label {0}">{0}</span><br>→ <span class="label {1}">{1}</span>'
+            '<br><span class="quiet">{2}</span>',
             sample.predicted_label,
             sample.correction.correct_label,
+            sample.how_drawn,
         )
 
     def changelist_view(
@@ -397,7 +404,7 @@ class AuditSampleAdmin(admin.ModelAdmin):
             raise PermissionDenied
         if not NUMBER.fullmatch(object_id):
             raise Http404
-        samples = AuditSample.objects.select_related("decided_by", "correction")
+        samples = AuditSample.objects.drawn().select_related("decided_by", "correction")
         sample = get_object_or_404(samples, pk=int(object_id))
         form = AuditForm(request.POST or None)
         if request.method == "POST" and form.is_valid() and _judge(request, sample, form):
@@ -476,8 +483,13 @@ def _revealed(sample: AuditSample) -> str:
 
 def _states() -> list[tuple[str, str, int]]:
     """(state, its name, samples) of the audit queue."""
-    found = dict(AuditSample.objects.order_by().values_list("state").annotate(rows=Count("pk")))
-    return [(value, label, found.get(value, 0)) for value, label in AuditSample.State.choices]
+    drawn = AuditSample.objects.drawn().order_by()
+    found = dict(drawn.values_list("state").annotate(rows=Count("pk")))
+    return [
+        (value, label, found.get(value, 0))
+        for value, label in AuditSample.State.choices
+        if value != AuditSample.State.COMPARING
+    ]
 
 
 def _audit_url(pk: int) -> str:

@@ -124,7 +124,7 @@ class CorrectionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Generi
 class AuditSampleViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericViewSet[Any]):
     """The texts are callers': only who may judge them may read them."""
 
-    queryset = AuditSample.objects.select_related("decided_by")
+    queryset = AuditSample.objects.drawn().select_related("decided_by")
     serializer_class = AuditSampleSerializer
     lookup_value_regex = "[0-9]{1,18}"
     required_permission = {

@@ -1,14 +1,28 @@
 """The audit queue: live answers drawn at random, and what people say of them.
 
+Two independent lots are drawn for every live answer before anybody knows whether it is right. One
+audits a share a whatever the answer says. The other picks a share d to be answered by the newest
+candidate as well, later and elsewhere; of these, every one that the candidate answers otherwise
+joins the queue. So an answer is in the queue
+
+- where the two disagree, if either lot fell on it: with probability a + (1 - a) d,
+- where they agree, or nobody compared them, if the first one did: with probability a.
+
+That holds for what an audit drew as well, so with d > 0 all that is drawn is compared before a
+person sees it, and the probability it is kept with is the one of its case (`settle`). Which
+candidate compares, and whether any does (`release`), never depends on which of the two lots fell,
+so the probabilities are exact whatever happens in between; both lots find room or none does.
+
 Live accuracy is estimated from these by inverse-propensity weighting, which is unbiased as long as
 nothing but a recorded chance decides who is in the sample. That is why
 
-- each answered pair is drawn by itself, with a probability that is stored beside it, before anybody
-  knows whether the answer is right (`inference.sampling`);
+- each answered pair is drawn by itself, and the probability is stored beside it
+  (`inference.sampling`);
 - a draw that finds the queue full is not kept, in the order of arrival: how many came before it
   decides, never what it says. The figure then speaks of the answers given while there was room, and
   the draws that found none are counted beside it;
-- what is kept waits oldest first, and the prediction is hidden until it is judged;
+- what is kept waits oldest first; prediction, kind of lot and probability (which tells whether the
+  models disagree) are hidden until it is judged;
 - nobody's answer is chosen away: who skips says why, what nobody judged in LYRA_AUDIT_DAYS expires,
   and both are counted as non-response. They are the one assumption that is left: that answers
   people judge are as often right as those they skip.
@@ -32,9 +46,13 @@ from django.utils import timezone
 
 from corrections import folds, intake
 from corrections.drafts import MAX_NOTE, check_edit
-from corrections.models import AuditLoss, AuditSample, Correction
+from corrections.labels import Label
+from corrections.models import AuditLoss, AuditSample, AuditSampleQuerySet, Correction
 
 State = AuditSample.State
+Sampling = Correction.Sampling
+# After this long nobody will compare what is held: its process or its model cannot.
+COMPARED_WITHIN = timedelta(hours=1)
 NO_TEXTS = {"premise": "", "hypothesis": "", "page_id": ""}
 
 
@@ -88,15 +106,58 @@ def predicted_by(sample: AuditSample) -> PredictedBy:
 def enqueue(samples: Sequence[AuditSample], losses: Mapping[PredictedBy, int]) -> int:
     """Store drawn samples, oldest first, as long as there is room; return how many were kept.
 
-    `losses` are draws that the process could not hold; they and those without room are counted.
+    `losses` are audits that the process could not hold; they and those without room are counted.
+    What is held to be compared takes a place as well, so that both lots find room or none does.
     """
     with transaction.atomic():
         # Every writer's lock: two servers that flush at once must not both take the last places.
         folds.lock_folds()
-        room = max(0, settings.LYRA_AUDIT_WAITING - AuditSample.objects.waiting().count())
+        held = AuditSample.objects.filter(state__in=[State.COMPARING, State.WAITING])
+        room = max(0, settings.LYRA_AUDIT_WAITING - held.count())
         AuditSample.objects.bulk_create(samples[:room])
-        _count_losses(Counter(losses) + Counter(predicted_by(each) for each in samples[room:]))
+        _count_losses(Counter(losses) + audits_in(samples[room:]))
     return min(room, len(samples))
+
+
+def audits_in(samples: Sequence[AuditSample]) -> Counter[PredictedBy]:
+    """Audits among samples by who answered; of others nobody knows whether they were drawn."""
+    return Counter(predicted_by(each) for each in samples if each.sampling == Sampling.AUDIT)
+
+
+def settle(answers: Mapping[int, Label], *, candidate: int) -> int:
+    """Let samples {id: what version number `candidate` says of it} join the queue, or go.
+
+    What the candidate answers otherwise than the caller was told joins with the probability
+    a + (1 - a) d; of the others the audits join with theirs, a, and the rest is deleted. Returns
+    how many of them disagree. What somebody else has settled meanwhile stays as it is.
+    """
+    told = AuditSample.objects.filter(pk__in=answers).values_list("pk", "predicted_label")
+    other = [pk for pk, label in told if answers[pk] != label]
+    compared = {"state": State.WAITING, "compared_with": candidate}
+    either = F("probability") + (1 - F("probability")) * F("disagreement_share")
+    with transaction.atomic():
+        held = AuditSample.objects.to_compare().filter(pk__in=answers)
+        differ = held.filter(pk__in=other).update(**compared, disagrees=True, probability=either)
+        _let_audits_join(held, **compared, disagrees=False)
+    return differ
+
+
+def release(*, older_than: timedelta = timedelta()) -> int:
+    """Let what was held that long join uncompared: audits with their probability, no others.
+
+    For when there is no candidate, or nobody can ask it. Returns how many audits joined.
+    """
+    with transaction.atomic():
+        held = AuditSample.objects.to_compare()
+        return _let_audits_join(
+            held.filter(drawn_at__lte=timezone.now() - older_than), state=State.WAITING
+        )
+
+
+def _let_audits_join(held: AuditSampleQuerySet, **values: Any) -> int:
+    """Give audits `values` and delete the others."""
+    held.filter(sampling=Sampling.DISAGREEMENT).delete()
+    return held.update(**values)
 
 
 def answer(sample_id: int, *, by: User, correct_label: str, reason: str = "") -> AuditSample:
@@ -106,7 +167,7 @@ def answer(sample_id: int, *, by: User, correct_label: str, reason: str = "") ->
     bridges groups of different folds is quarantined and stays pending, as any other. Raises
     AlreadyDecided, ValidationError by field, AuditSample.DoesNotExist.
     """
-    sample = AuditSample.objects.get(pk=sample_id)
+    sample = AuditSample.objects.drawn().get(pk=sample_id)
     _refuse_decided(sample)
 
     def close(correction: Correction) -> None:
@@ -124,7 +185,7 @@ def answer(sample_id: int, *, by: User, correct_label: str, reason: str = "") ->
         predicted_version=sample.predicted_version,
         predicted_digest=sample.predicted_digest,
         correct_label=correct_label,
-        sampling=Correction.Sampling.AUDIT,
+        sampling=sample.sampling,
         sampling_probability=sample.probability,
         page_id=sample.page_id,
         reason=reason,
@@ -145,14 +206,19 @@ def skip(sample_id: int, *, by: User, reason: str) -> AuditSample:
     skipped = AuditSample.objects.waiting().filter(pk=sample_id)
     decision = {"decided_by": by, "decided_at": timezone.now()}
     changed = skipped.update(state=State.SKIPPED, skip_reason=said, **decision)
-    sample = AuditSample.objects.select_related("decided_by").get(pk=sample_id)
+    sample = AuditSample.objects.drawn().select_related("decided_by").get(pk=sample_id)
     if not changed:
         raise AlreadyDecided(_decision(sample))
     return sample
 
 
 def expire() -> int:
-    """Remove the texts of samples older than LYRA_AUDIT_DAYS without an answer; how many waited."""
+    """Remove the texts of samples older than LYRA_AUDIT_DAYS without an answer; how many waited.
+
+    What nobody compared within COMPARED_WITHIN is released first, so that texts which are not drawn
+    are not kept for longer.
+    """
+    release(older_than=COMPARED_WITHIN)
     old = AuditSample.objects.filter(
         drawn_at__lt=timezone.now() - timedelta(days=settings.LYRA_AUDIT_DAYS)
     )
@@ -163,8 +229,10 @@ def expire() -> int:
 def responses() -> dict[PredictedBy, Responses]:
     """What became of all draws, by who answered."""
     counts: dict[PredictedBy, dict[str, int]] = {}
-    states = AuditSample.objects.order_by().values_list(
-        "predicted_version", "predicted_digest", "state"
+    states = (
+        AuditSample.objects.drawn()
+        .order_by()
+        .values_list("predicted_version", "predicted_digest", "state")
     )
     for version, digest, state, rows in states.annotate(rows=Count("pk")):
         counts.setdefault(PredictedBy(version, digest), {})[state] = rows

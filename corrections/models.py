@@ -88,6 +88,10 @@ class MinHashBand(models.Model):
 
 
 class CorrectionQuerySet(models.QuerySet["Correction"]):
+    def drawn(self) -> "CorrectionQuerySet":
+        """Verdicts on live answers that were drawn for review: together they stand for all."""
+        return self.filter(sampling__in=Correction.DRAWN)
+
     def accepted(self) -> "CorrectionQuerySet":
         return self.filter(status=Correction.Status.ACCEPTED)
 
@@ -120,6 +124,10 @@ class Correction(models.Model):
         AUDIT = "audit", "drawn for audit"
         DISAGREEMENT = "disagreement", "drawn where models disagree"
         COMPLETE = "complete", "every row of a labelled set"
+
+    # One sample of live answers: where a version's audits are, what was drawn where models disagree
+    # has its share of the whole, see `audits`.
+    DRAWN = (Sampling.AUDIT, Sampling.DISAGREEMENT)
 
     class Status(models.TextChoices):
         PENDING = "pending", "pending"
@@ -265,6 +273,14 @@ class CorrectionEvent(models.Model):
 
 
 class AuditSampleQuerySet(models.QuerySet["AuditSample"]):
+    def to_compare(self) -> "AuditSampleQuerySet":
+        """Held until the candidate has answered them; for no person to read yet."""
+        return self.filter(state=AuditSample.State.COMPARING)
+
+    def drawn(self) -> "AuditSampleQuerySet":
+        """All that were drawn for review, whatever became of them."""
+        return self.exclude(state=AuditSample.State.COMPARING)
+
     def waiting(self) -> "AuditSampleQuerySet":
         return self.filter(state=AuditSample.State.WAITING)
 
@@ -277,15 +293,19 @@ class AuditSampleQuerySet(models.QuerySet["AuditSample"]):
 class AuditSample(models.Model):
     """A live answer drawn at random, waiting for a person's verdict; see `audits`.
 
-    Its texts are a caller's: they leave it when it is too old (LYRA_AUDIT_DAYS) and unanswered.
-    That it was drawn stays on record, since who did not answer belongs to the figures.
+    Where a candidate is to answer it first, it is not drawn yet but held for that. Its texts are a
+    caller's: they leave it when it is too old (LYRA_AUDIT_DAYS) and unanswered. That it was drawn
+    stays on record, since who did not answer belongs to the figures.
     """
 
     class State(models.TextChoices):
+        COMPARING = "comparing", "to be answered by the candidate first"
         WAITING = "waiting", "waiting"
         ANSWERED = "answered", "answered"
         SKIPPED = "skipped", "skipped: cannot tell"
         EXPIRED = "expired", "expired unanswered"
+
+    LOTS = [(kind.value, kind.label) for kind in Correction.DRAWN]
 
     premise = models.TextField(blank=True)
     hypothesis = models.TextField(blank=True)
@@ -299,9 +319,27 @@ class AuditSample(models.Model):
         null=True, blank=True, help_text="Number of the version that answered; empty = the base."
     )
     predicted_digest = models.CharField(max_length=64)
-    probability = models.FloatField(help_text="Chance with which it was drawn.")
+    probability = models.FloatField(
+        help_text="Chance with which it was drawn; until it is compared, that of an audit alone."
+    )
+    sampling = models.CharField(
+        max_length=12,
+        choices=LOTS,
+        default=Correction.Sampling.AUDIT,
+        help_text="The lot that drew it; an audit where both did.",
+    )
+    disagreement_share = models.FloatField(
+        default=0.0,
+        help_text="Chance with which it would be drawn for a disagreement; 0 = no such lot.",
+    )
+    compared_with = models.PositiveIntegerField(
+        null=True, blank=True, help_text="Number of the candidate that answered it too."
+    )
+    disagrees = models.BooleanField(
+        null=True, help_text="Whether that candidate says otherwise; empty = not compared."
+    )
     drawn_at = models.DateTimeField()
-    state = models.CharField(max_length=8, choices=State.choices, default=State.WAITING)
+    state = models.CharField(max_length=9, choices=State.choices, default=State.WAITING)
     decided_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.PROTECT, related_name="+"
     )
@@ -326,6 +364,22 @@ class AuditSample(models.Model):
                 name="audit_probability_recorded",
             ),
             models.CheckConstraint(
+                condition=Q(disagreement_share__gte=0, disagreement_share__lte=1),
+                name="audit_disagreement_share_is_one",
+            ),
+            # What only a disagreement draws needs one; what is held needs a lot to be held for.
+            models.CheckConstraint(
+                condition=Q(sampling="audit")
+                | Q(state="comparing")
+                | Q(disagrees__isnull=False, disagrees=True),
+                name="audit_disagreement_was_seen",
+            ),
+            models.CheckConstraint(
+                condition=~Q(state="comparing")
+                | Q(disagreement_share__gt=0, compared_with__isnull=True, disagrees__isnull=True),
+                name="audit_comparing_is_open",
+            ),
+            models.CheckConstraint(
                 condition=Q(predicted_label__in=list(Label)), name="audit_label_known"
             ),
             models.CheckConstraint(
@@ -337,7 +391,7 @@ class AuditSample(models.Model):
                 condition=~Q(state="skipped") | ~Q(skip_reason=""), name="audit_skip_has_a_reason"
             ),
             models.CheckConstraint(
-                condition=~Q(state__in=["waiting", "answered"])
+                condition=~Q(state__in=["comparing", "waiting", "answered"])
                 | (~Q(premise="") & ~Q(hypothesis="")),
                 name="audit_texts_until_settled",
             ),
@@ -345,6 +399,13 @@ class AuditSample(models.Model):
 
     def __str__(self) -> str:
         return f"audit sample {self.pk} ({self.state})"
+
+    @property
+    def how_drawn(self) -> str:
+        """“drawn where models disagree (v4 said otherwise), probability 0.51”."""
+        said = {None: "", True: " said otherwise", False: " said the same"}[self.disagrees]
+        by = f" (v{self.compared_with}{said})" if said else ""
+        return f"{self.get_sampling_display()}{by}, probability {self.probability:.3g}"
 
     @property
     def is_answerable(self) -> bool:

@@ -133,9 +133,17 @@ class AuditPredictionSerializer(serializers.ModelSerializer[AuditSample]):
         fields = ("label", "raw_confidence", "confidence", "version", "digest")
 
 
-class AuditSampleSerializer(serializers.ModelSerializer[AuditSample]):
-    """A drawn answer. What the model said is told once it is answered: it would sway people."""
+class AuditDrawSerializer(serializers.ModelSerializer[AuditSample]):
+    class Meta:
+        model = AuditSample
+        fields = ("sampling", "probability", "compared_with", "disagrees")
 
+
+class AuditSampleSerializer(serializers.ModelSerializer[AuditSample]):
+    """A drawn answer. What the model said, and whether another one disagrees, is told once it is
+    answered: it would sway people."""
+
+    draw = serializers.SerializerMethodField(help_text="null until it is answered.")
     prediction = serializers.SerializerMethodField(help_text="null until it is answered.")
     decided_by = serializers.CharField(source="decided_by.username", default=None, read_only=True)
 
@@ -147,12 +155,12 @@ class AuditSampleSerializer(serializers.ModelSerializer[AuditSample]):
             "hypothesis",
             "page_id",
             "drawn_at",
-            "probability",
             "state",
             "decided_by",
             "decided_at",
             "skip_reason",
             "prediction",
+            "draw",
             "correction",
         )
 
@@ -161,10 +169,20 @@ class AuditSampleSerializer(serializers.ModelSerializer[AuditSample]):
         answered = sample.state == AuditSample.State.ANSWERED
         return dict(AuditPredictionSerializer(sample).data) if answered else None
 
+    @extend_schema_field(AuditDrawSerializer(allow_null=True))
+    def get_draw(self, sample: AuditSample) -> dict[str, Any] | None:
+        answered = sample.state == AuditSample.State.ANSWERED
+        return dict(AuditDrawSerializer(sample).data) if answered else None
+
 
 class AuditFilterSerializer(serializers.Serializer[Any]):
     state = serializers.ChoiceField(
-        choices=AuditSample.State.choices, default=AuditSample.State.WAITING
+        choices=[
+            choice
+            for choice in AuditSample.State.choices
+            if choice[0] != AuditSample.State.COMPARING
+        ],
+        default=AuditSample.State.WAITING,
     )
 
 

@@ -326,9 +326,15 @@ LYRA_COMPAT_OPEN = env.bool("LYRA_COMPAT_OPEN", default=False)
 # Share of live answers that is drawn, 0 to 1: what live accuracy is estimated from. Off by default,
 # since it stores what callers send. Draw no more than curators answer.
 LYRA_AUDIT_SHARE = env.float("LYRA_AUDIT_SHARE", default=0.0)
+# Share of those live answers that is drawn besides on which the newest candidate disagrees, 0 to 1;
+# needs audits as well, since they stand for the rest. Such verdicts tell most of whether the
+# candidate is better, and little of live accuracy, whose interval audits alone narrow. That share
+# of all live answers is stored for minutes, while the candidate answers it in the background.
+LYRA_DISAGREEMENT_SHARE = env.float("LYRA_DISAGREEMENT_SHARE", default=0.0)
 # Days after which the texts of a drawn answer that nobody judged are removed.
 LYRA_AUDIT_DAYS = env.int("LYRA_AUDIT_DAYS", default=30)
-# Most that wait at a time; while the queue is full what is drawn is counted and not kept.
+# Most that wait at a time, for people or first for the candidate; while the queue is full what is
+# drawn is counted and not kept.
 LYRA_AUDIT_WAITING = env.int("LYRA_AUDIT_WAITING", default=1000)
 
 # --- Training policy ------------------------------------------------------------------------------
@@ -378,8 +384,10 @@ SPECTACULAR_SETTINGS = {
     "COMPONENT_SPLIT_REQUEST": True,
     "ENUM_NAME_OVERRIDES": {
         "Label": "corrections.models.Correction.LABEL_CHOICES",
+        "CorrectionSampling": "corrections.models.Correction.Sampling",
         "CorrectionStatus": "corrections.models.Correction.Status",
         "CorrectionVerdict": "corrections.models.Correction.Verdict",
+        "Lot": "corrections.models.AuditSample.LOTS",
         "RunStatus": "adapters_app.models.TrainingRun.Status",
         "ShadowVerdict": "adapters_app.models.ShadowEvaluation.Verdict",
     },

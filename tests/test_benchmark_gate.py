@@ -56,8 +56,8 @@ def test_the_guards_power_is_that_of_simulated_guard_sets() -> None:
 
 def test_a_broken_limit_fails_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kept, broken = gate.Claim("kept", 0.04, high=0.05), gate.Claim("coverage", 0.91, low=0.93)
-    assert gate._tell(gate.Report(claims=[kept]), tmp_path / "gate.json") == 0
-    assert gate._tell(gate.Report(claims=[kept, broken]), tmp_path / "gate.json") == 1
+    assert gate.tell(gate.Report(claims=[kept]), tmp_path / "gate.json") == 0
+    assert gate.tell(gate.Report(claims=[kept, broken]), tmp_path / "gate.json") == 1
     assert "BROKEN" in capsys.readouterr().out
     stored = json.loads((tmp_path / "gate.json").read_text())["claims"]
     assert stored[1] == {"what": "coverage", "value": 0.91, "low": 0.93}

@@ -32,6 +32,9 @@ def test_the_settings_as_shipped_are_right():
         ("LYRA_AUDIT_SHARE", float("nan"), "lyra.E017"),
         ("LYRA_AUDIT_DAYS", 0, "lyra.E018"),
         ("LYRA_AUDIT_WAITING", 0, "lyra.E019"),
+        ("LYRA_DISAGREEMENT_SHARE", 1.1, "lyra.E022"),
+        ("LYRA_DISAGREEMENT_SHARE", float("nan"), "lyra.E022"),
+        ("LYRA_DISAGREEMENT_SHARE", 0.5, "lyra.E023"),  # no audits beside it
         ("LYRA_LEASE_S", 59, "lyra.E012"),
         ("LYRA_BASE_MODEL", " ", "lyra.E013"),
         ("LYRA_DEVICE", "gpu", "lyra.E014"),

@@ -143,15 +143,24 @@ def test_only_drawn_answers_carry_the_figure(caller: User, curator: User) -> Non
         verdict(caller, number)  # reported by choice
     for number in range(4, 10):
         verdict(curator, number, sampling="complete", correct_label="supports")
-    verdict(curator, 10, sampling="disagreement", sampling_probability=0.9)
+    audited(curator, 10, right=False, sampling="disagreement", probability=0.25, disagrees=True)
 
     [found] = live.figures()
 
     assert (found.version, found.digest, found.name) == (3, DIGEST, "v3")
-    assert found.accuracy.estimate == pytest.approx(4 / 12)
-    assert (found.accuracy.rows, found.accuracy.groups) == (3, 3)
-    assert found.correction_rate.estimate == pytest.approx(8 / 12)
+    assert found.accuracy.estimate == pytest.approx(4 / 16)
+    assert (found.accuracy.rows, found.accuracy.groups) == (4, 4)
+    assert found.correction_rate.estimate == pytest.approx(12 / 16)
     assert (found.labelled_sets.estimate, found.labelled_sets.rows) == (1, 6)
+
+
+def test_disagreements_alone_tell_nothing_of_the_other_answers(curator: User) -> None:
+    audited(curator, 1, right=False, sampling="disagreement", disagrees=True)
+    audited(curator, 2, right=True, predicted_version=4)
+    assert {each.name: each.accuracy is None for each in live.figures()} == {
+        "v3": True,
+        "v4": False,
+    }
 
 
 def test_a_rejected_verdict_counts_nowhere_and_an_edited_one_as_it_is_now(curator: User) -> None:

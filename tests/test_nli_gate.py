@@ -78,6 +78,21 @@ def test_rows_drawn_with_known_chances_give_the_gain_of_all_rows() -> None:
     assert metrics.paired_difference(values[drawn], pages[drawn]).low > 0.05
 
 
+def test_rows_on_which_both_say_the_same_weigh_heavily_and_hide_no_gain() -> None:
+    """40 disagreements of weight 2 among agreements of weight 20: the error is theirs, not the
+    floor of two rows of weight 18 that the effective number of rows would make of it."""
+    values = np.concatenate([np.tile([1.0, -1.0], 20), np.zeros(40)])
+    weights = np.where(values != 0, 2.0, 20.0)
+    found = compared(values, np.arange(80), weights).accuracy
+    assert found.standard_error == pytest.approx(np.sqrt(40 * 2**2) / 880, rel=0.1)
+
+
+def test_where_nobody_says_anything_else_two_rows_of_any_weight_are_uncertain() -> None:
+    weights = np.where(np.arange(80) < 40, 2.0, 20.0)
+    found = compared(np.zeros(80), np.arange(80), weights).accuracy
+    assert found.standard_error == pytest.approx(np.sqrt(2) * (40 * 4 + 40 * 400) / 880**2)
+
+
 def test_so_many_more_pairs_show_the_stated_gain_four_times_in_five() -> None:
     """Added to the inconclusive pairs at hand; 80 %, give or take 7 and the error of the trials."""
     shown = []

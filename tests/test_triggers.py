@@ -69,6 +69,17 @@ def test_rows_drawn_with_small_probability_count_for_many():
     assert not rate.holds
 
 
+def test_labelled_sets_do_not_dilute_what_was_drawn_from_live_answers():
+    """60 live answers drawn with .5 or, where models disagree, .75; half of each wrong."""
+    accept(30, sampling="audit", sampling_probability=0.5)
+    accept(30, start=100, sampling="disagreement", sampling_probability=0.75)
+    accept(90, start=200)
+    Correction.objects.filter(sampling="complete").exclude(verdict="corrected").delete()
+    rate = triggers.conditions()[1]
+    assert rate.have == pytest.approx(0.5)
+    assert "from 60 drawn verdicts" in rate.sentence
+
+
 def test_where_nothing_was_drawn_answers_are_the_denominator():
     accept(90, sampling="user")
     assert triggers.conditions()[1].have is None

@@ -75,6 +75,20 @@ def group_sums(
     return np.bincount(index, weights=weights * values), np.bincount(index, weights=weights)
 
 
+def pooled_weights(weights: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    """Weights (n,) with which several samples are pooled, each counting as much as it has rows.
+
+    `samples` (n,) says which one a row is of. Inverse probabilities compare rows of one sample
+    only: taken as they are, they mix the populations by their sizes, so that what many rows tell of
+    a small one is drowned by few rows from a large one, and twice the traffic shifts the figure.
+    Scaled to their numbers of rows, each sample's own estimate stays and is weighted about as well
+    as it is known (Kish 1999, “Cumulating/combining population surveys”, Survey Methodology 25).
+    """
+    _, index, rows = np.unique(samples, return_inverse=True, return_counts=True)
+    pooled: np.ndarray = weights * (rows / np.bincount(index, weights=weights))[index]
+    return pooled
+
+
 def ratio_error(total: np.ndarray, size: np.ndarray, ratio: float) -> float:
     """Linearised standard error of sum(total) / sum(size) over ≥ 2 groups (Cochran 1977, §6.4)."""
     count = len(size)

@@ -270,6 +270,7 @@ def paired_difference(
     groups: np.ndarray,
     weights: np.ndarray | None = None,
     *,
+    differ: np.ndarray | None = None,
     seed: int = 0,
 ) -> Difference:
     """Weighted mean of per-row differences (n,) with a studentised bootstrap over groups.
@@ -278,15 +279,18 @@ def paired_difference(
     §5.2) around a jackknife standard error: groups, not rows, are drawn, so copying rows inside a
     page narrows nothing. Never narrower than Student's interval with the effective number of groups
     less one as its degrees of freedom: a draw often misses the one large page. The standard error
-    has a floor of two discordant rows, so that agreement on few rows is not certainty.
+    has a floor of two discordant rows, so that agreement on few rows is not certainty. `differ`
+    (n,) says where the two models' answers differ: all other values are 0 whoever is right, so the
+    two rows weigh what differing ones do.
     """
     share = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=float)
     total, size = group_sums(values, share, groups)
     estimate = float(total.sum() / size.sum())
     if len(size) < 2:
         return Difference(estimate, float("inf"), -float("inf"), float("inf"), 1.0, 1.0)
-    effective_rows = share.sum() ** 2 / (share**2).sum()
-    floor = float(np.sqrt(2) / effective_rows)
+    uncertain = share if differ is None or not differ.any() else share[differ]
+    row = (uncertain**2).sum() / uncertain.sum()  # its weight: the one a unit of weight has
+    floor = float(np.sqrt(2) * row / share.sum())
     error = max(jackknife_error(total, size), floor)
     drawn = _studentised(total, size, floor=floor, seed=seed)
     student = t_distribution(max(size.sum() ** 2 / (size**2).sum() - 1, 1.0))
@@ -332,6 +336,7 @@ def compare(
     right_a = probabilities_a.argmax(1) == labels
     right_b = probabilities_b.argmax(1) == labels
     gained, lost = int((right_b & ~right_a).sum()), int((right_a & ~right_b).sum())
+    differ = probabilities_a.argmax(1) != probabilities_b.argmax(1)
     return Comparison(
         rows=len(labels),
         groups=len(np.unique(groups)),
@@ -339,7 +344,11 @@ def compare(
         a=summary(probabilities_a, labels, weights),
         b=summary(probabilities_b, labels, weights),
         accuracy=paired_difference(
-            right_b.astype(float) - right_a.astype(float), groups, weights, seed=seed
+            right_b.astype(float) - right_a.astype(float),
+            groups,
+            weights,
+            differ=differ,
+            seed=seed,
         ),
         brier=paired_difference(
             brier_rows(probabilities_b, labels) - brier_rows(probabilities_a, labels),

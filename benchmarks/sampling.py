@@ -1,0 +1,196 @@
+"""Do figures from live answers drawn by two lots hold, and what do disagreements buy?
+
+    python benchmarks/sampling.py [--trials 1000] [--answers 1500] [--out FILE]
+
+Live answers of two models of known accuracy are drawn as `corrections.audits` describes: by audits
+and, where the models disagree, by a second lot; or by audits alone, as many in the mean. Prints how
+often the 95 % intervals hold the truth and how wide they are; fails where a limit is broken.
+"""
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds the project
+
+from adapters_app.nli import hajek, metrics
+from adapters_app.nli.hajek import Share
+from adapters_app.nli.metrics import Difference
+from benchmarks.gate import RESULTS, Claim, Report, tell
+from benchmarks.populations import Population, Trial, even_pages, uneven_pages
+
+AUDITS, DISAGREEMENTS = 0.05, 0.5
+GAIN = metrics.STATED_EFFECT
+
+
+@dataclass(frozen=True)
+class Lots:
+    """Chance of an audit, and of the second lot that counts where the two models disagree."""
+
+    audits: float
+    disagreements: float
+
+    def draw(self, live: Trial, rng: np.random.Generator) -> Trial:
+        """Those of the live answers that are drawn, each with its inverse probability."""
+        differ = disagree(live)
+        audit, other = rng.random((2, len(live))) < [[self.audits], [self.disagreements]]
+        both = self.audits + (1 - self.audits) * self.disagreements
+        kept = audit | (other & differ)
+        return Trial(
+            live.incumbent[kept],
+            live.candidate[kept],
+            live.labels[kept],
+            live.groups[kept],
+            1 / np.where(differ, both, self.audits)[kept],
+        )
+
+    def alone(self, disagreement: float) -> "Lots":
+        """Audits alone that draw as many, where the models disagree on such a share."""
+        return Lots(self.audits + (1 - self.audits) * self.disagreements * disagreement, 0.0)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """What became of one figure's intervals over all trials."""
+
+    covered: float  # share that holds the truth
+    width: float  # mean
+    bias: float  # mean error of the estimate
+    rows: float  # mean number of verdicts
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--answers", type=int, default=1500, help="live answers in each trial")
+    parser.add_argument("--out", type=Path, default=RESULTS / "sampling.json")
+    options = parser.parse_args()
+    report = Report()
+    for population in (even_pages(), uneven_pages()):
+        _add(report, population, options.answers, options.trials)
+    return tell(report, options.out)
+
+
+def disagree(live: Trial) -> np.ndarray:
+    """(n,) whether the two models answer differently."""
+    differ: np.ndarray = live.incumbent.argmax(1) != live.candidate.argmax(1)
+    return differ
+
+
+def accuracy(drawn: Trial) -> Share:
+    """How often what serves is right, as `live` estimates it."""
+    right = drawn.incumbent.argmax(1) == drawn.labels
+    return hajek.share(right, drawn.weights, drawn.groups)
+
+
+def gain(drawn: Trial) -> Difference:
+    """Accuracy of the candidate less that of what serves, as a shadow evaluation estimates it."""
+    before, after = (each.argmax(1) == drawn.labels for each in (drawn.incumbent, drawn.candidate))
+    values = after.astype(float) - before
+    return metrics.paired_difference(
+        values, drawn.groups, drawn.weights, differ=disagree(drawn), seed=0
+    )
+
+
+def true_accuracy(population: Population, gained: float) -> float:
+    """Accuracy of what serves in trials in which the candidate gains that much."""
+    right_a, right_b = (p.argmax(1) == population.labels for p in (population.a, population.b))
+    return float((right_a.mean() + right_b.mean() - gained) / 2)
+
+
+def measure(
+    estimate: Callable[[Trial], Share | Difference],
+    truth: float,
+    lots: Lots,
+    population: Population,
+    *,
+    answers: int,
+    trials: int,
+    weighted: bool = True,
+) -> Interval:
+    """One figure in `trials` draws; not weighted: as if all had been drawn with one chance."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for seed in range(trials):
+        rng = np.random.default_rng(seed)
+        drawn = lots.draw(population.draw(answers, GAIN, rng), rng)
+        if not weighted:
+            drawn.weights[:] = 1
+        said = estimate(drawn)
+        found["covered"].append(said.low <= truth <= said.high)
+        found["width"].append(said.high - said.low)
+        found["bias"].append(said.estimate - truth)
+        found["rows"].append(len(drawn))
+    return Interval(**{name: float(np.mean(values)) for name, values in found.items()})
+
+
+def better_of_equals(lots: Lots, population: Population, *, answers: int, trials: int) -> float:
+    """Share of trials in which the interval of the gain lies above 0 although there is none."""
+    wrong = 0
+    for seed in range(trials):
+        rng = np.random.default_rng([seed, 1])
+        wrong += gain(lots.draw(population.draw(answers, 0.0, rng), rng)).low > 0
+    return wrong / trials
+
+
+def _add(report: Report, population: Population, answers: int, trials: int) -> None:
+    both = Lots(AUDITS, DISAGREEMENTS)
+    differ = float((population.a.argmax(1) != population.b.argmax(1)).mean())
+    arms = {
+        "both lots": (both, True),
+        "both lots, probabilities ignored": (both, False),
+        "audits alone, as many": (both.alone(differ), True),
+    }
+    figures = {
+        "accuracy": (accuracy, true_accuracy(population, GAIN)),
+        "gain": (gain, GAIN),
+    }
+    table = Table(title=f"{population.name}: {answers} answers, {differ:.0%} disagreements")
+    for column in ("figure", "drawn by", "verdicts", "bias", "covered", "width"):
+        table.add_column(column)
+    found = {}
+    for figure, (estimate, truth) in figures.items():
+        for arm, (lots, weighted) in arms.items():
+            each = measure(
+                estimate,
+                truth,
+                lots,
+                population,
+                answers=answers,
+                trials=trials,
+                weighted=weighted,
+            )
+            found[figure, arm] = each
+            table.add_row(
+                figure,
+                arm,
+                f"{each.rows:.0f}",
+                f"{100 * each.bias:+.1f}",
+                f"{each.covered:.1%}",
+                f"{100 * each.width:.1f}",
+            )
+    report.tables.append(table)
+    report.figures[population.name] = {
+        f"{figure}, {arm}": vars(each) for (figure, arm), each in found.items()
+    }
+    weighted, ignored, alone = arms
+    name = population.name
+    equals = better_of_equals(both, population, answers=answers, trials=trials)
+    narrower = found["gain", weighted].width / found["gain", alone].width
+    report.claims += [
+        Claim(f"{name}: accuracy covered", found["accuracy", weighted].covered, 0.93, 0.97),
+        Claim(f"{name}: accuracy ignored", found["accuracy", ignored].covered, high=0.5),
+        Claim(f"{name}: gain covered", found["gain", weighted].covered, low=0.93),
+        Claim(f"{name}: gain ignored", found["gain", ignored].covered, high=0.85),
+        Claim(f"{name}: better of equals", equals, high=0.05),
+        Claim(f"{name}: width of the gain, both lots / audits", narrower, high=0.9),
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""Which rows carry figures, and how much each counts."""
+
+import numpy as np
+import pytest
+
+from adapters_app import evaluation
+from adapters_app.nli.betting import bet_on_gain
+from adapters_app.snapshots import SnapshotRow
+
+
+def row(number: int, sampling: str, probability: float | None, *, right: bool = True):
+    """A verdict on a page of its own, on an answer `supports`."""
+    return SnapshotRow(
+        correction_id=number,
+        pair_digest=f"{number:064}",
+        premise=f"premise {number}",
+        hypothesis="hypothesis",
+        label="supports" if right else "refutes",
+        predicted_label="supports",
+        predicted_confidence=0.7,
+        verdict="confirmed" if right else "corrected",
+        fold=number % 5,
+        group_id=number,
+        sampling=sampling,
+        sampling_probability=probability,
+        domain="",
+        annotator="curt",
+        reviewed_at=f"2026-01-01T00:00:{number % 60:02}",
+    )
+
+
+def mixed(audit: float) -> list[SnapshotRow]:
+    """A labelled set of 100, 60 of them right, and 20 verdicts on live answers, all wrong."""
+    labelled = [row(n, "complete", 1.0, right=n < 60) for n in range(100)]
+    drawn = [row(n, "audit", audit, right=False) for n in range(100, 110)]
+    drawn += [row(n, "disagreement", 5 * audit, right=False) for n in range(110, 120)]
+    return [*labelled, *drawn, row(120, "user", None, right=False)]
+
+
+def accuracy(rows: list[SnapshotRow]) -> float:
+    return evaluation.figures_on(np.tile([0.8, 0.1, 0.1], (len(rows), 1)), rows)["accuracy"]
+
+
+@pytest.mark.parametrize("audit", [0.2, 0.02])
+def test_a_labelled_set_and_live_answers_count_by_their_verdicts(audit: float) -> None:
+    """Whatever the traffic: plain weights would let 20 verdicts outvote 100, .04 or .38."""
+    assert accuracy(mixed(audit)) == pytest.approx(60 / 120)
+
+
+def test_within_live_answers_each_stands_for_those_that_were_not_drawn() -> None:
+    weights = evaluation.judged(mixed(0.1)).weights
+    assert weights[:100] == pytest.approx(1)
+    assert weights[100] / weights[-1] == pytest.approx(5)
+    assert weights[100:].sum() == pytest.approx(20)
+    assert len(weights) == 120  # what was reported by choice has none
+
+
+def test_live_answers_alone_keep_their_estimate() -> None:
+    rows = [row(1, "audit", 0.5), row(2, "audit", 0.5), row(3, "disagreement", 0.1, right=False)]
+    assert accuracy(rows) == pytest.approx(4 / 14)
+
+
+def test_a_bet_does_not_know_how_many_verdicts_are_to_come() -> None:
+    rows = mixed(0.2)
+    order = np.random.default_rng(0).permutation(120)
+    rows = [
+        row(i, each.sampling, each.sampling_probability)
+        for i, each in zip(range(120), (rows[j] for j in order), strict=True)
+    ]
+    before, after = np.tile([0.1, 0.8, 0.1], (120, 1)), np.tile([0.8, 0.1, 0.1], (120, 1))
+    stamps = sorted(range(120), key=lambda i: (rows[i].reviewed_at, rows[i].group_id))
+    plain = bet_on_gain(
+        right_a=np.zeros(120, dtype=bool),
+        right_b=np.ones(120, dtype=bool),
+        differ=np.ones(120, dtype=bool),
+        groups=np.array([rows[i].group_id for i in stamps]),
+        weights=np.array([1 / (rows[i].sampling_probability or 1) for i in stamps]),
+    )
+    assert evaluation.confirmation(before, after, rows)["wealth"] == pytest.approx(plain.wealth)
