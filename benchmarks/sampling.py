@@ -27,6 +27,7 @@ from benchmarks.populations import Population, Trial, even_pages, uneven_pages
 
 AUDITS, DISAGREEMENTS = 0.05, 0.5
 GAIN = metrics.STATED_EFFECT
+Estimator = Callable[[Trial], Share | Difference]
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def true_accuracy(population: Population, gained: float) -> float:
 
 
 def measure(
-    estimate: Callable[[Trial], Share | Difference],
+    estimate: Estimator,
     truth: float,
     lots: Lots,
     population: Population,
@@ -146,7 +147,7 @@ def _add(report: Report, population: Population, answers: int, trials: int) -> N
         "both lots, probabilities ignored": (both, False),
         "audits alone, as many": (both.alone(differ), True),
     }
-    figures = {
+    figures: dict[str, tuple[Estimator, float]] = {
         "accuracy": (accuracy, true_accuracy(population, GAIN)),
         "gain": (gain, GAIN),
     }
@@ -178,14 +179,14 @@ def _add(report: Report, population: Population, answers: int, trials: int) -> N
     report.figures[population.name] = {
         f"{figure}, {arm}": vars(each) for (figure, arm), each in found.items()
     }
-    weighted, ignored, alone = arms
+    with_both, ignored, alone = arms
     name = population.name
     equals = better_of_equals(both, population, answers=answers, trials=trials)
-    narrower = found["gain", weighted].width / found["gain", alone].width
+    narrower = found["gain", with_both].width / found["gain", alone].width
     report.claims += [
-        Claim(f"{name}: accuracy covered", found["accuracy", weighted].covered, 0.93, 0.97),
+        Claim(f"{name}: accuracy covered", found["accuracy", with_both].covered, 0.93, 0.97),
         Claim(f"{name}: accuracy ignored", found["accuracy", ignored].covered, high=0.5),
-        Claim(f"{name}: gain covered", found["gain", weighted].covered, low=0.93),
+        Claim(f"{name}: gain covered", found["gain", with_both].covered, low=0.93),
         Claim(f"{name}: gain ignored", found["gain", ignored].covered, high=0.85),
         Claim(f"{name}: better of equals", equals, high=0.05),
         Claim(f"{name}: width of the gain, both lots / audits", narrower, high=0.9),
