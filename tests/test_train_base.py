@@ -10,10 +10,16 @@ import numpy as np
 import pytest
 import torch
 from django.core.management import CommandError, call_command
+from safetensors.torch import load_file
 
 from adapters_app.nli import train_base
 from adapters_app.nli.artifact import TENSORS
-from adapters_app.nli.base_model import Base, load_base
+from adapters_app.nli.base_model import (
+    Base,
+    fold_into,
+    load_base,
+    load_encoder_with_fresh_head,
+)
 from adapters_app.nli.predict import Predictor
 from adapters_app.nli.train_base import Recipe, fine_tune, low_rank_change
 from corrections.labels import LABELS, Label
@@ -65,6 +71,18 @@ def test_a_stopped_run_goes_on_behind_its_teachers_to_the_same_weights(
     first, second = ((tmp_path / name / TENSORS).read_bytes() for name in ("first", "second"))
     assert first == second
     assert len(first) < 8_000_000
+
+
+def test_what_is_written_answers_as_what_was_measured(data: Path, tmp_path: Path) -> None:
+    facts = train_base.train_base(data, tmp_path / "out", limit=12)
+    base = load_encoder_with_fresh_head(seed=0)
+    model = base.own_copy()
+    fold_into(model, load_file(tmp_path / "out" / TENSORS), scaling=1.0)
+    guard = train_base.read_rows(data / "guard" / "general.dev.jsonl.gz")
+    logits = Predictor(replace(base, model=model)).logits([row.example.pair for row in guard])
+    labels = torch.tensor([row.example.label.column for row in guard])
+    loss = torch.nn.functional.cross_entropy(torch.tensor(logits), labels).item()
+    assert loss == pytest.approx(facts["measured"]["general.dev"]["log_loss"], abs=1e-3)
 
 
 def test_the_card_names_the_data_and_what_was_measured(data: Path, tmp_path: Path) -> None:

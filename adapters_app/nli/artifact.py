@@ -76,7 +76,9 @@ def write(
     Written beside, fsynced, renamed: a reader sees the whole artifact or none. Same tensors, same
     digest; an existing directory is left as it is.
     """
-    content = save(artifact.tensors, metadata={"format": "pt"})
+    # safetensors writes the memory as it lies, and an array may lie column by column.
+    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in artifact.tensors.items()}
+    content = save(tensors, metadata={"format": "pt"})
     digest = hashlib.sha256(content).hexdigest()
     target = directory / digest
     if target.exists():

@@ -435,8 +435,9 @@ def fine_tune(
                 if on_step is not None:
                     speed = step * recipe.batch_size / (time.perf_counter() - started)
                     on_step(Step(step, total, epoch, loss, speed))
-    model.requires_grad_(False)
-    return model
+    tuned = base.own_copy()  # with the attention that answers, as one read from a file has
+    put_parameters(tuned, _tuned_parameters(model))
+    return tuned
 
 
 def _count_workers(device: torch.device) -> int:
@@ -561,7 +562,11 @@ def _count(rows: Sequence[Row]) -> dict[str, int]:
 
 def _write(out: Path, artifact: Artifact, facts: Mapping[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.astype(np.float16) for name, tensor in artifact.tensors.items()}
+    tensors = {
+        # safetensors writes the memory as it lies; singular vectors lie column by column.
+        name: np.ascontiguousarray(tensor, dtype=np.float16)
+        for name, tensor in artifact.tensors.items()
+    }
     save_file(tensors, out / TENSORS, metadata={"format": "pt"})
     described = {
         "peft_type": "LORA",
