@@ -625,12 +625,12 @@ class StudyAdmin(ReadOnlyAdmin):
     @admin.display(description="LoRA's share of Spearman")
     def of_standard(self, study: Study) -> str:
         shares = Findings(study).embedding.shares(StudyFit.Setting.IDENTICAL)
-        return percent(shares and shares.of_standard)
+        return percent(shares.of_standard)
 
     @admin.display(description="of the gain")
     def of_gain(self, study: Study) -> str:
         shares = Findings(study).embedding.shares(StudyFit.Setting.IDENTICAL)
-        return percent(shares and shares.of_gain)
+        return percent(shares.of_gain)
 
     @admin.display(description="by", ordering="created_by__username")
     def requested_by(self, study: Study) -> str:

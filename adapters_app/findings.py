@@ -36,6 +36,8 @@ DOCUMENTS_PARAMETERS = "294K"
 FLOAT32_BYTES = 4
 # A share this much higher at the best rates puts the shortfall down to the rate.
 MARKED = 0.1
+# Standard errors that a gain has to exceed before anybody can have a share of it.
+CERTAIN = 2
 
 ARMS: tuple[tuple[str, str, str], ...] = (
     (Method.BASELINE, "", "Baseline"),
@@ -80,6 +82,11 @@ class Spread:
     def deviation(self) -> float | None:
         return stdev(self.values) if len(self.values) > 1 else None
 
+    @property
+    def error(self) -> float:
+        """Standard error of the mean; 0 where a single value does not tell."""
+        return (self.deviation or 0.0) / max(len(self.values), 1) ** 0.5
+
     def to_dict(self) -> dict[str, Any]:
         return {"mean": self.mean, "deviation": self.deviation, "n": len(self.values)}
 
@@ -88,13 +95,14 @@ class Spread:
 class Shares:
     """LoRA's part of what standard fine-tuning reaches, from means over splits and seeds.
 
-    `of_gain` is None where standard fine-tuning gained nothing, `of_standard` where it reached no
-    figure above 0.
+    `of_gain` is None where standard fine-tuning gained no more than two of its standard errors over
+    splits, `of_standard` where it reached no figure above 0.
     """
 
     baseline: float
     standard: float
     lora: float
+    gain_error: float = 0.0
 
     @property
     def of_standard(self) -> float | None:
@@ -103,7 +111,7 @@ class Shares:
     @property
     def of_gain(self) -> float | None:
         gain = self.standard - self.baseline
-        return (self.lora - self.baseline) / gain if gain > 0 else None
+        return (self.lora - self.baseline) / gain if gain > CERTAIN * self.gain_error else None
 
     @property
     def of_baseline(self) -> float | None:
@@ -139,22 +147,34 @@ class TaskFindings:
         return self._fits[method, setting]
 
     def spread(self, method: str, setting: str, measure: str) -> Spread:
-        fits = self.arm(method, setting)
-        return Spread([f.measures[measure] for f in fits if f.measures.get(measure) is not None])
+        return Spread([fit.measures[measure] for fit in self.arm(method, setting)])
 
     def _cost(self, method: str, setting: str, name: str) -> Spread:
         costs = [getattr(fit, name) for fit in self.arm(method, setting)]
         return Spread([cost for cost in costs if cost is not None])
 
-    def shares(self, setting: str) -> Shares | None:
-        """Of the first measure; None of a study without fits of this task."""
-        found = [
-            self.spread(Method.BASELINE, "", self.chosen_by).mean,
-            self.spread(Method.STANDARD, setting, self.chosen_by).mean,
-            self.spread(Method.LORA, setting, self.chosen_by).mean,
-        ]
-        known = [figure for figure in found if figure is not None]
-        return Shares(*known) if len(known) == len(found) else None
+    def shares(self, setting: str) -> Shares:
+        """Of the first measure."""
+        return Shares(
+            mean(self.spread(Method.BASELINE, "", self.chosen_by).values),
+            mean(self.spread(Method.STANDARD, setting, self.chosen_by).values),
+            mean(self.spread(Method.LORA, setting, self.chosen_by).values),
+            self._gain(setting).error,
+        )
+
+    def _gain(self, setting: str) -> Spread:
+        """Standard fine-tuning less the baseline in the first measure, a value for each split."""
+        standard = self.arm(Method.STANDARD, setting)
+        return Spread(
+            [
+                mean(
+                    fit.measures[self.chosen_by] - untouched.measures[self.chosen_by]
+                    for fit in standard
+                    if fit.split == untouched.split
+                )
+                for untouched in self.arm(Method.BASELINE, "")
+            ]
+        )
 
     def difference(self, setting: str) -> Spread:
         """LoRA less standard in the first measure, paired by split and seed."""
@@ -274,7 +294,6 @@ class TaskFindings:
         return sum(fit.measured for fit in self.arm(Method.BASELINE, ""))
 
     def to_dict(self) -> dict[str, Any]:
-        shares = {setting.value: self.shares(setting) for setting in Setting}
         return {
             "arms": {
                 name: {
@@ -283,7 +302,7 @@ class TaskFindings:
                 }
                 for method, setting, name in ARMS
             },
-            "shares": {setting: found.to_dict() for setting, found in shares.items() if found},
+            "shares": {setting.value: self.shares(setting).to_dict() for setting in Setting},
             "lora_less_standard": {
                 setting.value: self.difference(setting).to_dict() for setting in Setting
             },
@@ -318,8 +337,6 @@ class Findings:
     @property
     def sentences(self) -> list[str]:
         identical, best = (self.embedding.shares(setting) for setting in Setting)
-        if identical is None or best is None:
-            return []
         return [
             shares_in_words(identical, best),
             explanation(identical, best),
@@ -350,7 +367,7 @@ def explanation(identical: Shares, best: Shares) -> str:
     )
     if identical.of_gain is None:
         return start + (
-            f"standard fine-tuning gained nothing over the baseline "
+            f"standard fine-tuning gained nothing certain over the baseline "
             f"({_signed(identical.baseline)} → {_signed(identical.standard)}), so that there is no "
             "gain to have a share of, and the share of Spearman is the baseline's own."
         )
