@@ -3,9 +3,10 @@
 Light: pages import it. Figures come from the stored rows alone.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from math import ceil
 from statistics import mean, stdev
 from typing import Any
 
@@ -132,8 +133,9 @@ DOCUMENTS_SHARES = Shares(*(DOCUMENTS[method]["spearman"] for method in Method))
 class TaskFindings:
     """One task of a study: its fits by arm."""
 
-    def __init__(self, task: str, fits: Iterable[StudyFit]) -> None:
+    def __init__(self, task: str, fits: Iterable[StudyFit], config: Mapping[str, Any]) -> None:
         self.task = task
+        self._config = config
         self.measures = MEASURES[task]
         self.chosen_by = next(iter(self.measures))
         self._fits: dict[tuple[str, str], list[StudyFit]] = {
@@ -289,6 +291,12 @@ class TaskFindings:
         return round(mean(fit.learnt for fit in self.arm(Method.STANDARD, Setting.IDENTICAL)))
 
     @property
+    def steps(self) -> int:
+        """Optimiser steps of a fit."""
+        per_epoch = ceil(self.learnt / self._config["batch_size"])
+        return int(self._config["epochs"] * per_epoch)
+
+    @property
     def measured(self) -> int:
         """Rows measured on, of all splits together."""
         return sum(fit.measured for fit in self.arm(Method.BASELINE, ""))
@@ -318,11 +326,11 @@ class Findings:
 
     @cached_property
     def embedding(self) -> TaskFindings:
-        return TaskFindings(Task.EMBEDDING, self.fits)
+        return TaskFindings(Task.EMBEDDING, self.fits, self.study.config)
 
     @cached_property
     def nli(self) -> TaskFindings:
-        return TaskFindings(Task.NLI, self.fits)
+        return TaskFindings(Task.NLI, self.fits, self.study.config)
 
     @property
     def f1_of_all(self) -> Spread:

@@ -14,6 +14,7 @@ from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.core.management.base import CommandError
 from django.test import Client
+from peft import TaskType
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss
@@ -160,7 +161,7 @@ def test_loss_and_embeddings_are_those_of_sentence_transformers():
 
 
 def test_the_adapter_has_a_quarter_of_the_parameters_that_the_documents_say():
-    adapted = with_adapter(SentenceEncoder().model, ("query", "value"))
+    adapted = with_adapter(SentenceEncoder().model, ("query", "value"), TaskType.FEATURE_EXTRACTION)
     count = sum(parameter.numel() for parameter in trainable(adapted))
     assert count == 73_728
     assert "is its size in bytes (73,728 × 4 = 294,912)" in findings.parameters_in_words(count)
@@ -290,7 +291,11 @@ def test_a_rate_that_diverges_is_not_chosen(monkeypatch):
 
     monkeypatch.setattr(study, "carry_out", carry_out)
     job = study.Job(Models("tiny"), StudyConfig(), "nli", "standard", 0, None, [], [])
-    assert list(study.search_rates(job).values()) == [2e-5, 6e-5, None]
+    search = study.search_rates(job)
+    assert list(search.values()) == [2e-5, 6e-5, None]
+    assert study.best_rate(search) == 6e-5
+    with pytest.raises(TrainingDiverged):
+        study.best_rate({2e-4: None})
 
 
 # --- A process of its own -------------------------------------------------------------------------

@@ -8,7 +8,7 @@ the training groups. Every fit has a process of its own.
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -168,7 +168,7 @@ def _one_way(job: Job, choosing: Sequence[StudyRow]) -> Iterator[Result]:
     held = {row.group for row in choosing}
     inner = replace(job, learn=[row for row in job.learn if row.group not in held], asked=choosing)
     search = in_own_process(search_rates, inner)
-    rate = max(search, key=lambda rate: -np.inf if search[rate] is None else search[rate])
+    rate = best_rate(search)
     for result in identical:
         best = replace(result.job, setting=BEST, learning_rate=rate)
         # The documents' rate was the best: it has been fitted.
@@ -191,6 +191,18 @@ def search_rates(job: Job) -> dict[float, float | None]:
         else:
             found[rate] = outcome.measures[CHOICE[job.task]]
     return found
+
+
+def best_rate(search: Mapping[float, float | None]) -> float:
+    """The learning rate that showed most.
+
+    Raises:
+        TrainingDiverged: all of them did.
+    """
+    usable = {rate: value for rate, value in search.items() if value is not None}
+    if not usable:
+        raise TrainingDiverged("At every learning rate tried the loss is no longer a number.")
+    return max(usable, key=lambda rate: usable[rate])
 
 
 def carry_out(job: Job) -> Outcome:
