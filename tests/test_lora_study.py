@@ -302,13 +302,9 @@ def test_a_rate_that_diverges_is_not_chosen(monkeypatch):
 
 
 def test_work_is_done_elsewhere_and_its_end_is_told():
-    assert in_own_process(_pid, None) != os.getpid()
+    assert in_own_process(os.readlink, "/proc/self") not in {"", str(os.getpid())}
     with pytest.raises(ChildProcessError, match="exit status 3"):
         in_own_process(os._exit, 3)
-
-
-def _pid(_: None) -> int:
-    return os.getpid()
 
 
 # --- The command ----------------------------------------------------------------------------------
@@ -370,9 +366,8 @@ def test_the_command_trains_both_ways_and_stores_every_fit(
 def test_both_tasks_train_in_place_of_the_baseline(tiny, tiny_model):
     """Twice the same is the same, and what was trained answers, not the base."""
     rows = pairs(12)
-    job = study.Job(
-        Models(tiny, encoder=Path(tiny)), StudyConfig(), "nli", "lora", 0, 2e-2, rows, rows
-    )
+    config, models = StudyConfig(epochs=10, warmup_steps=5), Models(tiny, encoder=Path(tiny))
+    job = study.Job(models, config, "nli", "lora", 0, 2e-2, rows, rows)
     for task in study.TASKS:
         asked = [row for row in rows if task == study.NLI or row.label in study.SIMILARITY]
         fit = replace(job, task=task, learn=asked, asked=asked)
@@ -411,7 +406,7 @@ def test_a_row_that_cannot_be_read_is_named(on_tiny, db, tmp_path):
 
 def test_the_documents_share_of_the_gain_follows_from_their_table():
     documents = findings.DOCUMENTS_SHARES
-    assert documents.of_standard == pytest.approx(findings.DOCUMENTS_SHARE, abs=5e-4)
+    assert documents.of_standard == pytest.approx(findings.DOCUMENTS_SHARE, abs=1e-3)
     assert documents.of_gain == pytest.approx(0.9757, abs=1e-4)
 
 
@@ -420,7 +415,7 @@ def test_the_documents_share_of_the_gain_follows_from_their_table():
     [
         (Shares(0.3, 0.4, 0.35), Shares(0.3, 0.4, 0.4), "alone has 75.0 % of standard's Spearman"),
         (Shares(0.3, 0.4, 0.35), Shares(0.3, 0.4, 0.38), "lacks of the gain (50.0 %) is in part"),
-        (Shares(0.3, 0.4, 0.39), Shares(0.3, 0.4, 0.4), "is what LoRA itself was worth."),
+        (Shares(0.3, 0.4, 0.395), Shares(0.3, 0.4, 0.4), "is what LoRA itself was worth."),
         (
             Shares(0.3, 0.25, 0.29),
             Shares(0.3, 0.4, 0.4),
