@@ -98,7 +98,7 @@ class BiEncoder(nn.Module):
 
 def token_mean(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """(n, hidden): mean of each text's token vectors in the last layer."""
-    tokens = model(**batch).last_hidden_state
+    tokens = model(**batch).last_hidden_state.float()  # cosines need more digits than bf16 has
     mask = batch["attention_mask"].unsqueeze(-1).to(tokens.dtype)
     mean: torch.Tensor = (tokens * mask).sum(dim=1) / mask.sum(dim=1)
     return mean

@@ -32,7 +32,7 @@ from adapters_app.nli.finetuning import (
 )
 from adapters_app.nli.own_process import forget_peak, in_own_process, peak_mb
 from adapters_app.nli.predict import Predictor
-from adapters_app.nli.train import TrainingDiverged, use_plain_attention
+from adapters_app.nli.train import TrainingDiverged, multiplies_bf16, use_plain_attention
 from corrections.labels import LABELS, Label
 
 NLI, EMBEDDING = TASKS = ("nli", "embedding")
@@ -226,6 +226,7 @@ def carry_out(job: Job) -> Outcome:
             per_device_train_batch_size=job.config.batch_size,
             learning_rate=job.learning_rate,
             warmup_steps=job.config.warmup_steps,
+            bf16=multiplies_bf16(trainee.model.device),
         )
     seconds, peak = time.perf_counter() - started, peak_mb()
     trained = trainable(trainee.model)
