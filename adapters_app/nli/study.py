@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from peft import TaskType
 from scipy.special import softmax
-from transformers import PreTrainedModel, set_seed
+from transformers import set_seed
 
 from adapters_app.nli import metrics, similarity, splits
 from adapters_app.nli.base_model import QUERY_VALUE, Base, load_base
@@ -246,7 +246,7 @@ class CrossEncoderTrainee:
 
     def __init__(self, models: Models) -> None:
         self.base: Base = load_base(models.base, revision=models.revision, device=models.device)
-        self.model: PreTrainedModel = self.base.model
+        self.model: Any = self.base.model  # or PEFT's wrapper, which stands in for it
 
     def prepare(self, method: str) -> None:
         use_plain_attention(self.model, self.base.device)
@@ -271,7 +271,7 @@ class BiEncoderTrainee:
 
     def __init__(self, models: Models) -> None:
         self.encoder = SentenceEncoder(device=models.device, directory=models.encoder)
-        self.model: PreTrainedModel = self.encoder.model
+        self.model: Any = self.encoder.model  # or PEFT's wrapper, which stands in for it
 
     def prepare(self, method: str) -> None:
         use_plain_attention(self.model, self.encoder.device)
