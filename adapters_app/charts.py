@@ -372,7 +372,9 @@ def learning_rates(
         }
         for (name, points), color in zip(rows, (INCUMBENT, CANDIDATE), strict=True)
     ]
-    return _figure(lines, x=_axis("learning rate", type="log"), y=_axis(measure))
+    rates = sorted({rate for _, points in rows for rate, _ in points})
+    ticks = {"tickvals": rates, "ticktext": [f"{rate:g}" for rate in rates]}
+    return _figure(lines, x=_axis("learning rate", type="log", **ticks), y=_axis(measure))
 
 
 def differences(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> Figure | None:

@@ -235,7 +235,7 @@ class TaskFindings:
         return [
             {
                 "name": name,
-                "rates": sorted({fit.learning_rate for fit in self.arm(method, setting)}),
+                "rates": sorted({f"{fit.learning_rate:g}" for fit in self.arm(method, setting)}),
                 **{cost: self._cost(method, setting, cost) for cost in COSTS},
             }
             for method, setting, name in ARMS

@@ -76,7 +76,7 @@ def _signed(number: float, digits: int) -> str:
 def figure(value: Any, digits: int = 3) -> str:
     """A score such as a Brier score, with the same number of digits everywhere."""
     number = _number(value)
-    return ABSENT if number is None else f"{number:.{digits}f}"
+    return ABSENT if number is None else f"{number:.{digits}f}".replace("-", "−")
 
 
 @register.filter
