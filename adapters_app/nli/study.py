@@ -325,10 +325,10 @@ def _suiting(task: str, rows: Sequence[StudyRow]) -> list[StudyRow]:
 
 def _categories(rows: Sequence[StudyRow]) -> dict[str, np.ndarray]:
     """Rows by where they come from, and by how many words their two texts share (in thirds)."""
-    origin = np.array([row.category for row in rows])
+    origin = [row.category for row in rows]
     shared = np.array([_shared_words(row) for row in rows])
     low, high = np.quantile(shared, [1 / 3, 2 / 3])
-    return {name: origin == name for name in sorted(set(origin))} | {
+    return {name: np.array(origin) == name for name in sorted(set(origin))} | {
         "few words shared": shared <= low,
         "some words shared": (shared > low) & (shared <= high),
         "many words shared": shared > high,
