@@ -21,6 +21,7 @@ from django_q.models import OrmQ, Schedule, Task
 from django_q.status import Stat
 
 from adapters_app import charts, evidence, label_review, liveness, registry, training, triggers
+from adapters_app.findings import ARMS, Findings, TaskFindings, export
 from adapters_app.forms import PromoteForm, ReleaseForm, RequestTrainingForm
 from adapters_app.models import (
     AdapterVersion,
@@ -29,6 +30,8 @@ from adapters_app.models import (
     Promotion,
     Serving,
     ShadowEvaluation,
+    Study,
+    StudyFit,
     TrainingRun,
 )
 from adapters_app.nli.config import PRESETS
@@ -601,6 +604,73 @@ class LearningCurveAdmin(ReadOnlyAdmin):
         )
 
 
+@admin.register(Study)
+class StudyAdmin(ReadOnlyAdmin):
+    """LoRA against standard fine-tuning; `manage.py lora_study` carries one out."""
+
+    list_title = "LoRA against standard fine-tuning"
+    list_display = ("title", "data", "rows", "of_standard", "of_gain", "requested_by", "when")
+    list_select_related = ("created_by",)
+
+    def routes(self) -> list[tuple[str, Any, str]]:
+        return [("<int:pk>/json/", self.json_view, "json")]
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Study]:
+        return super().get_queryset(request).prefetch_related("fits")
+
+    @admin.display(description="study", ordering="id")
+    def title(self, study: Study) -> str:
+        return f"Study {study.pk}"
+
+    @admin.display(description="LoRA's share of Spearman")
+    def of_standard(self, study: Study) -> str:
+        shares = Findings(study).embedding.shares(StudyFit.Setting.IDENTICAL)
+        return percent(shares.of_standard)
+
+    @admin.display(description="of the gain")
+    def of_gain(self, study: Study) -> str:
+        shares = Findings(study).embedding.shares(StudyFit.Setting.IDENTICAL)
+        return percent(shares.of_gain)
+
+    @admin.display(description="by", ordering="created_by__username")
+    def requested_by(self, study: Study) -> str:
+        return str(study.created_by)
+
+    @admin.display(description="made", ordering="created_at")
+    def when(self, study: Study) -> str:
+        return moment(study.created_at)
+
+    @method_decorator(require_safe)
+    def detail_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        study = self._study(request, number(object_id))
+        found = Findings(study)
+        return self.page(
+            request,
+            "detail",
+            f"LoRA against standard fine-tuning, study {study.pk}",
+            study=study,
+            found=found,
+            arms=[name for _, _, name in ARMS],
+            figures={
+                task.task: {"arms": _arms_figure(task), "rates": _rates_figure(task)}
+                for task in (found.embedding, found.nli)
+            },
+            with_charts=True,
+        )
+
+    @method_decorator(require_safe)
+    def json_view(self, request: HttpRequest, pk: int) -> JsonResponse:
+        """Every figure of the study, for reading by programs."""
+        study = self._study(request, pk)
+        name = f'attachment; filename="lora-study-{study.pk}.json"'
+        return JsonResponse(export(study), headers={"Content-Disposition": name})
+
+    def _study(self, request: HttpRequest, pk: int) -> Study:
+        allow(request, "adapters_app.view_study")
+        studies = self.get_queryset(request).select_related("snapshot", "created_by")
+        return get_object_or_404(studies, pk=pk)
+
+
 @admin.register(Promotion)
 class PromotionAdmin(ReadOnlyAdmin):
     """The ledger: who put what in front of users, when, why and on what evidence."""
@@ -735,6 +805,25 @@ class PromotionAdmin(ReadOnlyAdmin):
         previous = f"the one before ({evidence.name_of(before.version if before else None)})"
         places = [(previous, ""), *((name, name) for name in names), ("the base", "base")]
         return [(text, value, value == to) for text, value in places]
+
+
+def _arms_figure(task: TaskFindings) -> charts.Figure:
+    rows = [
+        (name, task.spread(method, setting, task.chosen_by).values)
+        for method, setting, name in ARMS
+    ]
+    return charts.arms(rows, measure=task.measures[task.chosen_by])
+
+
+def _rates_figure(task: TaskFindings) -> charts.Figure:
+    rows = [
+        (name, [(rate, found.mean) for rate, found in task.rates(method)])
+        for method, name in (
+            (StudyFit.Method.STANDARD, "Standard"),
+            (StudyFit.Method.LORA, "LoRA"),
+        )
+    ]
+    return charts.learning_rates(rows, measure=task.measures[task.chosen_by])
 
 
 def standing(version: AdapterVersion) -> str:

@@ -318,6 +318,65 @@ def learning_curve(
     return figure
 
 
+def arms(rows: Sequence[tuple[str, Sequence[float]]], *, measure: str) -> Figure:
+    """A measure of each arm of a study: every split and seed a dot, their mean a diamond.
+
+    Args:
+        rows: (arm, values over splits and seeds); arms without any are left out.
+    """
+    filled = [(name, values) for name, values in rows if values]
+    hover = "%{y}: %{x:.3f}<extra></extra>"
+    return _figure(
+        [
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": "each split and seed",
+                "x": [value for _, values in filled for value in values],
+                "y": [name for name, values in filled for _ in values],
+                "marker": {"color": INCUMBENT, "size": 8, "symbol": "circle-open"},
+                "hovertemplate": hover,
+            },
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": "mean",
+                "x": [sum(values) / len(values) for _, values in filled],
+                "y": [name for name, _ in filled],
+                "marker": {"color": CANDIDATE, "size": 12, "symbol": "diamond"},
+                "hovertemplate": hover,
+            },
+        ],
+        x=_axis(measure),
+        y=_axis("", autorange="reversed"),
+    )
+
+
+def learning_rates(
+    rows: Sequence[tuple[str, Sequence[tuple[float, float | None]]]], *, measure: str
+) -> Figure:
+    """What each learning rate showed where the best was chosen, a line for each way of training.
+
+    Args:
+        rows: (way, [(learning rate, mean over the splits; None where all diverged), …]).
+    """
+    lines = [
+        {
+            **_line(
+                name,
+                [rate for rate, value in points if value is not None],
+                [value for _, value in points if value is not None],
+                color,
+            ),
+            "hovertemplate": "%{x:g}: %{y:.3f}<extra></extra>",
+        }
+        for (name, points), color in zip(rows, (INCUMBENT, CANDIDATE), strict=True)
+    ]
+    rates = sorted({rate for _, points in rows for rate, _ in points})
+    ticks = {"tickvals": rates, "ticktext": [f"{rate:g}" for rate in rates]}
+    return _figure(lines, x=_axis("learning rate", type="log", **ticks), y=_axis(measure))
+
+
 def differences(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> Figure | None:
     """Accuracy differences with their 95 % intervals, one line each; left of 0 is a loss.
 

@@ -353,6 +353,88 @@ class LearningCurve(models.Model):
         return f"learning curve {self.pk}"
 
 
+class Study(models.Model):
+    """LoRA against standard fine-tuning on one set of labelled pairs; see `nli.study`."""
+
+    data = models.CharField(max_length=255, help_text="Names of the files, or “accepted verdicts”.")
+    data_digest = models.CharField(
+        max_length=64, help_text="SHA-256 over pairs, labels and groups, in order."
+    )
+    snapshot = models.ForeignKey(
+        Snapshot, null=True, blank=True, on_delete=models.PROTECT, related_name="studies"
+    )
+    rows = models.PositiveIntegerField()
+    groups = models.PositiveIntegerField()
+    base_name = models.CharField(max_length=255)
+    base_fingerprint = models.CharField(max_length=64)
+    config = models.JSONField(help_text="StudyConfig, every field spelled out.")
+    seconds = models.FloatField(help_text="How long it took.")
+    created_at = models.DateTimeField(auto_now_add=True)
+    created_by = models.ForeignKey(USER, on_delete=models.PROTECT, related_name="+")
+
+    class Meta:
+        ordering = ["-id"]
+        verbose_name_plural = "studies"
+
+    def __str__(self) -> str:
+        return f"study {self.pk}"
+
+
+class StudyFit(models.Model):
+    """One fit of a study and what it showed on the groups held out."""
+
+    class Task(models.TextChoices):
+        NLI = "nli", "NLI cross-encoder"
+        EMBEDDING = "embedding", "sentence embedding"
+
+    class Method(models.TextChoices):
+        BASELINE = "baseline", "baseline"
+        STANDARD = "standard", "standard fine-tuning"
+        LORA = "lora", "LoRA"
+
+    class Setting(models.TextChoices):
+        IDENTICAL = "identical", "identical hyper-parameters"
+        BEST = "best", "its best learning rate"
+
+    study = models.ForeignKey(Study, on_delete=models.CASCADE, related_name="fits")
+    task = models.CharField(max_length=9, choices=Task.choices)
+    method = models.CharField(max_length=8, choices=Method.choices)
+    setting = models.CharField(max_length=9, choices=Setting.choices, blank=True)
+    split = models.PositiveSmallIntegerField()
+    seed = models.PositiveSmallIntegerField()
+    learning_rate = models.FloatField(null=True, blank=True)
+    learnt = models.PositiveIntegerField(help_text="Rows learnt from.")
+    measured = models.PositiveIntegerField(help_text="Rows measured on.")
+    measures = models.JSONField(help_text="See nli.metrics.summary() or nli.similarity.measures().")
+    search = models.JSONField(
+        default=list,
+        help_text="[{learning_rate, value}, …] on a part of the training groups; null: diverged.",
+    )
+    trainable_parameters = models.PositiveBigIntegerField()
+    artifact_bytes = models.PositiveBigIntegerField(help_text="Of the trained tensors.")
+    seconds = models.FloatField(help_text="Of training alone.")
+    idle_mb = models.FloatField(null=True, help_text="Resident memory with the model loaded.")
+    peak_mb = models.FloatField(null=True, help_text="Its highest during training.")
+
+    class Meta:
+        ordering = ["id"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["study", "task", "method", "setting", "split", "seed"],
+                name="study_fit_unique",
+            ),
+            models.CheckConstraint(
+                condition=Q(method="baseline", setting="", learning_rate__isnull=True)
+                | (~Q(method="baseline") & ~Q(setting="") & Q(learning_rate__isnull=False)),
+                name="study_fit_baseline_is_untrained",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        how = f", {self.get_setting_display()}" if self.setting else ""
+        return f"{self.get_task_display()}: {self.get_method_display()}{how}, split {self.split}"
+
+
 class Serving(models.Model):
     """The one row that says who answers. Only registry.promote() and rollback() write it."""
 

@@ -274,7 +274,7 @@ class Bench:
             asked=[*first_asked, *held_out, *self.guard_view.pairs],
             shares=shares,
         )
-        made = trained.in_own_process(task)
+        made = trained.fitted(task)
         return {
             share: Result(
                 probabilities,

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 from django.db import transaction
-from sklearn.model_selection import StratifiedGroupKFold
 
 import benchmarks.home  # noqa: F401  Django first
 
 # isort: split
 from adapters_app import snapshots
+from adapters_app.nli import splits
 from adapters_app.snapshots import SnapshotRow
-from benchmarks.rows import Row, texts
+from benchmarks.rows import Row
 from corrections.acting import system_user
 from corrections.drafts import ParsedRow
 from corrections.intake import import_corrections
@@ -122,25 +122,24 @@ def split(rows: Sequence[Row], number: int) -> Split:
     Splits 0–4 hold out every group once, 5–9 do so after another shuffle, and so on. Texts are
     purged against all rows that may be judged, so that every budget is measured on the same rows.
     """
-    parts = StratifiedGroupKFold(PARTS, shuffle=True, random_state=number // PARTS)
-    inside, outside = _parts(parts, rows)[number % PARTS]
-    known = texts(rows[i] for i in inside)
-    return Split(inside, [i for i in outside if known.isdisjoint(texts([rows[i]]))])
+    inside, outside = _dealt(rows, parts=PARTS, number=number)
+    pairs = [(row["premise"], row["hypothesis"]) for row in rows]
+    return Split(inside, splits.unseen(pairs, inside, outside))
 
 
 def halves(rows: Sequence[Row], indices: Sequence[int], seed: int) -> tuple[list[int], list[int]]:
     """`indices` in two halves by rows, groups whole: what is judged in two rounds."""
-    part = [rows[i] for i in indices]
-    one, other = _parts(StratifiedGroupKFold(2, shuffle=True, random_state=seed), part)[0]
+    one, other = _dealt([rows[i] for i in indices], parts=2, number=2 * seed)
     return [indices[i] for i in one], [indices[i] for i in other]
 
 
-def _parts(parts: StratifiedGroupKFold, rows: Sequence[Row]) -> list[tuple[list[int], list[int]]]:
-    labels = [row["label"] for row in rows]
-    groups = [row["group"] for row in rows]
-    return [
-        (inside.tolist(), outside.tolist()) for inside, outside in parts.split(rows, labels, groups)
-    ]
+def _dealt(rows: Sequence[Row], *, parts: int, number: int) -> tuple[list[int], list[int]]:
+    return splits.deal(
+        [row["label"] for row in rows],
+        [row["group"] for row in rows],
+        parts=parts,
+        number=number,
+    )
 
 
 def training_set(verdicts: Sequence[Verdict]) -> list[SnapshotRow]:

@@ -4,21 +4,14 @@ Ours goes through the project's own functions; the rivals through Hugging Face's
 documents do it.
 """
 
-import multiprocessing
-import re
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from peft import LoraConfig, TaskType, get_peft_model, get_peft_model_state_dict
-from transformers import Trainer, TrainingArguments, set_seed
-from transformers.trainer_callback import PrinterCallback
+from peft import get_peft_model_state_dict
+from transformers import set_seed
 
 import benchmarks.home  # noqa: F401  Django first
 
@@ -29,20 +22,17 @@ from adapters_app.nli.artifact import Artifact
 from adapters_app.nli.base_model import Base, load_base
 from adapters_app.nli.calibration import Calibrator
 from adapters_app.nli.config import TrainConfig
-from adapters_app.nli.data import collate
-from adapters_app.nli.encoding import Encoded, Pair
+from adapters_app.nli.encoding import Pair
+from adapters_app.nli.finetuning import ALPHA, RANK, train_cross_encoder, trainable, with_adapter
+from adapters_app.nli.own_process import forget_peak, in_own_process, peak_mb
 from adapters_app.nli.predict import Predictor
 from adapters_app.nli.train import towards_base
 from adapters_app.snapshots import SnapshotRow
 from corrections.labels import LABELS, Label
 from corrections.models import Correction
 
-# The documents' adapter, where they agree in their newest state.
-SEEDS_RANK, SEEDS_ALPHA, SEEDS_DROPOUT = 8, 16, 0.1
 # Full fine-tuning, but for its learning rate, which is tuned.
 FULL_EPOCHS, FULL_BATCH, FULL_WARMUP_SHARE = 5, 16, 0.1
-PROC_STATUS, PROC_CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-RESET_PEAK = "5"  # proc(5), /proc/pid/clear_refs
 
 
 @dataclass(frozen=True)
@@ -83,29 +73,13 @@ class _Model:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def in_own_process(task: Task) -> Trained:
-    """`train_and_answer` in a fresh process, which ends with it.
+def fitted(task: Task) -> Trained:
+    """`train_and_answer` in a process of its own.
 
     Raises:
         ChildProcessError: the process ended without a result; it has said why itself.
     """
-    spawn = multiprocessing.get_context("spawn")
-    here, there = spawn.Pipe(duplex=False)
-    # Not a pool: its worker would wait for more for ever where this process is killed.
-    process = spawn.Process(target=_send_answer, args=(there, task))
-    process.start()
-    there.close()
-    try:
-        trained: Trained = here.recv()
-    except EOFError as error:
-        process.join()
-        raise ChildProcessError(f"{task.arm}: exit status {process.exitcode}") from error
-    process.join()
-    return trained
-
-
-def _send_answer(to: Connection, task: Task) -> None:
-    to.send(train_and_answer(task))
+    return in_own_process(train_and_answer, task)
 
 
 def train_and_answer(task: Task) -> Trained:
@@ -115,11 +89,11 @@ def train_and_answer(task: Task) -> Trained:
     not count, since a trainer's process has it anyway; its memory does.
     """
     base = load_base(task.base, device=task.device)
-    _forget_peak()
-    idle = _peak_mb()
+    forget_peak()
+    idle = peak_mb()
     started = time.perf_counter()
     model = ARMS[task.arm](base, task.rows, task.settings, task.seed)
-    seconds, peak = time.perf_counter() - started, _peak_mb()
+    seconds, peak = time.perf_counter() - started, peak_mb()
     answers = {share: model.predictor(share).probabilities(task.asked) for share in task.shares}
     return Trained(
         probabilities=answers,
@@ -184,20 +158,13 @@ def _seeds(
 ) -> _Model:
     """The documents' script: r 8, alpha 16, 3 epochs, 2e-4, batches of 8, 100 steps of warm-up."""
     set_seed(seed)
-    adapter = LoraConfig(
-        task_type=TaskType.SEQ_CLS,
-        r=SEEDS_RANK,
-        lora_alpha=SEEDS_ALPHA,
-        lora_dropout=SEEDS_DROPOUT,
-        target_modules=list(base.target_modules),
-    )
-    model = get_peft_model(base.own_copy(), adapter)
+    model = with_adapter(base.own_copy(), base.target_modules)
     if settings["corrections_only"]:
         rows = [row for row in rows if row.verdict == Correction.Verdict.CORRECTED]
-    _train_with_trainer(
+    train_cross_encoder(
         base,
         model,
-        rows,
+        *_learnt(rows),
         seed=seed,
         num_train_epochs=3,
         per_device_train_batch_size=8,
@@ -209,15 +176,15 @@ def _seeds(
             name: tensor.detach().cpu().contiguous().numpy()
             for name, tensor in get_peft_model_state_dict(model).items()
         },
-        rank=SEEDS_RANK,
-        alpha=SEEDS_ALPHA,
+        rank=RANK,
+        alpha=ALPHA,
         target_modules=base.target_modules,
         head=base.head,
         base_fingerprint=base.fingerprint,
     )
     return _Model(
         lambda _all: Predictor(base, artifact),
-        _trainable(model),
+        sum(parameter.numel() for parameter in trainable(model)),
         sum(tensor.nbytes for tensor in artifact.tensors.values()),
         {"trained_on": len(rows)},
     )
@@ -229,10 +196,10 @@ def _full(
     """Every weight, on the same rows."""
     set_seed(seed)
     model = base.own_copy().requires_grad_(True)
-    _train_with_trainer(
+    train_cross_encoder(
         base,
         model,
-        rows,
+        *_learnt(rows),
         seed=seed,
         num_train_epochs=FULL_EPOCHS,
         per_device_train_batch_size=FULL_BATCH,
@@ -253,57 +220,5 @@ ARMS: dict[str, Callable[[Base, Sequence[SnapshotRow], Mapping[str, Any], int], 
 }
 
 
-def _train_with_trainer(
-    base: Base,
-    model: torch.nn.Module,
-    rows: Sequence[SnapshotRow],
-    **arguments: Any,
-) -> None:
-    """Train `model` in place, with the Trainer's own defaults where nothing is said."""
-    encoded = base.encoder.encode([row.pair for row in rows])
-    columns = [base.label_columns[Label(row.label).column] for row in rows]
-
-    def batch(items: Sequence[tuple[Encoded, int]]) -> dict[str, torch.Tensor]:
-        pairs = [pair for pair, _ in items]
-        tensors = collate(pairs, pad_id=base.pad_id, type_ids=base.uses_type_ids)
-        return tensors | {"labels": torch.tensor([column for _, column in items])}
-
-    with tempfile.TemporaryDirectory() as output:
-        trainer = Trainer(
-            model=model,
-            args=TrainingArguments(
-                output_dir=output,
-                save_strategy="no",
-                logging_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-                remove_unused_columns=False,
-                use_cpu=base.device.type == "cpu",
-                **arguments,
-            ),
-            train_dataset=list(zip(encoded, columns, strict=True)),
-            data_collator=batch,
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-
-
-def _trainable(model: torch.nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-# --- Memory ---------------------------------------------------------------------------------------
-
-
-def _forget_peak() -> None:
-    """Start the kernel's high-water mark anew: loading the base is over."""
-    if PROC_CLEAR_REFS.exists():
-        PROC_CLEAR_REFS.write_text(RESET_PEAK)
-
-
-def _peak_mb() -> float | None:
-    """Resident memory at its highest, MB. Not `ru_maxrss`: a child inherits its parent's."""
-    if not PROC_STATUS.exists():
-        return None
-    found = re.search(r"VmHWM:\s+(\d+) kB", PROC_STATUS.read_text())
-    return int(found.group(1)) / 1000 if found else None
+def _learnt(rows: Sequence[SnapshotRow]) -> tuple[list[Pair], list[Label]]:
+    return [row.pair for row in rows], [Label(row.label) for row in rows]

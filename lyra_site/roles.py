@@ -16,6 +16,7 @@ SEE_RELEASES = (
     "adapters_app.view_serving",
     "adapters_app.view_shadowevaluation",
     "adapters_app.view_snapshot",
+    "adapters_app.view_study",
     "adapters_app.view_trainingrun",
 )
 ROLES: dict[str, tuple[str, ...]] = {

@@ -43,6 +43,10 @@ PROJECTION = {
         {"verdicts": 400, "median": 0.58, "low": 0.5, "high": 0.66},
     ],
 }
+ARMS = charts.arms([("Baseline", [0.3]), ("LoRA", [0.4, 0.6]), ("none", [])], measure="AUC-ROC")
+RATES = charts.learning_rates(
+    [("Standard", [(2e-5, 0.3), (2e-4, None)]), ("LoRA", [(2e-4, 0.4)])], measure="AUC-ROC"
+)
 CURVE = charts.learning_curve(POINTS, PROJECTION, measure="accuracy", now=100)
 DIFFERENCE = {"estimate": 0.05, "low": 0.01, "high": 0.09}
 
@@ -70,8 +74,20 @@ def accepted_by_plotly(figure):
         charts.differences([("against v1", DIFFERENCE)]),
         charts.guard(PHENOMENA, a="v1", b="v2"),
         CURVE,
+        ARMS,
+        RATES,
     ],
-    ids=["loss", "epochs", "reliability", "labels", "differences", "guard", "curve"],
+    ids=[
+        "loss",
+        "epochs",
+        "reliability",
+        "labels",
+        "differences",
+        "guard",
+        "curve",
+        "arms",
+        "rates",
+    ],
 )
 def test_plotly_accepts_every_figure(figure):
     assert accepted_by_plotly(figure).data
@@ -132,6 +148,20 @@ def test_a_curve_shows_what_was_measured_what_is_expected_now_and_the_target():
     assert lines["80 % interval"]["y"] == [0.42, 0.66]
     now, target = CURVE["layout"]["shapes"]
     assert (now["x0"], target["y0"], target["y1"]) == (100, 0.6, 0.6)
+
+
+def test_every_fit_of_an_arm_is_a_dot_and_their_mean_a_diamond():
+    dots, means = ARMS["data"]
+    assert list(zip(dots["x"], dots["y"], strict=True)) == [
+        (0.3, "Baseline"),
+        (0.4, "LoRA"),
+        (0.6, "LoRA"),
+    ]
+    assert list(zip(means["x"], means["y"], strict=True)) == [(0.3, "Baseline"), (0.5, "LoRA")]
+
+
+def test_a_rate_that_diverged_is_not_drawn():
+    assert [line["x"] for line in RATES["data"]] == [[2e-5], [2e-4]]
 
 
 def test_plotly_js_is_one_of_our_own_static_files():

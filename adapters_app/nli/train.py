@@ -246,11 +246,15 @@ def _frozen_model(base: Base, config: TrainConfig) -> PreTrainedModel:
             put_parameters(model, {name: parameter.bfloat16()})
         # The head is trained: it starts from the base's exact values.
         setattr(model, base.head, copy.deepcopy(getattr(base.model, base.head)))
-    # SDPA's backward on a CPU takes several times as long as plain attention's.
-    if base.device.type == "cpu" and base.model.config.model_type in {"bert", "roberta", "qwen2"}:
+    use_plain_attention(model, base.device)
+    return model
+
+
+def use_plain_attention(model: PreTrainedModel, device: torch.device) -> None:
+    """On a CPU: SDPA's backward takes several times as long there as plain attention's."""
+    if device.type == "cpu" and model.config.model_type in {"bert", "roberta", "qwen2"}:
         model.config = copy.deepcopy(model.config)
         model.set_attn_implementation("eager")
-    return model
 
 
 def trains_in_bf16(base: Base, config: TrainConfig) -> bool:

@@ -2,13 +2,16 @@
 
 import math
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django import template
 from django.utils.formats import date_format
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.timezone import localtime
+
+if TYPE_CHECKING:
+    from adapters_app.findings import Spread
 
 register = template.Library()
 
@@ -73,7 +76,15 @@ def _signed(number: float, digits: int) -> str:
 def figure(value: Any, digits: int = 3) -> str:
     """A score such as a Brier score, with the same number of digits everywhere."""
     number = _number(value)
-    return ABSENT if number is None else f"{number:.{digits}f}"
+    return ABSENT if number is None else f"{number:.{digits}f}".replace("-", "−")
+
+
+@register.filter
+def spread(value: "Spread", digits: int = 3) -> str:
+    """A mean and its standard deviation over repetitions, e.g. “0.412 ± 0.031”."""
+    if value.deviation is None:
+        return figure(value.mean, digits)
+    return f"{figure(value.mean, digits)} ± {figure(value.deviation, digits)}"
 
 
 @register.filter

@@ -1,0 +1,112 @@
+"""Fine-tuning as the documents do it, by Hugging Face's Trainer: every weight, or a LoRA adapter.
+
+Rivals to be measured against; what the server trains is `train`'s.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from adapters_app.nli.base_model import Base
+from adapters_app.nli.data import collate
+from adapters_app.nli.embedding import BiEncoder, SentenceEncoder
+from adapters_app.nli.encoding import Encoded, Pair
+from corrections.labels import Label
+
+# The documents' adapter, where they agree in their newest state.
+RANK, ALPHA, DROPOUT = 8, 16, 0.1
+
+
+def with_adapter(
+    model: PreTrainedModel, targets: Sequence[str], task: TaskType = TaskType.SEQ_CLS
+) -> PeftModel:
+    """`model` with the documents' adapter, its own weights frozen; a classifier's head is trained.
+
+    The first A matrices come from torch's global generator.
+    """
+    adapter = LoraConfig(
+        task_type=task,
+        r=RANK,
+        lora_alpha=ALPHA,
+        lora_dropout=DROPOUT,
+        target_modules=list(targets),
+    )
+    return get_peft_model(model, adapter)
+
+
+def train_cross_encoder(
+    base: Base,
+    model: nn.Module,
+    pairs: Sequence[Pair],
+    labels: Sequence[Label],
+    **arguments: Any,
+) -> None:
+    """Train `model`, a classifier of `base`'s shape, in place on n labelled pairs."""
+    columns = [base.label_columns[label.column] for label in labels]
+
+    def batch(items: Sequence[tuple[Encoded, int]]) -> dict[str, torch.Tensor]:
+        encoded = [pair for pair, _ in items]
+        tensors = collate(encoded, pad_id=base.pad_id, type_ids=base.uses_type_ids)
+        return tensors | {"labels": torch.tensor([column for _, column in items])}
+
+    items = list(zip(base.encoder.encode(pairs), columns, strict=True))
+    _train(model, items, batch, base.device, **arguments)
+
+
+def train_bi_encoder(
+    encoder: SentenceEncoder,
+    model: nn.Module,
+    pairs: Sequence[Pair],
+    similarities: Sequence[float],
+    **arguments: Any,
+) -> None:
+    """Train `model`, of `encoder`'s shape, in place on n pairs and the cosines they should have."""
+
+    def batch(items: Sequence[tuple[Pair, float]]) -> dict[str, Any]:
+        return {
+            "first": encoder.tokenize([pair[0] for pair, _ in items]),
+            "second": encoder.tokenize([pair[1] for pair, _ in items]),
+            "labels": torch.tensor([similarity for _, similarity in items]),
+        }
+
+    items = list(zip(pairs, similarities, strict=True))
+    _train(BiEncoder(model), items, batch, encoder.device, **arguments)
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that training changes."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _train(
+    model: nn.Module,
+    items: list[Any],
+    batch: Callable[[Sequence[Any]], dict[str, Any]],
+    device: torch.device,
+    **arguments: Any,
+) -> None:
+    """Train in place, with the Trainer's own defaults where `arguments` say nothing."""
+    with tempfile.TemporaryDirectory() as output:
+        trainer = Trainer(
+            model=model,
+            args=TrainingArguments(
+                output_dir=output,
+                save_strategy="no",
+                logging_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                remove_unused_columns=False,
+                use_cpu=device.type == "cpu",
+                **arguments,
+            ),
+            train_dataset=items,
+            data_collator=batch,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
