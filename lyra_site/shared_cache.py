@@ -1,7 +1,7 @@
 """Signs of life that cross hosts: Django's Redis cache, where a Redis that is away is an empty one.
 
-Nothing else is kept in the cache. Without it nobody is seen, which /readyz and the dashboard tell;
-but answers, trainings and promotions go on.
+Beside them it keeps answers to general pairs, which a training then asks for again. Without it
+nobody is seen, which /readyz and the dashboard tell; but answers, trainings and promotions go on.
 """
 
 import contextlib

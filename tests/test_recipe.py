@@ -9,8 +9,9 @@ from django.contrib.auth.models import User
 
 from adapters_app import evaluation, fitting, recipe, registry, snapshots, storage, training
 from adapters_app.models import AdapterVersion, ShadowEvaluation, TrainingRun
-from adapters_app.nli import artifact
+from adapters_app.nli import artifact, guard
 from adapters_app.nli.config import TrainConfig
+from adapters_app.nli.predict import Predictor
 from adapters_app.nli.train import TrainingDiverged, train
 from adapters_app.recipe import CannotTrain, Stopped
 from adapters_app.training import CancelRequested
@@ -58,6 +59,16 @@ def evidence_of(run: TrainingRun) -> ShadowEvaluation:
     return run.evaluations.get()
 
 
+def _share_answered_otherwise(version, calibration):
+    base, pairs = recipe.configured_base(), guard.unlabelled().pairs
+    digest = version.artifact_digest
+    adapter = artifact.read(storage.fetch(digest), base=base, digest=digest)
+    calibrator = evaluation.stored_calibrator(calibration)
+    before = Predictor(base).probabilities(pairs).argmax(1)
+    after = Predictor(base, adapter, calibrator).probabilities(pairs).argmax(1)
+    return pytest.approx((before != after).mean())
+
+
 def test_a_run_ends_with_a_version_its_calibrator_and_its_evidence(carry_out, monkeypatch):
     accept(180, pages=30)
     fits = []
@@ -103,7 +114,8 @@ def test_a_run_ends_with_a_version_its_calibrator_and_its_evidence(carry_out, mo
     assert len(evidence.guard["phenomena"]) == 12
     flips = evidence.guard["unlabelled"]
     assert flips["n"] >= 3000
-    assert 0 <= flips["flipped"] < flips["loss_at_most"] <= 1
+    assert flips["flipped"] == _share_answered_otherwise(version, calibration)
+    assert 0 < flips["flipped"] < flips["loss_at_most"] <= 1
     compared = evidence.figures["against_incumbent"]
     assert compared["gained"] + compared["lost"] <= len(evidence.flips)
     # The word that gives the label away is easily learnt: the chosen epoch is the best one.

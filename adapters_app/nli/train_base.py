@@ -43,15 +43,22 @@ from adapters_app.nli.checkpoint import ENCODER_SHA256, PREFIX
 from adapters_app.nli.data import Example, collate, shuffled_batches
 from adapters_app.nli.encoding import Pair, batches_by_length
 from adapters_app.nli.predict import Predictor
-from adapters_app.nli.train import GRADIENT_NORM, Dropout, Step, linear_rate, multiplies_bf16
+from adapters_app.nli.train import (
+    GRADIENT_NORM,
+    Dropout,
+    Step,
+    linear_rate,
+    multiplies_bf16,
+    use_plain_attention,
+)
 from corrections.labels import Label
 
-RANK = 88  # 8 MB of fp16 hold the whole change to within a fraction of a point (see the card)
+RANK = 88  # the largest of which 8 MB hold the whole change in fp16
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one model is fine-tuned; chosen on whole groups held out of the base data."""
+    """How one model is fine-tuned; looked at on whole groups held out of the base data only."""
 
     learning_rate: float = 1e-4  # 3e-4 diverges
     epochs: int = 3
@@ -392,8 +399,7 @@ def fine_tune(
     torch.manual_seed(recipe.seed)
     order = torch.Generator().manual_seed(recipe.seed)
     model = base.own_copy() if start is None else copy.deepcopy(start)
-    if base.device.type == "cpu":
-        model.set_attn_implementation("eager")  # SDPA's backward is slow on a CPU
+    use_plain_attention(model, base.device)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("embeddings" not in name)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
