@@ -24,7 +24,8 @@ from adapters_app.nli.calibration import Identity
 from adapters_app.nli.config import TrainConfig
 from adapters_app.nli.data import Example
 from adapters_app.nli.encoding import Pair
-from adapters_app.nli.train import Anchors, Step, TrainResult, below_adapter, train
+from adapters_app.nli.train import Anchors, Step, TrainResult, below_adapter, passes_over, train
+from adapters_app.reporting import training_weights
 from adapters_app.snapshots import SnapshotRow
 from corrections.labels import LABELS, Label
 from corrections.models import FOLDS
@@ -75,10 +76,11 @@ def fit(
     """
     held = _held(rows)
     jobs = [
-        (_examples(rows, config), []),  # the longest first
-        *((_examples(rows, config, blind_to=k), _pairs(rows, held[k])) for k in held),
+        (examples(rows, config), []),  # the longest first
+        *((examples(rows, config, blind_to=k), _pairs(rows, held[k])) for k in held),
     ]
-    released, *blind = _side_by_side(base, jobs, config, on_step=on_step, on_wait=on_wait)
+    passes = passes_over(len(jobs[0][0]), config)
+    released, *blind = _side_by_side(base, jobs, config, passes, on_step=on_step, on_wait=on_wait)
     siblings = dict(zip(held, blind, strict=True))
     logits, epochs, chosen = _judged(siblings, held, rows, config)
     # The released fit took the same path for all epochs; it is released as it was after this one.
@@ -115,10 +117,23 @@ def out_of_fold(
     """
     learnt = [row for row in rows if row.group_id in groups]
     held = _held(rows)
-    jobs = [(_examples(learnt, config, blind_to=k), _pairs(rows, held[k])) for k in held]
-    blind = _side_by_side(base, jobs, config, on_step=on_step, on_wait=on_wait)
+    jobs = [(examples(learnt, config, blind_to=k), _pairs(rows, held[k])) for k in held]
+    passes = passes_over(len(examples(learnt, config)), config)
+    blind = _side_by_side(base, jobs, config, passes, on_step=on_step, on_wait=on_wait)
     logits, _, _ = _judged(dict(zip(held, blind, strict=True)), held, rows, config)
     return logits
+
+
+def examples(
+    rows: Sequence[SnapshotRow], config: TrainConfig, *, blind_to: int | None = None
+) -> list[Example]:
+    """What a fit learns from: rows that pass the filters, weighted as `config` says."""
+    learnt = [row for row in rows if row.fold != blind_to and row.trains(config)]
+    weights = training_weights(learnt) if config.reporting_weights else np.ones(len(learnt))
+    return [
+        Example(row.premise, row.hypothesis, Label(row.label), float(weight))
+        for row, weight in zip(learnt, weights, strict=True)
+    ]
 
 
 def _held(rows: Sequence[SnapshotRow]) -> dict[int, np.ndarray]:
@@ -151,11 +166,15 @@ def _side_by_side(
     base: Base,
     jobs: Sequence[tuple[list[Example], list[Pair]]],
     config: TrainConfig,
+    passes: float,
     *,
     on_step: Callable[[FitStep], None],
     on_wait: Callable[[], None],
 ) -> list[TrainResult]:
-    """One training per job (examples, pairs to answer after each epoch), in the order given."""
+    """One training per job (examples, pairs to answer after each epoch), in the order given.
+
+    All go over their examples equally often: a sibling says what the released fit is worth.
+    """
     anchors = Anchors.answered_by(base, general_anchors.load(), on_batch=lambda _: on_wait())
     known = {*anchors.pairs, *(example.pair for examples, _ in jobs for example in examples)}
     lower = below_adapter(base, sorted(known), config, on_batch=lambda _: on_wait())
@@ -180,6 +199,7 @@ def _side_by_side(
             anchors=anchors,
             lower=lower,
             on_step=look,
+            passes=passes,
         )
 
     def share_threads() -> None:
@@ -221,16 +241,6 @@ def _watch(
             future.result()
         if not running:
             return
-
-
-def _examples(
-    rows: Sequence[SnapshotRow], config: TrainConfig, *, blind_to: int | None = None
-) -> list[Example]:
-    return [
-        Example(row.premise, row.hypothesis, Label(row.label))
-        for row in rows
-        if row.fold != blind_to and row.trains(config)
-    ]
 
 
 def _pooled_logits(

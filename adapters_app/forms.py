@@ -31,11 +31,13 @@ CONFIG_HELP = {
     "anchor_share": "General pairs in every step, as a share of the batch.",
     "interpolation": "Share of the learnt change that is released: 1 = all of it.",
     "label_smoothing": "Share of each label's weight that is spread over the other two.",
+    "logit_adjustment": "Share of the labels’ mix that is kept out of what is learnt: 0 = none.",
     "min_steps": "Steps that an epoch count is stretched to when there is little data.",
     "seed": "Same seed, verdicts, packages and device: same adapter.",
     "precision": "“auto” = bf16 where the hardware multiplies it natively, else fp32.",
     "gradient_checkpointing": "Compute activations twice instead of keeping them.",
     "min_confidence": "Leave out verdicts whose prediction was less confident than this.",
+    "reporting_weights": "Confirmations count for those that people did not bother to send.",
     "corrections_only": "Leave out confirmations. The model then forgets what it got right.",
 }
 CONFIG_GROUPS = {
@@ -47,13 +49,14 @@ CONFIG_GROUPS = {
         "warmup_share",
         "weight_decay",
         "label_smoothing",
+        "logit_adjustment",
         "min_steps",
         "seed",
         "precision",
         "gradient_checkpointing",
     ),
     "Keeping what the base can do": ("anchor_weight", "anchor_share"),
-    "Which verdicts": ("max_length", "min_confidence", "corrections_only"),
+    "Which verdicts": ("max_length", "reporting_weights", "min_confidence", "corrections_only"),
 }
 
 

@@ -37,6 +37,7 @@ from adapters_app.nli.calibration import Calibrator, Identity
 from adapters_app.nli.config import TrainConfig
 from adapters_app.nli.guard import GuardSet
 from adapters_app.nli.predict import Predictor
+from adapters_app.reporting import confirmation_weight
 from adapters_app.snapshots import SnapshotRow
 from adapters_app.training import Lease
 from corrections.labels import LABELS
@@ -155,7 +156,7 @@ def train_version(work: Work) -> AdapterVersion:
 
     work.progress.stage("calibration", "Fitting the calibrator on out-of-fold answers.")
     calibrator, calibration = evaluation.calibrate(fitted.logits, evaluation.judged(work.rows))
-    figures = _metrics(work, fitted, calibrator, base_figures)
+    figures = _metrics(work, config, fitted, calibrator, base_figures)
 
     work.progress.stage("storing", "Storing the adapter and its five siblings.")
     stored = _store(work, config, fitted, figures)
@@ -253,14 +254,20 @@ def calibrate_again(
 
 
 def _metrics(
-    work: Work, fitted: Fitted, calibrator: Calibrator, base_figures: dict[str, Any]
+    work: Work,
+    config: TrainConfig,
+    fitted: Fitted,
+    calibrator: Calibrator,
+    base_figures: dict[str, Any],
 ) -> dict[str, Any]:
     probabilities = calibrator.predict_proba(fitted.logits)
+    learnt = [row for row in work.rows if row.trains(config)]
     return evaluation.finite(
         {
             "base": base_figures,
             "epochs": fitted.epochs,
             "chosen_epoch": fitted.chosen_epoch,
+            "confirmation_weight": confirmation_weight(learnt) if config.reporting_weights else 1.0,
             "out_of_fold": evaluation.figures_on(probabilities, work.rows),
             "suspicious": evaluation.suspicious(probabilities, work.rows),
             "annotators": evaluation.annotators(probabilities, work.rows),

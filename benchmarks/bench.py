@@ -195,7 +195,7 @@ class Bench:
 
     def _pending(self, cell: Cell, arm: Arm) -> list[float]:
         """Shares of what the arm learns that are not measured yet."""
-        wanted = self.shares if arm.family == report.OURS else (1.0,)
+        wanted = self.shares if arm.family in {report.OURS, report.RELEASED} else (1.0,)
         return [share for share in wanted if self.key(cell, arm, share) not in self.cells]
 
     # What there is to learn from
@@ -329,6 +329,7 @@ class Bench:
             f"macro-F1 {figures['figures']['macro_f1']:.3f}, "
             f"guard {figures['guard']['change']:+.3f}, {figures['seconds']:.1f} s",
             highlight=False,
+            soft_wrap=True,
         )
 
 

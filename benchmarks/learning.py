@@ -15,6 +15,9 @@ encoder) · hypothesis (the same without premises) · overlap (four numbers on w
 seeds-corrections (the documents' recipe, literally) · seeds (the same on all verdicts) · full
 (fine-tuning; its learning rate is the best on the other streams) · ours. Trivial arms are fitted in
 this process on the base's answers, which their seconds leave out; they have no peak memory.
+
+`--recipes benchmarks/recipes.json --arms ours-released --shrink 1,.75,.5` looks at the frozen grid
+of recipes that the default was chosen from: released fits alone, uncalibrated, a sixth of a run.
 """
 
 import argparse
@@ -54,16 +57,21 @@ def catalogue(full_rates: Sequence[float], recipes: Sequence[Mapping[str, Any]])
         Arm("seeds-corrections", {"corrections_only": True}),
         Arm("seeds", {"corrections_only": False}),
         *(Arm("full", {"learning_rate": rate}, f"lr {rate:g}") for rate in full_rates),
-        *(_recipe(overrides, several=len(recipes) > 1) for overrides in recipes or [{}]),
+        *(
+            _recipe(family, overrides, several=len(recipes) > 1)
+            for overrides in recipes or [{}]
+            for family in (report.RELEASED, report.OURS)
+        ),
     ]
 
 
-def _recipe(overrides: Mapping[str, Any], *, several: bool) -> Arm:
-    """Our arm by a recipe; the seed is each cell's own."""
-    settings = TrainConfig.from_mapping(overrides).to_dict()
+def _recipe(family: str, overrides: Mapping[str, Any], *, several: bool) -> Arm:
+    """An arm of ours by a recipe, which may have a `name`; the seed is each cell's own."""
+    changes = {name: value for name, value in overrides.items() if name != "name"}
+    settings = TrainConfig.from_mapping(changes).to_dict()
     del settings["seed"]
-    said = ", ".join(f"{name} {value}" for name, value in overrides.items())
-    return Arm(report.OURS, settings, (said or "default") if several else "")
+    said = ", ".join(f"{name} {value}" for name, value in changes.items())
+    return Arm(family, settings, str(overrides.get("name", said or "default")) if several else "")
 
 
 def cells_of(
@@ -159,7 +167,8 @@ def main() -> None:
         console=console,
     )
     # The base is what all others are compared with.
-    asked = [arm for arm in arms if not chosen.arms or arm.family in {report.BASE, *chosen.arms}]
+    families = {report.BASE, *(chosen.arms or {arm.family for arm in arms} - {report.RELEASED})}
+    asked = [arm for arm in arms if arm.family in families]
     for cell in cells_of(
         chosen.stream or list(bench.streams),
         chosen.budget or BUDGETS,

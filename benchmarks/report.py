@@ -24,6 +24,7 @@ from benchmarks.comparing import (
 # Points of guard accuracy that a recipe of ours may lose on the streams it is chosen on.
 TOLERATED_GUARD_LOSS = 0.01
 OURS, BASE = "ours", "base"
+RELEASED = "ours-released"  # without siblings and calibration
 AVERAGE = "average"
 
 ByCell = dict[str, dict[int, dict[int, Record]]]  # stream → split → seed
@@ -41,16 +42,21 @@ class Truth:
 
 @dataclass(frozen=True, eq=False)
 class Named:
-    """A cell, and what tells its recipe from others of its family."""
+    """A cell, and what tells its recipe from others of its family, between which rotation
+    chooses."""
 
-    label: str
+    recipe: str
     record: Record
 
     @property
     def family(self) -> str:
-        """Arms between which rotation chooses; each share of what was learnt is one of its own."""
-        key = self.record["key"]
-        return key["arm"] if key["share"] == 1 else f"{key['arm']} × {key['share']:g}"
+        return str(self.record["key"]["arm"])
+
+    @property
+    def label(self) -> str:
+        """The recipe, and the share of what was learnt where it is not all of it."""
+        share = self.record["key"]["share"]
+        return self.recipe if share == 1 else f"{self.recipe} × {share:g}".strip()
 
 
 @dataclass(frozen=True, eq=False)

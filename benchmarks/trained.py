@@ -1,15 +1,17 @@
 """Arms that train an encoder, each fit in a process of its own, so that its peak memory is its own.
 
 Ours goes through the project's own functions; the rivals through Hugging Face's Trainer, as the
-documents do it.
+documents do it. Adapters, theirs too, answer through the engine that would serve them here.
 """
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from django.conf import settings
 from peft import get_peft_model_state_dict
 from transformers import set_seed
 
@@ -17,16 +19,18 @@ import benchmarks.home  # noqa: F401  Django first
 
 # isort: split
 from adapters_app import evaluation
-from adapters_app.fitting import FitStep, Fitted, fit
+from adapters_app.fitting import FitStep, Fitted, examples, fit
+from adapters_app.nli import anchors as general_anchors
 from adapters_app.nli.artifact import Artifact
 from adapters_app.nli.base_model import Base, load_base
-from adapters_app.nli.calibration import Calibrator
+from adapters_app.nli.calibration import Calibrator, Identity
 from adapters_app.nli.config import TrainConfig
 from adapters_app.nli.encoding import Pair
+from adapters_app.nli.engines import Engine, Unsupported
 from adapters_app.nli.finetuning import ALPHA, RANK, train_cross_encoder, trainable, with_adapter
 from adapters_app.nli.own_process import forget_peak, in_own_process, peak_mb
-from adapters_app.nli.predict import Predictor
-from adapters_app.nli.train import towards_base
+from adapters_app.nli.predict import Predictor, TorchEngine
+from adapters_app.nli.train import Anchors, towards_base, train
 from adapters_app.snapshots import SnapshotRow
 from corrections.labels import LABELS, Label
 from corrections.models import Correction
@@ -67,7 +71,8 @@ class Trained:
 class _Model:
     """A trained model: who answers with which share of what was learnt."""
 
-    predictor: Callable[[float], Predictor]
+    # (share of what was learnt, n pairs) → calibrated probabilities (n, 3)
+    answer: Callable[[float, Sequence[Pair]], np.ndarray]
     parameters: int
     artifact_bytes: int
     facts: dict[str, Any] = field(default_factory=dict)
@@ -94,7 +99,7 @@ def train_and_answer(task: Task) -> Trained:
     started = time.perf_counter()
     model = ARMS[task.arm](base, task.rows, task.settings, task.seed)
     seconds, peak = time.perf_counter() - started, peak_mb()
-    answers = {share: model.predictor(share).probabilities(task.asked) for share in task.shares}
+    answers = {share: model.answer(share, task.asked) for share in task.shares}
     return Trained(
         probabilities=answers,
         parameters=model.parameters,
@@ -116,18 +121,63 @@ def _ours(
     fitted = fit(base, rows, config, on_step=_go_on, on_wait=_go_on)
     calibrator = _calibrator(fitted.logits, rows)
 
-    def predictor(share: float) -> Predictor:
+    def answer(share: float, pairs: Sequence[Pair]) -> np.ndarray:
         if share == 1:
-            return Predictor(base, fitted.released, calibrator)
-        less = towards_base(fitted.released, base, share)
-        return Predictor(base, less, _calibrator(_out_of_fold(base, fitted, rows, share), rows))
+            return _served(base, fitted.released, calibrator, pairs)
+        of_less = _calibrator(_out_of_fold(base, fitted, rows, share), rows)
+        return _served(base, towards_base(fitted.released, base, share), of_less, pairs)
 
     return _Model(
-        predictor,
+        answer,
         fitted.trainable_parameters,
         sum(tensor.nbytes for tensor in fitted.released.tensors.values()),
         {"chosen_epoch": fitted.chosen_epoch, "calibrator": calibrator.method},
     )
+
+
+def _released(
+    base: Base, rows: Sequence[SnapshotRow], settings: Mapping[str, Any], seed: int
+) -> _Model:
+    """The released fit alone, uncalibrated: a sixth of a run, to look at many recipes."""
+    config = replace(TrainConfig.from_mapping(settings), seed=seed)
+    fitted = train(
+        base,
+        examples(rows, config),
+        config,
+        anchors=Anchors.answered_by(base, general_anchors.load()),
+    )
+    last = fitted.epochs[-1].artifact
+    return _Model(
+        lambda share, pairs: _served(base, towards_base(last, base, share), Identity(), pairs),
+        fitted.trainable_parameters,
+        sum(tensor.nbytes for tensor in last.tensors.values()),
+    )
+
+
+def _served(
+    base: Base, artifact: Artifact, calibrator: Calibrator, pairs: Sequence[Pair]
+) -> np.ndarray:
+    """(n, 3) probabilities, by the engine that would serve this base on this machine."""
+    return calibrator.predict_proba(_engine(base).predictor(artifact).logits(pairs))
+
+
+@functools.cache
+def _engine(base: Base) -> Engine:
+    slow = TorchEngine(base)
+    if base.device.type != "cpu":
+        return slow
+    try:
+        from adapters_app.nli import openvino_engine  # noqa: PLC0415  may not be installed
+
+        return openvino_engine.start(
+            base.name,
+            revision="",
+            references=settings.LYRA_REFERENCES,
+            ask=lambda files: slow.reference(files.digest),
+            threads=settings.LYRA_TORCH_THREADS,
+        )
+    except (ImportError, Unsupported):
+        return slow
 
 
 def _go_on(_step: FitStep | None = None) -> None:
@@ -183,7 +233,7 @@ def _seeds(
         base_fingerprint=base.fingerprint,
     )
     return _Model(
-        lambda _all: Predictor(base, artifact),
+        lambda _all, pairs: _served(base, artifact, Identity(), pairs),
         sum(parameter.numel() for parameter in trainable(model)),
         sum(tensor.nbytes for tensor in artifact.tensors.values()),
         {"trained_on": len(rows)},
@@ -209,7 +259,7 @@ def _full(
     tuned = replace(base, model=model.eval().requires_grad_(False))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     size = sum(p.numel() * p.element_size() for p in model.parameters())
-    return _Model(lambda _all: Predictor(tuned), parameters, size)
+    return _Model(lambda _all, pairs: Predictor(tuned).probabilities(pairs), parameters, size)
 
 
 ARMS: dict[str, Callable[[Base, Sequence[SnapshotRow], Mapping[str, Any], int], _Model]] = {
@@ -217,6 +267,7 @@ ARMS: dict[str, Callable[[Base, Sequence[SnapshotRow], Mapping[str, Any], int], 
     "seeds": _seeds,
     "full": _full,
     "ours": _ours,
+    "ours-released": _released,
 }
 
 

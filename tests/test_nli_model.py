@@ -23,6 +23,7 @@ from adapters_app.nli.train import (
     TrainingDiverged,
     TrainResult,
     below_adapter,
+    passes_over,
     train,
 )
 from corrections.labels import LABELS, Label
@@ -213,6 +214,33 @@ def test_anchors_keep_the_bases_answers(bert: Base) -> None:
     assert drift(10.0) < 0.7 * drift(0.0)
 
 
+def test_a_labels_frequency_is_not_learnt(bert: Base) -> None:
+    """Five of six pairs are neutral, whatever they say: adjusted, that teaches next to nothing."""
+    rows = [
+        Example(*pair, label)
+        for pair in PAIRS
+        for label in [Label.NEUTRAL] * 10 + [Label.SUPPORTS, Label.REFUTES]
+    ]
+
+    def neutral(adjustment: float) -> float:
+        config = replace(CONFIG, epochs=8, logit_adjustment=adjustment, dropout=0)
+        fitted = train(bert, rows, config).epochs[-1].artifact
+        return float(Predictor(bert, fitted).probabilities(PAIRS)[:, Label.NEUTRAL.column].mean())
+
+    assert neutral(0) == pytest.approx(10 / 12, abs=0.1)
+    assert neutral(1) == pytest.approx(1 / 3, abs=0.1)
+
+
+def test_a_pairs_weight_is_how_often_it_counts(bert: Base) -> None:
+    def learnt(rows: list[Example]) -> float:
+        config = replace(CONFIG, epochs=20, dropout=0, batch_size=len(rows))
+        fitted = train(bert, rows, config).epochs[-1].artifact
+        return float(Predictor(bert, fitted).probabilities(PAIRS[:1])[0, Label.SUPPORTS.column])
+
+    weighted = [Example(*PAIRS[0], Label.SUPPORTS, 3.0), Example(*PAIRS[0], Label.REFUTES)]
+    assert learnt(weighted) == pytest.approx(3 / 4, abs=0.1)
+
+
 def test_a_diverging_training_says_what_to_lower(bert: Base) -> None:
     with torch.no_grad():
         bert.model.classifier.bias.fill_(float("nan"))
@@ -237,12 +265,23 @@ def test_on_step_can_stop_a_training(bert: Base) -> None:
     assert seen[0].total == 2 * 6
 
 
-def test_stopping_early_follows_the_same_path(bert: Base) -> None:
-    whole = train(bert, EXAMPLES, CONFIG).epochs[0].artifact.tensors
-    early = train(bert, EXAMPLES, CONFIG, epochs_to_run=1)
-    assert len(early.epochs) == 1
-    for name, tensor in early.epochs[0].artifact.tensors.items():
-        np.testing.assert_array_equal(tensor, whole[name])
+@pytest.mark.parametrize(
+    ("min_steps", "steps"),
+    [(0, 12), (12, 12), (13, 13), (20, 20)],  # 2 epochs of 6 batches, or as many as are asked for
+)
+def test_little_data_is_gone_over_more_often(bert: Base, min_steps: int, steps: int) -> None:
+    seen = []
+    train(bert, EXAMPLES, replace(CONFIG, min_steps=min_steps), on_step=seen.append)
+    assert [(step.step, step.total) for step in seen] == [(n, steps) for n in range(1, steps + 1)]
+    assert [step.epoch for step in seen] == sorted([1] * (steps // 2) + [2] * (steps - steps // 2))
+
+
+def test_part_of_the_data_is_gone_over_as_often_as_the_whole(bert: Base) -> None:
+    config = replace(CONFIG, min_steps=24)  # 4 passes over all of them
+    whole = passes_over(len(EXAMPLES), config)
+    seen = []
+    train(bert, EXAMPLES[: len(EXAMPLES) // 2], config, on_step=seen.append, passes=whole)
+    assert len(seen) == 12
 
 
 def test_activations_that_are_computed_again_teach_the_same(

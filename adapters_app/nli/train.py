@@ -5,6 +5,7 @@ keeps what the base knows (learning without forgetting, Li & Hoiem 2016).
 """
 
 import copy
+import itertools
 import math
 import threading
 import time
@@ -30,6 +31,7 @@ from adapters_app.nli.data import Example, collate, shuffled_batches
 from adapters_app.nli.encoding import Encoded, Pair
 from adapters_app.nli.lower import Given, Lower
 from adapters_app.nli.predict import Predictor
+from corrections.labels import LABELS
 
 _GLOBAL_GENERATOR = threading.Lock()
 GRADIENT_NORM = 1.0  # clipping; the usual value for transformers (BERT, Devlin et al. 2018)
@@ -100,13 +102,14 @@ def train(
     on_step: Callable[[Step], None] | None = None,
     on_epoch: Callable[[EpochResult], None] | None = None,
     evaluate_each_epoch: bool = True,
-    epochs_to_run: int | None = None,
+    passes: float | None = None,
 ) -> TrainResult:
     """Train an adapter on `examples`; after each epoch keep it and answer `evaluate` with it.
 
     `lower` is what the layers below the adapted ones make of the pairs; several fits may share it.
-    `epochs_to_run` stops early without changing the learning-rate schedule, so that the released
-    fit follows the path on which its number of epochs was chosen. `on_step` may raise to stop.
+    `passes` over the examples are divided into the epochs; where several fits on parts of the same
+    data are to be alike, it is that of the whole, default `passes_over(examples)`. `on_step` may
+    raise to stop.
 
     Raises:
         ValueError: no examples.
@@ -124,11 +127,11 @@ def train(
     rows = _inputs(base, [example.pair for example in examples], config, lower)
     labels = torch.tensor([_column(base, example) for example in examples])
     weights = torch.tensor([example.weight for example in examples], dtype=torch.float32)
+    offset = config.logit_adjustment * _log_frequencies(labels, weights)
     held_to = anchors if anchors and anchors.pairs and config.anchor_weight > 0 else None
 
-    passes = _passes(len(rows), config)
-    per_epoch = passes * math.ceil(len(rows) / config.batch_size)
-    total = per_epoch * config.epochs
+    batches = math.ceil(len(rows) / config.batch_size)
+    total = max(config.epochs, round((passes or passes_over(len(rows), config)) * batches))
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(
         trainable, lr=config.learning_rate, weight_decay=config.weight_decay
@@ -137,43 +140,42 @@ def train(
         optimiser, lambda step: linear_rate(step, total, config.warmup_share)
     )
     anchor_rows = _inputs(base, held_to.pairs, config, lower) if held_to else []
-    anchor_batches = _anchor_batches(anchor_rows, config, order)
-    lengths = [len(row) for row in rows]
+    batches_of_rows = _endless(rows, config.batch_size, order)
+    batches_of_anchors = _endless(anchor_rows, config.anchors_in_step, order)
     results: list[EpochResult] = []
     step = pairs_done = 0
-    last = min(epochs_to_run or config.epochs, config.epochs)
     with _explaining_memory(config):
-        for epoch in range(1, last + 1):
+        for epoch in range(1, config.epochs + 1):
             losses: list[float] = []
-            for _ in range(passes):
-                for chosen in shuffled_batches(lengths, config.batch_size, order):
-                    loss = _loss(trainee, rows, labels, weights, chosen)
-                    if held_to:
-                        near = next(anchor_batches)
-                        loss = loss + config.anchor_weight * _anchor_loss(
-                            trainee,
-                            [anchor_rows[i] for i in near],
-                            held_to.log_probabilities[near],
-                        )
-                    value = loss.item()
-                    if not math.isfinite(value):
-                        raise TrainingDiverged(
-                            f"The loss became {value} at step {step + 1} of {total}; "
-                            f"lower learning_rate (now {config.learning_rate:g})"
-                        )
-                    loss.backward()
-                    nn.utils.clip_grad_norm_(trainable, GRADIENT_NORM)
-                    optimiser.step()
-                    schedule.step()
-                    optimiser.zero_grad(set_to_none=True)
-                    step += 1
-                    pairs_done += len(chosen)
-                    losses.append(value)
-                    if on_step is not None:
-                        speed = pairs_done / (time.perf_counter() - started)
-                        on_step(Step(step, per_epoch * last, epoch, value, speed))
+            until = round(total * epoch / config.epochs)
+            for chosen in itertools.islice(batches_of_rows, until - step):
+                loss = _loss(trainee, rows, labels, weights, offset, chosen)
+                if held_to:
+                    near = next(batches_of_anchors)
+                    loss = loss + config.anchor_weight * _anchor_loss(
+                        trainee,
+                        [anchor_rows[i] for i in near],
+                        held_to.log_probabilities[near],
+                    )
+                value = loss.item()
+                if not math.isfinite(value):
+                    raise TrainingDiverged(
+                        f"The loss became {value} at step {step + 1} of {total}; "
+                        f"lower learning_rate (now {config.learning_rate:g})"
+                    )
+                loss.backward()
+                nn.utils.clip_grad_norm_(trainable, GRADIENT_NORM)
+                optimiser.step()
+                schedule.step()
+                optimiser.zero_grad(set_to_none=True)
+                step += 1
+                pairs_done += len(chosen)
+                losses.append(value)
+                if on_step is not None:
+                    speed = pairs_done / (time.perf_counter() - started)
+                    on_step(Step(step, total, epoch, value, speed))
             artifact = _take(base, model, config)
-            wanted = evaluate_each_epoch or epoch == last
+            wanted = evaluate_each_epoch or epoch == config.epochs
             logits = Predictor(base, artifact).logits(evaluate) if evaluate and wanted else None
             results.append(EpochResult(epoch, float(np.mean(losses)), logits, artifact))
             if on_epoch is not None:
@@ -365,10 +367,9 @@ def _column(base: Base, example: Example) -> int:
     return base.label_columns[example.label.column]
 
 
-def _passes(rows: int, config: TrainConfig) -> int:
-    """How often an epoch goes over the data, so that little data still gets `min_steps`."""
-    steps = config.epochs * math.ceil(rows / config.batch_size)
-    return max(1, math.ceil(config.min_steps / steps))
+def passes_over(rows: int, config: TrainConfig) -> float:
+    """How often a training goes over n rows, n ≥ 1: `epochs`, and more for `min_steps`."""
+    return max(config.epochs, config.min_steps / math.ceil(rows / config.batch_size))
 
 
 def linear_rate(step: int, total: int, warmup_share: float) -> float:
@@ -416,9 +417,11 @@ def _loss(
     rows: list[_Input],
     labels: torch.Tensor,
     weights: torch.Tensor,
+    offset: torch.Tensor,
     chosen: list[int],
 ) -> torch.Tensor:
     logits = trainee.logits([rows[i] for i in chosen])
+    logits = logits + offset.to(logits.device)
     losses = functional.cross_entropy(
         logits,
         labels[chosen].to(logits.device),
@@ -429,13 +432,19 @@ def _loss(
     return (losses * weight).sum() / weight.sum()
 
 
-def _anchor_batches(
-    rows: Sequence[_Input], config: TrainConfig, order: torch.Generator
+def _log_frequencies(labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """(3,) log share of each label, one row of each added: a label may be missing."""
+    sums = torch.bincount(labels, weights=weights, minlength=len(LABELS)) + 1
+    return (sums / sums.sum()).log()
+
+
+def _endless(
+    rows: Sequence[_Input], batch_size: int, order: torch.Generator
 ) -> Iterator[list[int]]:
-    """Batches of anchors without end."""
-    size = max(1, round(config.batch_size * config.anchor_share))
+    """Batches of n ≥ 1 rows without end, pass after pass."""
+    lengths = [len(row) for row in rows]
     while True:
-        yield from shuffled_batches([len(row) for row in rows], size, order)
+        yield from shuffled_batches(lengths, batch_size, order)
 
 
 def _anchor_loss(

@@ -1,0 +1,100 @@
+"""What people send of their own accord is weighted by what audits say of it."""
+
+import random
+
+import numpy as np
+import pytest
+
+from adapters_app.nli.config import TrainConfig
+from adapters_app.reporting import LIMIT, confirmation_weight, training_weights
+from adapters_app.snapshots import SnapshotRow
+from corrections.models import Correction
+
+Sampling, Verdict = Correction.Sampling, Correction.Verdict
+
+
+def row(*, right: bool, sampling: str = Sampling.USER, probability: float | None = None):
+    return SnapshotRow(
+        correction_id=1,
+        pair_digest="",
+        premise="p",
+        hypothesis="h",
+        label="supports",
+        predicted_label="supports" if right else "refutes",
+        predicted_confidence=0.5,
+        verdict=Verdict.CONFIRMED if right else Verdict.CORRECTED,
+        fold=0,
+        group_id=1,
+        sampling=sampling,
+        sampling_probability=probability,
+        domain="",
+        annotator="tina",
+        reviewed_at="",
+    )
+
+
+def people(n: int, *, accuracy: float, corrects: float, confirms: float, audits: float):
+    """Verdicts on n answers: some drawn, of the others those that somebody cared to send."""
+    draw = random.Random(5)
+    rows = []
+    for _ in range(n):
+        right = draw.random() < accuracy
+        if draw.random() < audits:
+            rows.append(row(right=right, sampling=Sampling.AUDIT, probability=audits))
+        elif draw.random() < (confirms if right else corrects):
+            rows.append(row(right=right))
+    return rows
+
+
+def test_confirmations_count_for_those_nobody_sent():
+    rows = people(20_000, accuracy=0.4, corrects=0.6, confirms=0.2, audits=0.1)
+    assert confirmation_weight(rows) == pytest.approx(0.6 / 0.2, rel=0.1)
+    weights = training_weights(rows)
+    right = np.array([each.verdict == Verdict.CONFIRMED for each in rows])
+    sent = np.array([each.sampling == Sampling.USER for each in rows])
+    assert right[sent].mean() < 0.2
+    # What is learnt from has as many right answers as there are.
+    assert np.average(right[sent], weights=weights[sent]) == pytest.approx(0.4, abs=0.02)
+    assert set(weights[~sent]) == {1.0}
+    assert set(weights[sent & ~right]) == {1.0}
+
+
+def test_people_who_confirm_more_than_they_correct_are_weighed_down():
+    rows = people(20_000, accuracy=0.6, corrects=0.2, confirms=0.4, audits=0.1)
+    assert confirmation_weight(rows) == pytest.approx(0.2 / 0.4, rel=0.1)
+
+
+def test_answers_drawn_more_often_count_less():
+    """Right answers were drawn four times as often: what was drawn is not what there is."""
+    drawn = [
+        *(row(right=True, sampling=Sampling.DISAGREEMENT, probability=0.4) for _ in range(400)),
+        *(row(right=False, sampling=Sampling.AUDIT, probability=0.1) for _ in range(100)),
+    ]
+    sent = [*(row(right=True) for _ in range(100)), *(row(right=False) for _ in range(200))]
+    assert confirmation_weight([*drawn, *sent]) == pytest.approx(2.0, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [row(right=True), row(right=False)],
+        [row(right=True, sampling=Sampling.AUDIT, probability=0.1)] * 9,
+        [row(right=True, sampling=Sampling.COMPLETE, probability=1.0)] * 9 + [row(right=False)] * 9,
+    ],
+)
+def test_nothing_is_weighted_where_nothing_is_known(rows):
+    assert confirmation_weight(rows) == 1
+    assert (training_weights(rows) == 1).all()
+
+
+def test_few_audits_move_little_and_many_not_without_limit():
+    sent = [row(right=True)] * 10 + [row(right=False)] * 90
+    audit = row(right=True, sampling=Sampling.AUDIT, probability=0.1)
+    assert 1 < confirmation_weight([*sent, audit]) < 2
+    assert confirmation_weight([*sent, *[audit] * 900]) == LIMIT
+
+
+def test_the_documents_recipe_weighs_nothing():
+    assert TrainConfig().reporting_weights
+    assert not TrainConfig.from_mapping({"preset": "seed"}).reporting_weights
