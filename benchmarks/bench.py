@@ -20,6 +20,7 @@ import benchmarks.home  # noqa: F401  Django first
 from adapters_app.nli import metrics
 from adapters_app.nli.base_model import BUNDLED, Base, load_base
 from adapters_app.nli.encoding import Pair
+from adapters_app.reporting import training_weights
 from adapters_app.snapshots import SnapshotRow
 from benchmarks import protocol, report, trained, trivial
 from benchmarks.cells import Cells, Record
@@ -244,10 +245,13 @@ class Bench:
         """What the base makes of the pairs is at hand: only the fit is timed."""
         stream, shortcut = self.streams[cell.stream], trivial.ARMS[arm.family]
         seen = shortcut.sees(stream.view.at([stream.index[row.pair_digest] for row in rows]))
-        labels = np.array([Label(row.label).column for row in rows])
-        folds = np.array([row.fold for row in rows])
+        verdicts = trivial.Verdicts(
+            labels=np.array([Label(row.label).column for row in rows]),
+            folds=np.array([row.fold for row in rows]),
+            weights=training_weights(rows),
+        )
         started = perf_counter()
-        fitted = shortcut.fit(seen, labels, folds)
+        fitted = shortcut.fit(seen, verdicts)
         seconds = perf_counter() - started
         held_out = stream.view.at(stream.split(cell.split).held_out)
         answers = [fitted.predict(shortcut.sees(view)) for view in (held_out, self.guard_view)]

@@ -14,7 +14,8 @@ Arms: base · majority · bias (one per label, and a temperature) · probe (logi
 encoder) · hypothesis (the same without premises) · overlap (four numbers on words and lengths) ·
 seeds-corrections (the documents' recipe, literally) · seeds (the same on all verdicts) · full
 (fine-tuning; its learning rate is the best on the other streams) · ours. Trivial arms are fitted in
-this process on the base's answers, which their seconds leave out; they have no peak memory.
+this process on the base's answers, which their seconds leave out; they have no peak memory. What
+a verdict counts is the same for ours, full and the trivial arms; the documents' count all alike.
 
 `--recipes benchmarks/recipes.json --arms ours-released --shrink 1,.75,.5` looks at the frozen grid
 of recipes that the default was chosen from: released fits alone, uncalibrated, a sixth of a run.

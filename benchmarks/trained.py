@@ -31,6 +31,7 @@ from adapters_app.nli.finetuning import ALPHA, RANK, train_cross_encoder, traina
 from adapters_app.nli.own_process import forget_peak, in_own_process, peak_mb
 from adapters_app.nli.predict import Predictor, TorchEngine
 from adapters_app.nli.train import Anchors, towards_base, train
+from adapters_app.reporting import training_weights
 from adapters_app.snapshots import SnapshotRow
 from corrections.labels import LABELS, Label
 from corrections.models import Correction
@@ -243,7 +244,7 @@ def _seeds(
 def _full(
     base: Base, rows: Sequence[SnapshotRow], settings: Mapping[str, Any], seed: int
 ) -> _Model:
-    """Every weight, on the same rows."""
+    """Every weight, on the same rows, which count as they do for ours."""
     set_seed(seed)
     model = base.own_copy().requires_grad_(True)
     train_cross_encoder(
@@ -251,6 +252,7 @@ def _full(
         model,
         *_learnt(rows),
         seed=seed,
+        weights=training_weights(rows).tolist(),
         num_train_epochs=FULL_EPOCHS,
         per_device_train_batch_size=FULL_BATCH,
         learning_rate=settings["learning_rate"],

@@ -91,18 +91,28 @@ class Fit:
         return self.stored * FLOAT_BYTES
 
 
-def untouched(_logits: np.ndarray, _labels: np.ndarray, _folds: np.ndarray) -> Fit:
+@dataclass(frozen=True, eq=False)
+class Verdicts:
+    """What n verdicts say: label columns, folds of their pages, how much each counts; each (n,)."""
+
+    labels: np.ndarray
+    folds: np.ndarray
+    weights: np.ndarray
+
+
+def untouched(_logits: np.ndarray, _verdicts: Verdicts) -> Fit:
     """The base as it is."""
     return Fit(lambda asked: softmax(asked.astype(float), axis=1), 0, 0)
 
 
-def majority(_logits: np.ndarray, labels: np.ndarray, _folds: np.ndarray) -> Fit:
+def majority(_logits: np.ndarray, verdicts: Verdicts) -> Fit:
     """The verdicts' label shares, whatever is asked."""
-    shares = np.bincount(labels, minlength=len(LABELS)) / len(labels)
+    counts = np.bincount(verdicts.labels, verdicts.weights, minlength=len(LABELS))
+    shares = counts / counts.sum()
     return Fit(lambda asked: np.tile(shares, (len(asked), 1)), len(LABELS), len(LABELS))
 
 
-def bias(logits: np.ndarray, labels: np.ndarray, _folds: np.ndarray) -> Fit:
+def bias(logits: np.ndarray, verdicts: Verdicts) -> Fit:
     """softmax(z / T + b) by maximum likelihood: a bias per label and one temperature.
 
     Bias-corrected temperature scaling (Alexandari, Kundaje & Shrikumar 2020, §2).
@@ -113,20 +123,21 @@ def bias(logits: np.ndarray, labels: np.ndarray, _folds: np.ndarray) -> Fit:
         return seen.astype(float) * np.exp(at[0]) + at[1:]
 
     def loss(at: np.ndarray) -> float:
-        return float(-log_softmax(scaled(at, logits), axis=1)[rows, labels].mean())
+        losses = -log_softmax(scaled(at, logits), axis=1)[rows, verdicts.labels]
+        return float(np.average(losses, weights=verdicts.weights))
 
     found = minimize(loss, np.zeros(1 + len(LABELS)), method="L-BFGS-B").x
     return Fit(lambda asked: softmax(scaled(found, asked), axis=1), len(found), len(found))
 
 
-def logistic(features: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> Fit:
+def logistic(features: np.ndarray, verdicts: Verdicts) -> Fit:
     """Logistic regression whose penalty is chosen over the folds of the judged pages."""
     search = GridSearchCV(
         make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
         {"logisticregression__C": PENALTIES},
-        cv=PredefinedSplit(folds),
+        cv=PredefinedSplit(verdicts.folds),
         scoring="accuracy",
-    ).fit(features, labels)
+    ).fit(features, verdicts.labels, logisticregression__sample_weight=verdicts.weights)
     scaler, model = search.best_estimator_
 
     def predict(asked: np.ndarray) -> np.ndarray:
@@ -158,10 +169,10 @@ def overlap_features(pair: Pair) -> tuple[float, float, float, float]:
 
 @dataclass(frozen=True)
 class Shortcut:
-    """An arm: what it sees of pairs, (n, any), and how it learns from that, labels and folds."""
+    """An arm: what it sees of pairs, (n, any), and how it learns from that and the verdicts."""
 
     sees: Callable[[View], np.ndarray]
-    fit: Callable[[np.ndarray, np.ndarray, np.ndarray], Fit]
+    fit: Callable[[np.ndarray, Verdicts], Fit]
 
 
 ARMS = {

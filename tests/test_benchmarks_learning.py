@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from adapters_app.nli import metrics
 from adapters_app.nli.base_model import load_base
+from adapters_app.nli.finetuning import train_cross_encoder
 from adapters_app.nli.predict import Predictor
 from benchmarks import bench, comparing, learning, protocol, trained, trivial
 from benchmarks.bench import Arm, Bench, Cell
@@ -239,8 +241,9 @@ def task(base_path: str, arm: str, settings: dict, **more) -> trained.Task:
 
 
 @pytest.mark.django_db
-def test_ours_with_a_share_of_nothing_is_the_base_and_with_all_is_not(base_path: str):
-    asked = task(base_path, "ours", QUICK, shares=(0.0, 1.0))
+@pytest.mark.parametrize("arm", ["ours", "ours-released"])
+def test_ours_with_a_share_of_nothing_is_the_base_and_with_all_is_not(base_path: str, arm: str):
+    asked = task(base_path, arm, QUICK, shares=(0.0, 1.0))
     made = trained.train_and_answer(asked)
     base = Predictor(load_base(base_path)).logits(asked.asked).argmax(1)
     assert (made.probabilities[0.0].argmax(1) == base).all()
@@ -267,11 +270,36 @@ def test_full_fine_tuning_trains_every_weight(base_path: str):
     assert made.parameters == sum(parameter.numel() for parameter in model.parameters())
 
 
+def test_what_a_verdict_counts_is_the_same_for_rivals(base_path: str):
+    """The same pairs twice, three to one: learnt by heart, that is the odds of their labels."""
+    base, pairs = load_base(base_path), bench.pairs_of(rows(8))
+    asked, labels = pairs * 2, [Label.SUPPORTS] * 8 + [Label.REFUTES] * 8
+    weights = [3.0] * 8 + [1.0] * 8
+    model = base.own_copy().requires_grad_(True)
+    train_cross_encoder(
+        base, model, asked, labels, weights=weights, seed=0, num_train_epochs=60,
+        per_device_train_batch_size=16, learning_rate=1e-2,
+    )  # fmt: skip
+    tuned = replace(base, model=model.eval())
+    assert Predictor(tuned).probabilities(pairs).mean(0) == pytest.approx(
+        [3 / 4, 1 / 4, 0], abs=0.1
+    )
+
+    columns = np.array([label.column for label in labels])
+    verdicts = trivial.Verdicts(columns, np.arange(16) % 5, np.array(weights))
+    for name in ("majority", "bias", "overlap"):
+        arm = trivial.ARMS[name]
+        fitted = arm.fit(arm.sees(trivial.View(base, asked)), verdicts)
+        said = fitted.predict(arm.sees(trivial.View(base, pairs)))
+        assert said.mean(0) == pytest.approx([3 / 4, 1 / 4, 0], abs=0.1), name
+
+
 def test_the_bias_arm_finds_a_label_mix_and_the_overlap_arm_reads_no_meaning(base_path: str):
     some = rows(150)
     view = trivial.View(load_base(base_path), bench.pairs_of(some))
     labels = np.where(np.arange(150) % 5 == 0, 1, 0)
-    fitted = trivial.bias(view.logits, labels, np.arange(150) % 5)
+    alike = trivial.Verdicts(labels, np.arange(150) % 5, np.ones(150))
+    fitted = trivial.bias(view.logits, alike)
     assert fitted.parameters == 4
     assert fitted.predict(view.logits).mean(0) == pytest.approx([0.8, 0.2, 0.0], abs=0.01)
     assert trivial.overlap_features(("a b c d", "b x")) == pytest.approx(

@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import nn
+from torch.nn import functional
 from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer_callback import PrinterCallback
 
 from adapters_app.nli.base_model import Base
 from adapters_app.nli.data import collate
 from adapters_app.nli.embedding import BiEncoder, SentenceEncoder
 from adapters_app.nli.encoding import Encoded, Pair
-from corrections.labels import Label
+from corrections.labels import LABELS, Label
 
 # The documents' adapter, where they agree in their newest state.
 RANK, ALPHA, DROPOUT = 8, 16, 0.1
@@ -45,18 +47,33 @@ def train_cross_encoder(
     model: nn.Module,
     pairs: Sequence[Pair],
     labels: Sequence[Label],
+    *,
+    weights: Sequence[float] | None = None,
     **arguments: Any,
 ) -> None:
-    """Train `model`, a classifier of `base`'s shape, in place on n labelled pairs."""
-    columns = [base.label_columns[label.column] for label in labels]
+    """Train `model`, a classifier of `base`'s shape, in place on n labelled pairs.
 
-    def batch(items: Sequence[tuple[Encoded, int]]) -> dict[str, torch.Tensor]:
+    `weights` (n,) multiply their losses; a batch's loss is the weighted mean.
+    """
+    columns = torch.tensor([base.label_columns[label.column] for label in labels])
+    targets = functional.one_hot(columns, len(LABELS)).float()
+    if weights is not None:
+        targets *= torch.tensor(weights)[:, None]
+
+    def batch(items: Sequence[tuple[Encoded, torch.Tensor]]) -> dict[str, torch.Tensor]:
         encoded = [pair for pair, _ in items]
         tensors = collate(encoded, pad_id=base.pad_id, type_ids=base.uses_type_ids)
-        return tensors | {"labels": torch.tensor([column for _, column in items])}
+        return tensors | {"labels": torch.stack([target for _, target in items])}
 
-    items = list(zip(base.encoder.encode(pairs), columns, strict=True))
-    _train(model, items, batch, base.device, **arguments)
+    items = list(zip(base.encoder.encode(pairs), targets, strict=True))
+    _train(model, items, batch, base.device, loss=_weighted_mean, **arguments)
+
+
+def _weighted_mean(
+    outputs: SequenceClassifierOutput, targets: torch.Tensor, num_items_in_batch: int | None = None
+) -> torch.Tensor:
+    """Cross-entropy over a batch's targets (n, 3), each a one-hot label times its weight."""
+    return -(targets * outputs["logits"].log_softmax(-1)).sum() / targets.sum()
 
 
 def train_bi_encoder(
@@ -89,6 +106,8 @@ def _train(
     items: list[Any],
     batch: Callable[[Sequence[Any]], dict[str, Any]],
     device: torch.device,
+    *,
+    loss: Callable[..., torch.Tensor] | None = None,
     **arguments: Any,
 ) -> None:
     """Train in place, with the Trainer's own defaults where `arguments` say nothing."""
@@ -107,6 +126,7 @@ def _train(
             ),
             train_dataset=items,
             data_collator=batch,
+            compute_loss_func=loss,
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
