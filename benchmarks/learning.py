@@ -111,6 +111,8 @@ def publish(bench: Bench, arms: Sequence[Arm], out: Path) -> None:
         tables[title] = summary
         bench.console.print(report.figures_table(title, summary))
         bench.console.print(report.differences_table(f"{title}: points [95 %]", summary))
+        for sentence in report.choices(summary):
+            bench.console.print(sentence, highlight=False)
         bench.console.print(report.streams_table(f"{title}: macro-F1 − base by stream", summary))
     for stream, budget in sorted({(key["stream"], key["budget"]) for key in few}):
         bench.console.print(f"{stream} has too few verdicts for a budget of {budget} in some cells")

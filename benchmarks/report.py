@@ -256,9 +256,8 @@ def figures_table(title: str, summary: Mapping[str, Any]) -> Table:
 def differences_table(title: str, summary: Mapping[str, Any]) -> Table:
     """Paired differences with 95 % bounds, in points."""
     table = _table(
-        title, "macro-F1 − base", "accuracy − base", "guard change", "ours − it, macro-F1",
-        "by rotation",
-    )  # fmt: skip
+        title, "macro-F1 − base", "accuracy − base", "guard change", "ours − it, macro-F1"
+    )
     for name, line in summary.items():
         over_base = line["over_base"].get(AVERAGE)
         ours = line["ours_over_it"].get(AVERAGE)
@@ -268,9 +267,15 @@ def differences_table(title: str, summary: Mapping[str, Any]) -> Table:
             _points(over_base and over_base["accuracy"]),
             _points(line["guard_change"]),
             _points(ours and ours["macro_f1"]),
-            ", ".join(f"{stream}: {label}" for stream, label in line["recipes"].items()),
         )
     return table
+
+
+def choices(summary: Mapping[str, Any]) -> Iterator[str]:
+    """What rotation chose, one sentence for each family and stream."""
+    for name, line in summary.items():
+        for stream, label in line["recipes"].items():
+            yield f"{name} on {stream}, chosen on the others: {label}"
 
 
 def streams_table(title: str, summary: Mapping[str, Any]) -> Table:

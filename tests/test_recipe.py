@@ -71,10 +71,11 @@ def _share_answered_otherwise(version, calibration):
 
 def test_a_run_ends_with_a_version_its_calibrator_and_its_evidence(carry_out, monkeypatch):
     accept(180, pages=30)
-    fits = []
+    fits, passes = [], set()
 
     def spy(base, examples, config, **rest):
         fits.append(({example.premise for example in examples}, len(rest.get("evaluate", ()))))
+        passes.add(rest["passes"])
         return train(base, examples, config, **rest)
 
     monkeypatch.setattr(fitting, "train", spy)
@@ -91,6 +92,7 @@ def test_a_run_ends_with_a_version_its_calibrator_and_its_evidence(carry_out, mo
         [(180, 0), *((180 - len(fold), len(fold)) for fold in folds)]
     )
     assert all(every - seen in [set(), *folds] for seen, _ in fits)
+    assert len(passes) == 1  # so that a sibling says what the released fit is worth
 
     for digest in [version.artifact_digest, *version.sibling_digests]:
         stored = artifact.read(storage.fetch(digest), digest=digest)
@@ -226,6 +228,35 @@ def test_a_filter_learns_from_some_and_is_judged_on_all(carry_out):
     accept(180, pages=30)
     run = carry_out(corrections_only=True)
     assert run.snapshot.rows == evidence_of(run).rows == 180
+
+
+def test_confirmations_count_for_those_that_nobody_sent(carry_out, monkeypatch, admin_client):
+    """A fifth of what people sent confirms an answer; of the answers drawn, half are right."""
+    wrong = {"labels": ("supports", "refutes"), "predicted_label": "neutral"}
+    accept(60, sampling="user", verdict="corrected", **wrong)
+    right = {"labels": ("neutral",), "predicted_label": "neutral"}
+    accept(15, sampling="user", verdict="confirmed", start=100, **right)
+    accept(60, sampling="audit", start=200)
+    weights = {}
+
+    def spy(base, examples, config, **rest):
+        weights.update({example.premise: example.weight for example in examples})
+        return train(base, examples, config, **rest)
+
+    monkeypatch.setattr(fitting, "train", spy)
+    version = AdapterVersion.objects.get(run=carry_out())
+    said = version.metrics["confirmation_weight"]
+    assert 2.5 < said < 4  # four to one against even odds, drawn towards one
+    sent = {row.premise: row for row in snapshots.load(version.snapshot) if not row.known}
+    confirmed = [premise for premise, row in sent.items() if row.verdict == "confirmed"]
+    assert all(weights[premise] > 2 for premise in confirmed)
+    assert all(weights[premise] == 1 for premise in weights.keys() - set(confirmed))
+    page = admin_client.get(f"/admin/adapters_app/adapterversion/{version.pk}/change/")
+    assert f"A confirmation that somebody sent counted {said:.1f} times" in page.content.decode()
+
+    alike = AdapterVersion.objects.get(run=carry_out(reporting_weights=False, seed=7))
+    assert alike.metrics["confirmation_weight"] == 1
+    assert set(weights.values()) == {1}
 
 
 def test_a_diverged_training_registers_nothing(carry_out, monkeypatch):
