@@ -19,8 +19,7 @@ from adapters_app.nli import anchors as general_anchors
 from adapters_app.nli import metrics
 from adapters_app.nli.artifact import Artifact
 from adapters_app.nli.base_model import Base
-from adapters_app.nli.calibration import MIN_ROWS as CALIBRATION_ROWS
-from adapters_app.nli.calibration import Identity
+from adapters_app.nli.calibration import Identity, TemperatureScaling
 from adapters_app.nli.config import TrainConfig
 from adapters_app.nli.data import Example
 from adapters_app.nli.encoding import Pair
@@ -129,11 +128,16 @@ def examples(
 ) -> list[Example]:
     """What a fit learns from: rows that pass the filters, weighted as `config` says."""
     learnt = [row for row in rows if row.fold != blind_to and row.trains(config)]
-    weights = training_weights(learnt) if config.reporting_weights else np.ones(len(learnt))
+    weights = row_weights(learnt, config)
     return [
         Example(row.premise, row.hypothesis, Label(row.label), float(weight))
         for row, weight in zip(learnt, weights, strict=True)
     ]
+
+
+def row_weights(rows: Sequence[SnapshotRow], config: TrainConfig) -> np.ndarray:
+    """(n,) how much each row counts in training."""
+    return training_weights(rows) if config.reporting_weights else np.ones(len(rows))
 
 
 def _held(rows: Sequence[SnapshotRow]) -> dict[int, np.ndarray]:
@@ -157,7 +161,7 @@ def _judged(
     The best is the one with the least loss out of fold.
     """
     logits = _pooled_logits(siblings, held, len(rows), config.epochs)
-    epochs = _epoch_figures(siblings, logits, rows)
+    epochs = _epoch_figures(siblings, logits, rows, config)
     chosen = int(min(epochs, key=lambda figures: figures["choice_log_loss"])["epoch"])
     return logits[chosen - 1], epochs, chosen
 
@@ -255,25 +259,29 @@ def _pooled_logits(
 
 
 def _epoch_figures(
-    siblings: dict[int, TrainResult], logits: np.ndarray, rows: Sequence[SnapshotRow]
+    siblings: dict[int, TrainResult],
+    logits: np.ndarray,
+    rows: Sequence[SnapshotRow],
+    config: TrainConfig,
 ) -> list[dict[str, Any]]:
-    """Per epoch: mean training loss, out-of-fold figures, and the loss the epoch is chosen by."""
-    known = evaluation.judged(rows)
-    enough = len(known.rows) >= CALIBRATION_ROWS
-    # Too few rows of known probability to choose by: then by all rows alike.
-    on = known.index if enough else np.arange(len(rows))
-    labels = evaluation.label_columns(rows)[on]
-    weights = known.weights if enough else None
+    """Per epoch: mean training loss, out-of-fold figures, and the loss the epoch is chosen by.
+
+    That is over all rows, weighted as in training: those of known probability, on which alone
+    figures stand, are too few to choose by. And it is the loss after a temperature of its own: how
+    sure of itself an epoch is will be set right by calibration.
+    """
+    labels, weights = evaluation.label_columns(rows), row_weights(rows, config)
     figures = []
     for e, answers in enumerate(logits):
         probabilities = Identity().predict_proba(answers)
+        scaled = TemperatureScaling().fit(answers, labels, weights).predict_proba(answers)
         results = [result.epochs[e] for result in siblings.values()]
         figures.append(
             {
                 "epoch": e + 1,
                 "train_loss": float(np.mean([result.train_loss for result in results])),
-                "choice_log_loss": metrics.log_loss(probabilities[on], labels, weights),
-                "choice_rows": len(on),
+                "choice_log_loss": metrics.log_loss(scaled, labels, weights),
+                "choice_rows": len(rows),
                 "out_of_fold": evaluation.figures_on(probabilities, rows),
             }
         )

@@ -47,7 +47,7 @@ class TrainConfig:
     # Confirmations count for those that people did not bother to send; see `reporting`.
     reporting_weights: bool = True
     # Optimiser steps an epoch count is stretched to reach on little data (Mosbach et al. 2021).
-    min_steps: int = 60
+    min_steps: int = 120
     seed: int = 42
     precision: str = AUTO  # auto = bf16 where the hardware multiplies it natively, else fp32
     # Activations are computed again in the backward pass instead of kept: less memory, more time.
