@@ -36,19 +36,20 @@ class Report:
 
 def tell(report: Report, out: Path) -> int:
     """Print the report and write it to `out`; the exit status: 1 where a claim is broken."""
-    claims = table_of("Limits", ("claim",), ("measured", "limit", ""))
-    for claim in report.claims:
-        limits = {"≥": claim.low, "≤": claim.high}
-        said = [f"{sign} {limit:g}" for sign, limit in limits.items() if np.isfinite(limit)]
-        kept = "kept" if claim.kept else "BROKEN"
-        claims.add_row(claim.what, f"{claim.value:.3f}", ", ".join(said), kept)
     console = Console(width=150)
-    for table in (*report.tables, claims):
+    for table in report.tables:
         console.print(table)
+    if report.claims:
+        console.print(_limits(report.claims))
+    write(report, out)
+    return 0 if all(claim.kept for claim in report.claims) else 1
+
+
+def write(report: Report, out: Path) -> None:
+    """Write figures and claims as JSON."""
     out.parent.mkdir(parents=True, exist_ok=True)
     stored = {"figures": report.figures, "claims": [_finite(claim) for claim in report.claims]}
     out.write_text(json.dumps(stored, indent=1), encoding="utf-8")
-    return 0 if all(claim.kept for claim in report.claims) else 1
 
 
 def table_of(title: str, names: Sequence[str], figures: Sequence[str]) -> Table:
@@ -58,6 +59,16 @@ def table_of(title: str, names: Sequence[str], figures: Sequence[str]) -> Table:
         table.add_column(name)
     for figure in figures:
         table.add_column(figure, justify="right")
+    return table
+
+
+def _limits(claims: Sequence[Claim]) -> Table:
+    table = table_of("Limits", ("claim",), ("measured", "limit", ""))
+    for claim in claims:
+        limits = {"≥": claim.low, "≤": claim.high}
+        said = [f"{sign} {limit:g}" for sign, limit in limits.items() if np.isfinite(limit)]
+        kept = "kept" if claim.kept else "BROKEN"
+        table.add_row(claim.what, f"{claim.value:.3f}", ", ".join(said), kept)
     return table
 
 
