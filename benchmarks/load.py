@@ -6,7 +6,6 @@ in the caller's, the two would share an interpreter.
 """
 
 import random
-import statistics
 import threading
 import time
 from collections import Counter, deque
@@ -172,8 +171,8 @@ def percentile(values: Sequence[float], q: float) -> float:
 
 
 def median(rounds: Rounds, figure: str) -> float:
-    """Of one figure over the rounds."""
-    return statistics.median(each[figure] for each in rounds)
+    """Of one figure over the rounds; NaN if it is NaN in any."""
+    return float(np.median([each[figure] for each in rounds]))
 
 
 def shown(rounds: Rounds) -> list[str]:

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from rich.table import Table
 
 from adapters_app.nli.encoding import Pair
@@ -34,8 +35,8 @@ def admission(traffic: Traffic, site: Site, *, rounds: int, pairs: int) -> Repor
         _crowd(traffic, server, report, rounds)
     with ours(site, "loaded", LYRA_MAX_PAIRS=str(LARGE)) as server:
         server.wait_until_it_answers()
-        _waiting(traffic, server, report, [pairs] * rounds)
-        _starving(traffic, server, report, [pairs] * rounds)
+        _waiting(traffic, server, report, rounds, pairs)
+        _starving(traffic, server, report, rounds, pairs)
     return report
 
 
@@ -80,14 +81,14 @@ def crowd(rounds: Rounds) -> dict[str, float]:
         "other": max(others),
         "p99_ms": median(found, "p99_ms"),
         "refused_p99_ms": median(found, "refused_p99_ms"),
-        "retry_after": min(each["retry_after"] for each in found),
+        "retry_after": float(np.min([each["retry_after"] for each in found])),
     }
 
 
-def _waiting(traffic: Traffic, server: Server, report: Report, rounds: Sequence[int]) -> None:
+def _waiting(traffic: Traffic, server: Server, report: Report, rounds: int, pairs: int) -> None:
     """Single pairs arrive at random at a share of the rate that the server reaches with them."""
     found = []
-    for pairs in rounds:
+    for _ in range(rounds):
         outcome = traffic.closed(server.target, traffic.bodies(server, pairs), CLIENTS)
         rate = serving.OPEN_LOOP_LOAD * load.summary(outcome, 1)["pairs_per_s"]
         bodies = traffic.bodies(server, 4 * pairs)
@@ -101,10 +102,10 @@ def _waiting(traffic: Traffic, server: Server, report: Report, rounds: Sequence[
     report.claims.append(Claim(f"p99 / p50 at {share}", median(found, "ratio"), high=4))
 
 
-def _starving(traffic: Traffic, server: Server, report: Report, rounds: Sequence[int]) -> None:
+def _starving(traffic: Traffic, server: Server, report: Report, rounds: int, pairs: int) -> None:
     """One caller's single pairs, alone and beside requests of LARGE pairs."""
     found = []
-    for pairs in rounds:
+    for _ in range(rounds):
         alone = traffic.closed(server.target, traffic.bodies(server, pairs), 1)
         large = traffic.bodies(server, LARGE_REQUESTS, LARGE)
         small = traffic.bodies(server, MOST_BESIDE)

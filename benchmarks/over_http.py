@@ -17,6 +17,7 @@ nothing.
 
 import argparse
 import random
+import signal
 import statistics
 import sys
 import tempfile
@@ -39,9 +40,13 @@ from benchmarks.traffic import Traffic
 
 RESULTS = Path(__file__).resolve().parent / "results"
 OURS, UNBATCHED, IN_PROCESS = "ours", "ours unbatched", "in-process"
-ARMS = (OURS, UNBATCHED, *PEERS, IN_PROCESS)
-# While one of two threads runs a pass no more than one request waits: no pass holds two.
-UNBATCHED_SETTINGS = {"LYRA_THREADS": "2", "LYRA_MAX_WAITING_PAIRS": "255"}
+# Servers of ours, with what they set. While one of two threads runs a pass no more than one request
+# waits: no pass holds two.
+OWN: dict[str, dict[str, str]] = {
+    OURS: {},
+    UNBATCHED: {"LYRA_THREADS": "2", "LYRA_MAX_WAITING_PAIRS": "255"},
+}
+ARMS = (*OWN, *PEERS, IN_PROCESS)
 SAME_CONFIDENCE = 0.05  # bf16 is closer to fp32 than this, another model is not
 COMPARED_PAIRS = 16
 
@@ -78,16 +83,15 @@ def rates(traffic: Traffic, site: Site, options: argparse.Namespace) -> Report:
     asked = {name: programs(options.peers, name) for name in PEERS if name in options.arms}
     there = {name: path for name, path in asked.items() if PEERS[name].is_installed(path)}
     with ExitStack() as stack:
-        starting = [peer(name, path, site.home) for name, path in there.items()]
-        if UNBATCHED in options.arms:
-            starting.insert(0, ours(site, UNBATCHED, **UNBATCHED_SETTINGS))
-        if OURS in options.arms:
-            starting.insert(0, ours(site, OURS))
+        own = {name: settings for name, settings in OWN.items() if name in options.arms}
+        starting = [ours(site, name, **settings) for name, settings in own.items()]
+        starting += [peer(name, path, site.home) for name, path in there.items()]
         servers = [stack.enter_context(server) for server in starting]
         for server in servers:
             server.wait_until_it_answers()
         (pairs,) = traffic.requests(1, COMPARED_PAIRS)
-        check_alike({server.name: server.confidences(pairs) for server in servers})
+        alike = [each for each in servers if each.name in own or PEERS[each.name].takes_pairs]
+        check_alike({server.name: server.confidences(pairs) for server in alike})
         measured = measure(traffic, servers, site.home, options)
     left_out = [name for name in asked if name not in there]
     figures = {"rounds": measured, "left out": left_out}
@@ -190,6 +194,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.pairs = 2, 128
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # the servers are, too
     with tempfile.TemporaryDirectory() as directory, Traffic(options.mix) as traffic:
         serving.prepare(options.shape, Path(directory))
         site = make_site(Path(directory))

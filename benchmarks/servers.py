@@ -7,9 +7,9 @@ are no dependencies of the project; each has a virtual environment of its own, D
     DIR/NAME/bin/pip install -r benchmarks/peers/NAME.txt
 
 BentoML, LitServe and MLServer run our engine in benchmarks/peers/, batching as their documentation
-has it. infinity runs as it is shipped, on torch (without BetterTransformer, which is no longer
-made for such versions of transformers): its classifier takes single texts, so it is sent
-“premise [SEP] hypothesis”, which is as much to compute. fastapi is the upstream's own style.
+has it. infinity runs as it is shipped, on torch (without BetterTransformer, which is no longer made
+for such versions of transformers): its classifier takes single texts, so it is sent “premise [SEP]
+hypothesis”: as much to compute, and another answer. fastapi is the upstream's own style.
 """
 
 import json
@@ -101,7 +101,7 @@ class Peer:
     package: str
     command: Callable[[Path, Path, int], list[str]]
     dialect: Dialect
-    our_engine: bool = True  # so its answers are ours
+    takes_pairs: bool = True  # so that its answers have to be ours
 
     def is_installed(self, programs: Path) -> bool:
         """Whether its environment is there and has the package; imports nothing."""
@@ -253,7 +253,7 @@ PEERS = {
             lambda pairs: {"input": [f"{p} [SEP] {h}" for p, h in pairs], "model": "model"},
             lambda answer: [max(label["score"] for label in row) for row in answer["data"]],
         ),
-        our_engine=False,
+        takes_pairs=False,
     ),
     "fastapi": Peer(
         "fastapi",
@@ -263,7 +263,6 @@ PEERS = {
             _upstream_request,
             lambda answer: [result["confidence"] for result in answer["results"]],
         ),
-        our_engine=False,
     ),
 }
 
