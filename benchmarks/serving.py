@@ -281,7 +281,7 @@ def write_model(shape: str, home: str) -> None:
         model = DebertaV2ForSequenceClassification(deberta_config(DebertaV2Config, DEBERTA[shape]))
         inputs.remove("token_type_ids")
     # What is not among these is not stored, and the baselines would serve another model.
-    tokenizer.init_kwargs["model_input_names"] = inputs
+    tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = inputs
     tokenizer.model_max_length = 512
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
