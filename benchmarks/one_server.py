@@ -15,8 +15,10 @@ from benchmarks.load import SHOWN, Rounds, median, shown
 from benchmarks.servers import Server, Site, ours
 from benchmarks.traffic import Traffic
 
-# A crowd: threads, pairs that may wait for the model, callers for each of these places.
-THREADS, BOUND, CROWDING = 16, 8, 4
+# A crowd: threads, pairs that may wait for the model, callers for each of these places. A pass
+# takes all that wait, and then as many wait again: with a bound of half the threads or more none is
+# left to refuse anybody.
+THREADS, BOUND, CROWDING = 16, 4, 4
 REQUESTS_EACH = 20  # of such a caller
 CLIENTS = 32  # who find out what rate a server reaches with single pairs
 LARGE, LARGE_REQUESTS, MOST_BESIDE = 1000, 2, 4000  # pairs in a request, how many, single pairs
