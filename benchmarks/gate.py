@@ -8,16 +8,13 @@ candidate is known in every trial, see `populations`. Prints tables; fails where
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 from scipy.stats import binom
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds the project
@@ -25,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script find
 from adapters_app.nli import hajek, metrics
 from adapters_app.nli.betting import bet_on_gain
 from adapters_app.nli.guard import unlabelled
+from benchmarks.claims import Claim, Report, table_of, tell
 from benchmarks.populations import (
     Population,
     RealPair,
@@ -61,29 +59,6 @@ class Rates:
     covered: float  # the 95 % interval holds the true gain
     seeds_rule: float  # passed by “new ≥ old - 0.02” on 20 of the rows
     effective_groups: float
-
-
-@dataclass
-class Claim:
-    """A measured figure and the limit it has to keep."""
-
-    what: str
-    value: float
-    low: float = -np.inf
-    high: float = np.inf
-
-    @property
-    def kept(self) -> bool:
-        return self.low <= self.value <= self.high
-
-
-@dataclass
-class Report:
-    """Tables for people, figures for programs, claims for both."""
-
-    tables: list[Table] = field(default_factory=list)
-    figures: dict[str, Any] = field(default_factory=dict)
-    claims: list[Claim] = field(default_factory=list)
 
 
 def main() -> int:
@@ -171,7 +146,7 @@ def designs(population: Population) -> Iterator[tuple[str, Draw]]:
 
 
 def _wrong_decisions(report: Report, populations: Sequence[Population], trials: int) -> None:
-    table = _table(
+    table = table_of(
         f"Wrong decisions on about {AT} verdicts ({trials} trials per cell)",
         ("pair of models",),
         ("eff. pages", "“better” of equals", "recommended at −5", "seeds' rule at −5", "coverage"),
@@ -227,7 +202,7 @@ def _copies(report: Report, population: Population) -> None:
 
 def _power(report: Report, populations: Sequence[Population], trials: int) -> None:
     for gain in (0.05, 0.10):
-        table = _table(
+        table = table_of(
             f"A true gain of {100 * gain:.0f} points: “better” / recommended ({trials} trials)",
             ("pair of models",),
             tuple(str(rows) for rows in VERDICTS),
@@ -250,7 +225,7 @@ def _power(report: Report, populations: Sequence[Population], trials: int) -> No
 def _needed_pairs(report: Report, populations: Sequence[Population], trials: int) -> None:
     """Add to an inconclusive evaluation as many pairs as it asks for: how often is it settled?"""
     effect = metrics.STATED_EFFECT
-    table = _table(
+    table = table_of(
         f"“About N more” for a true gain of {100 * effect:.0f} points, after {PILOT} verdicts",
         ("pair of models",),
         ("inconclusive", "N: 10 %", "median", "90 %", "“better” with N more"),
@@ -291,7 +266,7 @@ def _needed_pairs(report: Report, populations: Sequence[Population], trials: int
 
 def _confirmation(report: Report, populations: Sequence[Population], trials: int) -> None:
     """Bet on the gain and look after every page: how many verdicts until it is confirmed?"""
-    table = _table(
+    table = table_of(
         f"Confirmed by the bet, looking after every page ({trials} trials)",
         ("pair of models", "true gain"),
         tuple(str(rows) for rows in VERDICTS),
@@ -341,7 +316,7 @@ def _bet(trial: Trial) -> Any:
 
 def _guard_power(report: Report) -> None:
     """Exact: chance that 600 independent pairs block a loss of 5 points, and no loss at all."""
-    table = _table(
+    table = table_of(
         f"Guard set of {GUARD_ROWS} pairs, by share of answers gained or lost",
         ("",),
         tuple(_percent(share, 0) for share in FLIPPED),
@@ -378,7 +353,7 @@ def _lost_that_block(discordant: int) -> int:
 
 
 def _guard_of_real_pairs(report: Report, found: Sequence[RealPair]) -> None:
-    table = _table(
+    table = table_of(
         "Base against adapter on general pairs",
         ("adapter to",),
         ("accuracy", "gained or lost", "−5 points blocked", "answers changed", "loss at most"),
@@ -404,35 +379,6 @@ def _guard_of_real_pairs(report: Report, found: Sequence[RealPair]) -> None:
 
 
 # --- Telling --------------------------------------------------------------------------------------
-
-
-def tell(report: Report, out: Path) -> int:
-    claims = _table("Limits", ("claim",), ("measured", "limit", ""))
-    for claim in report.claims:
-        limits = {"≥": claim.low, "≤": claim.high}
-        said = [f"{sign} {limit:g}" for sign, limit in limits.items() if np.isfinite(limit)]
-        kept = "kept" if claim.kept else "BROKEN"
-        claims.add_row(claim.what, f"{claim.value:.3f}", ", ".join(said), kept)
-    console = Console(width=150)
-    for table in (*report.tables, claims):
-        console.print(table)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    stored = {"figures": report.figures, "claims": [_finite(claim) for claim in report.claims]}
-    out.write_text(json.dumps(stored, indent=1), encoding="utf-8")
-    return 0 if all(claim.kept for claim in report.claims) else 1
-
-
-def _finite(claim: Claim) -> dict[str, Any]:
-    return {key: value for key, value in asdict(claim).items() if value not in {np.inf, -np.inf}}
-
-
-def _table(title: str, names: Sequence[str], figures: Sequence[str]) -> Table:
-    table = Table(title=title)
-    for name in names:
-        table.add_column(name)
-    for figure in figures:
-        table.add_column(figure, justify="right")
-    return table
 
 
 def _percent(share: float, digits: int = 1) -> str:

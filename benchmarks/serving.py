@@ -275,10 +275,13 @@ def write_model(shape: str, home: str) -> None:
     path = Path(home) / "model"
     bundled = load_base(checkpoint.BUNDLED)
     model, tokenizer = bundled.model, bundled.tokenizer
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
     if shape != "minilm":
         torch.manual_seed(0)
         model = DebertaV2ForSequenceClassification(deberta_config(DebertaV2Config, DEBERTA[shape]))
-        tokenizer.model_input_names = ["input_ids", "attention_mask"]
+        inputs.remove("token_type_ids")
+    # What is not among these is not stored, and the baselines would serve another model.
+    tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = inputs
     tokenizer.model_max_length = 512
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
