@@ -8,11 +8,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftModel,
+    TaskType,
+    get_peft_model,
+    get_peft_model_state_dict,
+)
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from adapters_app.nli.artifact import Artifact
 from adapters_app.nli.base_model import Base
 from adapters_app.nli.data import collate
 from adapters_app.nli.embedding import BiEncoder, SentenceEncoder
@@ -40,19 +47,41 @@ def with_adapter(
     return get_peft_model(model, adapter)
 
 
+def adapter_of(base: Base, model: PeftModel) -> Artifact:
+    """What a model made by `with_adapter` of `base`'s target modules has learnt."""
+    return Artifact(
+        tensors={
+            name: tensor.detach().cpu().contiguous().numpy()
+            for name, tensor in get_peft_model_state_dict(model).items()
+        },
+        rank=RANK,
+        alpha=ALPHA,
+        target_modules=base.target_modules,
+        head=base.head,
+        base_fingerprint=base.fingerprint,
+    )
+
+
 def train_cross_encoder(
     base: Base,
     model: nn.Module,
     pairs: Sequence[Pair],
     labels: Sequence[Label],
+    *,
+    multiple: int = 1,
     **arguments: Any,
 ) -> None:
-    """Train `model`, a classifier of `base`'s shape, in place on n labelled pairs."""
+    """Train `model`, a classifier of `base`'s shape, in place on n labelled pairs.
+
+    A batch is as long as its longest pair, rounded up to `multiple` tokens.
+    """
     columns = [base.label_columns[label.column] for label in labels]
 
     def batch(items: Sequence[tuple[Encoded, int]]) -> dict[str, torch.Tensor]:
         encoded = [pair for pair, _ in items]
-        tensors = collate(encoded, pad_id=base.pad_id, type_ids=base.uses_type_ids)
+        tensors = collate(
+            encoded, pad_id=base.pad_id, type_ids=base.uses_type_ids, multiple=multiple
+        )
         return tensors | {"labels": torch.tensor([column for _, column in items])}
 
     items = list(zip(base.encoder.encode(pairs), columns, strict=True))
