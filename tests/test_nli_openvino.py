@@ -257,6 +257,19 @@ def test_another_architecture_is_refused_before_anything_is_loaded(
         start(path, revision="", references=tmp_path, ask=ask)
 
 
+def test_openvino_is_loaded_without_its_telemetry() -> None:
+    """Importing it would otherwise fork, and tell Google Analytics."""
+    program = (
+        "import sys; import adapters_app.nli.openvino_engine; "
+        "print([name for name, module in sys.modules.items()"
+        " if name.partition('.')[0] == 'openvino_telemetry' and module])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
 # --- the bundled base -----------------------------------------------------------------------------
 
 WITHOUT_TORCH = """

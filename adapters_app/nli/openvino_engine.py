@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from openvino import CompiledModel, Core
 from tokenizers import Tokenizer
 
 from adapters_app.nli import graph
@@ -20,6 +19,7 @@ from adapters_app.nli.artifact import Artifact
 from adapters_app.nli.checkpoint import PREFIX, Files, find
 from adapters_app.nli.encoding import Encoded, Pair, PairEncoder, batches_by_length, padded
 from adapters_app.nli.engines import Row, Unsupported
+from adapters_app.nli.openvino_runtime import CompiledModel, Core
 from adapters_app.nli.reference import NoReference, Reference, check, stored, write
 
 BATCH = 32  # pairs per forward pass
