@@ -49,10 +49,11 @@ def with_adapter(
 
 def adapter_of(base: Base, model: PeftModel) -> Artifact:
     """What a model made by `with_adapter` of `base`'s target modules has learnt."""
+    # Left to itself PEFT asks the hub whether the vocabulary has grown.
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
     return Artifact(
         tensors={
-            name: tensor.detach().cpu().contiguous().numpy()
-            for name, tensor in get_peft_model_state_dict(model).items()
+            name: tensor.detach().cpu().contiguous().numpy() for name, tensor in state.items()
         },
         rank=RANK,
         alpha=ALPHA,
