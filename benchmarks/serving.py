@@ -258,6 +258,17 @@ def prepare(shape: str, home: Path) -> None:
     subprocess.run([sys.executable, "-c", program, shape, str(home)], cwd=ROOT, check=True)
 
 
+def base_name(shape: str, model: Path | None, home: Path) -> str:
+    """What a base is loaded by: a checkpoint's directory, where given; or the bundled one for
+    minilm; or a random one of the shape, which is written to `home`."""
+    if model is not None:
+        return str(model)
+    if shape not in DEBERTA:
+        return checkpoint.BUNDLED
+    prepare(shape, home)
+    return str(home / "model")
+
+
 def write_model(shape: str, home: str) -> None:
     """In a process of its own: it needs torch, which the parent has no use for."""
     import torch  # noqa: PLC0415

@@ -36,7 +36,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script find
 import numpy as np
 from django.conf import settings
 from django.core.management import call_command
-from openvino import Core
 from rich.console import Console
 from rich.table import Table
 
@@ -52,11 +51,11 @@ from adapters_app.models import (
     TrainingRun,
 )
 from adapters_app.nli import artifact, guard
-from adapters_app.nli.checkpoint import BUNDLED
 from adapters_app.nli.encoding import Pair
+from adapters_app.nli.openvino_runtime import Core
 from adapters_app.nli.own_process import in_own_process, resident_mb
 from benchmarks.adapters import known_base, real_sized
-from benchmarks.serving import ALLOCATOR, DEBERTA, MIXES, Texts, prepare
+from benchmarks.serving import ALLOCATOR, DEBERTA, MIXES, Texts, base_name
 from corrections.acting import system_user
 from inference import engine
 
@@ -395,10 +394,7 @@ def measure_memory(of: tuple[str, int]) -> dict[str, Any]:
 def configure(options: argparse.Namespace) -> str:
     """Have this process and those it starts answer with the wanted base; returns its name."""
     home = Path(settings.LYRA_HOME)
-    name = str(options.model) if options.model else BUNDLED
-    if not options.model and options.shape in DEBERTA:
-        prepare(options.shape, home)
-        name = str(home / "model")
+    name = base_name(options.shape, options.model, home)
     settings.LYRA_BASE_MODEL = os.environ["LYRA_BASE_MODEL"] = name
     settings.LYRA_ARTIFACT_CACHE = home / "artifact-cache-of-the-releaser"
     os.environ |= ALLOCATOR | {"LYRA_LOG_LEVEL": "WARNING"}

@@ -40,7 +40,6 @@ import benchmarks.home  # noqa: F401  Django first
 # isort: split
 from adapters_app.nli.artifact import Artifact
 from adapters_app.nli.base_model import Base, load_base
-from adapters_app.nli.checkpoint import BUNDLED
 from adapters_app.nli.config import TrainConfig
 from adapters_app.nli.data import Example
 from adapters_app.nli.encoding import Pair
@@ -58,7 +57,7 @@ from adapters_app.nli.train import train
 from benchmarks import comparing, protocol
 from benchmarks.comparing import Interval
 from benchmarks.rows import Row, read
-from benchmarks.serving import ALLOCATOR, DEBERTA, Texts, prepare
+from benchmarks.serving import ALLOCATOR, DEBERTA, Texts, base_name
 from corrections.labels import LABELS, Label
 
 OURS, OURS_FP32 = "ours", "ours fp32"
@@ -326,10 +325,7 @@ def main() -> None:
         options.rounds, options.pairs = 2, 32
     os.environ |= ALLOCATOR  # of all processes started from here
     with tempfile.TemporaryDirectory() as directory:
-        base = str(options.model) if options.model else BUNDLED
-        if not options.model and options.shape in DEBERTA:
-            prepare(options.shape, Path(directory))
-            base = str(Path(directory) / "model")
+        base = base_name(options.shape, options.model, Path(directory))
         found = {"speed": measure_speed(base, options)}
         if options.data:
             found["accuracy"] = measure_accuracy(base, options)
