@@ -250,7 +250,7 @@ def _contestant(predictor: Predictor, logits: np.ndarray) -> Contestant:
         logits=logits,
         general_logits=predictor.logits(guard.unlabelled().pairs),
         calibrator=predictor.calibrator,
-        digest="" if predictor.artifact is None else "candidate",
+        digest="candidate" if predictor.resident_bytes else "",
     )
 
 

@@ -34,6 +34,7 @@ from rich.table import Table  # noqa: E402
 
 from adapters_app.nli import checkpoint, guard, reference  # noqa: E402
 from adapters_app.nli.encoding import Pair  # noqa: E402
+from adapters_app.nli.own_process import resident_mb  # noqa: E402
 from inference.batching import Batcher  # noqa: E402
 
 ARMS = ("pipeline", "cross-encoder", "torch", "openvino", "openvino-8-mixed")
@@ -72,7 +73,7 @@ def serve(arm: str, home: Path) -> None:
     started = time.perf_counter()
     logits = MAKE[arm](home)
     logits([("It rains.", "It is dry.")])
-    _say({"start_s": time.perf_counter() - started, "rss_mb": _rss_mb()})
+    _say({"start_s": time.perf_counter() - started, "rss_mb": resident_mb()})
     for line in sys.stdin:
         asked = json.loads(line)
         pairs = [tuple(pair) for pair in asked["pairs"]]
@@ -192,13 +193,6 @@ def _say(answer: dict[str, Any]) -> None:
     print(json.dumps(answer), flush=True)
 
 
-def _rss_mb() -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
-            return int(line.split()[1]) / 1024
-    return float("nan")
-
-
 def _softmax(logits: np.ndarray) -> np.ndarray:
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
     return shifted / shifted.sum(axis=1, keepdims=True)
@@ -262,6 +256,17 @@ def prepare(shape: str, home: Path) -> None:
     """Write the model that all arms load, and what torch says of it."""
     program = "import sys; from benchmarks import serving; serving.write_model(*sys.argv[1:])"
     subprocess.run([sys.executable, "-c", program, shape, str(home)], cwd=ROOT, check=True)
+
+
+def base_name(shape: str, model: Path | None, home: Path) -> str:
+    """What a base is loaded by: a checkpoint's directory, where given; or the bundled one for
+    minilm; or a random one of the shape, which is written to `home`."""
+    if model is not None:
+        return str(model)
+    if shape not in DEBERTA:
+        return checkpoint.BUNDLED
+    prepare(shape, home)
+    return str(home / "model")
 
 
 def write_model(shape: str, home: str) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from django.conf import settings
-from peft import get_peft_model_state_dict
 from transformers import set_seed
 
 import benchmarks.home  # noqa: F401  Django first
@@ -27,7 +26,12 @@ from adapters_app.nli.calibration import Calibrator, Identity
 from adapters_app.nli.config import TrainConfig
 from adapters_app.nli.encoding import Pair
 from adapters_app.nli.engines import Engine, Unsupported
-from adapters_app.nli.finetuning import ALPHA, RANK, train_cross_encoder, trainable, with_adapter
+from adapters_app.nli.finetuning import (
+    adapter_of,
+    train_cross_encoder,
+    trainable,
+    with_adapter,
+)
 from adapters_app.nli.own_process import forget_peak, in_own_process, peak_mb
 from adapters_app.nli.predict import Predictor, TorchEngine
 from adapters_app.nli.train import Anchors, towards_base, train
@@ -222,17 +226,7 @@ def _seeds(
         learning_rate=2e-4,
         warmup_steps=100,
     )
-    artifact = Artifact(
-        tensors={
-            name: tensor.detach().cpu().contiguous().numpy()
-            for name, tensor in get_peft_model_state_dict(model).items()
-        },
-        rank=RANK,
-        alpha=ALPHA,
-        target_modules=base.target_modules,
-        head=base.head,
-        base_fingerprint=base.fingerprint,
-    )
+    artifact = adapter_of(base, model)
     return _Model(
         lambda _all, pairs: _served(base, artifact, Identity(), pairs),
         sum(parameter.numel() for parameter in trainable(model)),

@@ -21,7 +21,16 @@ HEAVY = (
     "sentence_transformers",
 )
 # The model code that serving can do with alone.
-LIGHT = ("artifact", "checkpoint", "encoding", "engines", "graph", "openvino_engine", "reference")
+LIGHT = (
+    "artifact",
+    "checkpoint",
+    "encoding",
+    "engines",
+    "graph",
+    "openvino_engine",
+    "openvino_runtime",
+    "reference",
+)
 # May import torch when imported: the recipe, and the commands that are a process to train in.
 TRAINING = {
     "adapters_app.curves",

@@ -122,9 +122,13 @@ def test_every_length_up_to_the_window_and_beyond_it(engines: Both) -> None:
 
 
 def test_each_row_of_a_mixed_pass_is_answered_as_if_alone(engines: Both) -> None:
-    """Base and adapters of several ranks, each with its own head, in one pass."""
+    """Base and adapters of several ranks and layers, each with its own head, in one pass."""
     fast = engines.openvino
-    artifacts_ = [None, *(adapter(engines.torch, seed=n, rank=n) for n in (1, 2, 8, 11, 16))]
+    artifacts_ = [
+        None,
+        *(adapter(engines.torch, seed=n, rank=n) for n in (1, 2, 8, 11, 16)),
+        *(adapter(engines.torch, seed=n, rank=4, layers=(n,)) for n in (0, 1)),
+    ]
     predictors = [fast.predictor(artifact) for artifact in artifacts_]
     rows = [(predictor, pair) for pair in PAIRS for predictor in predictors]
     together = fast.logits(rows)
@@ -165,10 +169,16 @@ def test_the_same_request_gets_the_same_answer(engines: Both) -> None:
 
 
 def test_an_adapter_takes_the_memory_of_its_parameters(engines: Both) -> None:
-    artifact = adapter(engines.torch, seed=1, rank=8)
-    own = sum(tensor.nbytes for tensor in artifact.tensors.values())
-    assert engines.openvino.predictor(artifact).resident_bytes <= 1.2 * own
-    assert engines.openvino.predictor().resident_bytes == 0
+    """Whatever its rank, and however few layers it changes."""
+    slow, fast = engines.torch, engines.openvino
+    for artifact in (
+        adapter(slow, seed=1, rank=8),
+        adapter(slow, seed=1, rank=3),
+        adapter(slow, seed=1, rank=8, layers=(1,)),
+    ):
+        own = sum(tensor.nbytes for tensor in artifact.tensors.values())
+        assert fast.predictor(artifact).resident_bytes <= 1.2 * own
+    assert fast.predictor().resident_bytes == 0
 
 
 def test_it_hears_how_many_are_done_and_may_stop(engines: Both) -> None:
@@ -245,6 +255,19 @@ def test_another_architecture_is_refused_before_anything_is_loaded(
 
     with pytest.raises(Unsupported, match=architecture):
         start(path, revision="", references=tmp_path, ask=ask)
+
+
+def test_openvino_is_loaded_without_its_telemetry() -> None:
+    """Importing it would otherwise fork, and tell Google Analytics."""
+    program = (
+        "import sys; import adapters_app.nli.openvino_engine; "
+        "print([name for name, module in sys.modules.items()"
+        " if name.partition('.')[0] == 'openvino_telemetry' and module])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
 
 
 # --- the bundled base -----------------------------------------------------------------------------

@@ -23,9 +23,14 @@ class Example:
         return self.premise, self.hypothesis
 
 
-def collate(rows: Sequence[Encoded], *, pad_id: int, type_ids: bool) -> dict[str, torch.Tensor]:
-    """Pad rows to the longest of them; (n, length) int64 tensors a transformers model accepts."""
-    arrays = padded(rows, pad_id=pad_id)
+def collate(
+    rows: Sequence[Encoded], *, pad_id: int, type_ids: bool, multiple: int = 1
+) -> dict[str, torch.Tensor]:
+    """Pad rows to the longest of them, rounded up to `multiple`.
+
+    (n, length) int64 tensors a transformers model accepts.
+    """
+    arrays = padded(rows, pad_id=pad_id, multiple=multiple)
     if not type_ids:
         del arrays["token_type_ids"]
     return {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -8,13 +8,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftModel,
+    TaskType,
+    get_peft_model,
+    get_peft_model_state_dict,
+)
 from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer_callback import PrinterCallback
 
+from adapters_app.nli.artifact import Artifact
 from adapters_app.nli.base_model import Base
 from adapters_app.nli.data import collate
 from adapters_app.nli.embedding import BiEncoder, SentenceEncoder
@@ -42,6 +49,22 @@ def with_adapter(
     return get_peft_model(model, adapter)
 
 
+def adapter_of(base: Base, model: PeftModel) -> Artifact:
+    """What a model made by `with_adapter` of `base`'s target modules has learnt."""
+    # Left to itself PEFT asks the hub whether the vocabulary has grown.
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return Artifact(
+        tensors={
+            name: tensor.detach().cpu().contiguous().numpy() for name, tensor in state.items()
+        },
+        rank=RANK,
+        alpha=ALPHA,
+        target_modules=base.target_modules,
+        head=base.head,
+        base_fingerprint=base.fingerprint,
+    )
+
+
 def train_cross_encoder(
     base: Base,
     model: nn.Module,
@@ -49,11 +72,13 @@ def train_cross_encoder(
     labels: Sequence[Label],
     *,
     weights: Sequence[float] | None = None,
+    multiple: int = 1,
     **arguments: Any,
 ) -> None:
     """Train `model`, a classifier of `base`'s shape, in place on n labelled pairs.
 
-    `weights` (n,) multiply their losses; a batch's loss is the weighted mean.
+    `weights` (n,) multiply their losses; a batch's loss is the weighted mean. A batch is as long as
+    its longest pair, rounded up to `multiple` tokens.
     """
     columns = torch.tensor([base.label_columns[label.column] for label in labels])
     targets = functional.one_hot(columns, len(LABELS)).float()
@@ -62,7 +87,9 @@ def train_cross_encoder(
 
     def batch(items: Sequence[tuple[Encoded, torch.Tensor]]) -> dict[str, torch.Tensor]:
         encoded = [pair for pair, _ in items]
-        tensors = collate(encoded, pad_id=base.pad_id, type_ids=base.uses_type_ids)
+        tensors = collate(
+            encoded, pad_id=base.pad_id, type_ids=base.uses_type_ids, multiple=multiple
+        )
         return tensors | {"labels": torch.stack([target for _, target in items])}
 
     items = list(zip(base.encoder.encode(pairs), targets, strict=True))

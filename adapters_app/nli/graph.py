@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from openvino import Model, Node
-from openvino import opset15 as ops
 
 from adapters_app.nli.artifact import layer_number
 from adapters_app.nli.engines import Unsupported
+from adapters_app.nli.openvino_runtime import Model, Node, ops
 
 SUPPORTED = ("bert", "deberta-v2")
 MASKED = -1e9  # added to scores of padding: their exponential is 0 in every precision

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from openvino import CompiledModel, Core
 from tokenizers import Tokenizer
 
 from adapters_app.nli import graph
@@ -20,6 +19,7 @@ from adapters_app.nli.artifact import Artifact
 from adapters_app.nli.checkpoint import PREFIX, Files, find
 from adapters_app.nli.encoding import Encoded, Pair, PairEncoder, batches_by_length, padded
 from adapters_app.nli.engines import Row, Unsupported
+from adapters_app.nli.openvino_runtime import CompiledModel, Core
 from adapters_app.nli.reference import NoReference, Reference, check, stored, write
 
 BATCH = 32  # pairs per forward pass
@@ -107,12 +107,17 @@ class _Compiled:
 
 @dataclass(frozen=True, eq=False)
 class Predictor:
-    """The base or one adapter: views for the graph's inputs, and a head of its own."""
+    """The base or one adapter: its LoRA matrices, and a head of its own.
+
+    `matrices`: of the layers that are adapted only, at the adapter's own rank; `places`: where
+    those layers are in the graph's inputs. A pass brings them into the graph's shape.
+    """
 
     engine: "OpenVinoEngine"
     compiled: _Compiled
     head: _Head
     matrices: Mapping[str, np.ndarray] = field(default_factory=dict)
+    places: Mapping[str, list[int]] = field(default_factory=dict)
     rank: int = 0  # 0 = the base
 
     @property
@@ -163,21 +168,22 @@ class OpenVinoEngine:
         if artifact is None:
             return self._bare
         compiled = self._compiled(artifact.target_modules)
-        rank = -(-artifact.rank // graph.RANK_STEP) * graph.RANK_STEP
+        tensors = artifact.tensors
         matrices: dict[str, np.ndarray] = {}
+        places: dict[str, list[int]] = {}
         for stack in compiled.stacks:
-            a = np.zeros((len(stack.modules), rank, stack.inputs), dtype=np.float32)
-            b = np.zeros((len(stack.modules), rank, stack.outputs), dtype=np.float32)
-            for number, module in enumerate(stack.modules):
-                lora = f"{PREFIX}{module}.lora_"
-                if f"{lora}A.weight" not in artifact.tensors:
-                    continue  # a layer that is not adapted
-                a[number, : artifact.rank] = artifact.tensors[f"{lora}A.weight"]
-                b[number, : artifact.rank] = artifact.tensors[f"{lora}B.weight"].T
-            matrices[f"{stack.role}.A"] = a
-            matrices[f"{stack.role}.B"] = b * np.float32(artifact.scaling)
-        head = self._head(artifact.tensors, PREFIX)
-        return Predictor(self, compiled, head, matrices, rank)
+            loras = [f"{PREFIX}{module}.lora_" for module in stack.modules]
+            adapted = [number for number, lora in enumerate(loras) if f"{lora}A.weight" in tensors]
+            a = np.empty((len(adapted), artifact.rank, stack.inputs), dtype=np.float32)
+            b = np.empty((len(adapted), artifact.rank, stack.outputs), dtype=np.float32)
+            for at, number in enumerate(adapted):
+                a[at] = tensors[f"{loras[number]}A.weight"]
+                b[at] = tensors[f"{loras[number]}B.weight"].T
+            b *= np.float32(artifact.scaling)
+            for name, array in ((f"{stack.role}.A", a), (f"{stack.role}.B", b)):
+                matrices[name], places[name] = array, adapted
+        head = self._head(tensors, PREFIX)
+        return Predictor(self, compiled, head, matrices, places, artifact.rank)
 
     def logits(
         self, rows: Sequence[Row], *, on_batch: Callable[[int], None] | None = None
@@ -304,20 +310,29 @@ def _mixed(compiled: _Compiled, predictors: Sequence[Predictor]) -> dict[str, np
     for predictor in distinct:
         columns[predictor] = slice(end, end + predictor.rank)
         end += predictor.rank
-    gate = np.zeros((len(predictors), max(end, graph.RANK_STEP)), dtype=np.float32)
+    ranks = max(1, -(-end // graph.RANK_STEP)) * graph.RANK_STEP
+    gate = np.zeros((len(predictors), ranks), dtype=np.float32)
     for i, predictor in enumerate(predictors):
         if predictor in columns:
             gate[i, columns[predictor]] = 1
-    if not distinct:
-        matrices = compiled.nothing
-    elif len(distinct) == 1:
-        matrices = distinct[0].matrices
-    else:
-        matrices = {
-            name: np.concatenate([each.matrices[name] for each in distinct], axis=1)
-            for name in compiled.nothing
-        }
-    return {**matrices, graph.GATE: gate}
+    return {**_side_by_side(compiled, columns, ranks), graph.GATE: gate}
+
+
+def _side_by_side(
+    compiled: _Compiled, columns: Mapping[Predictor, slice], ranks: int
+) -> Mapping[str, np.ndarray]:
+    """Matrices of all layers, `ranks` of them, with each adapter's in its columns, else zero."""
+    if not columns:
+        return compiled.nothing
+    shapes = {name: (len(e), ranks, e.shape[2]) for name, e in compiled.nothing.items()}
+    first = next(iter(columns))
+    if len(columns) == 1 and shapes == {name: m.shape for name, m in first.matrices.items()}:
+        return first.matrices  # nothing to copy: the usual adapter, alone
+    stacked = {name: np.zeros(shape, dtype=np.float32) for name, shape in shapes.items()}
+    for predictor, own in columns.items():
+        for name, places in predictor.places.items():
+            stacked[name][places, own] = predictor.matrices[name]
+    return stacked
 
 
 def _own(predictor: object) -> Predictor:

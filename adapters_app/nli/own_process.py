@@ -1,4 +1,4 @@
-"""Work in a process of its own, whose peak memory is then its own, and the reading of that peak."""
+"""Work in a process of its own, whose peak memory is then its own, and the reading of memory."""
 
 import multiprocessing
 import re
@@ -56,7 +56,16 @@ def peak_mb() -> float | None:
 
     Not `ru_maxrss`: a child inherits its parent's.
     """
+    return _status_mb("VmHWM")
+
+
+def resident_mb() -> float | None:
+    """Resident memory now, MB; None where there is no /proc."""
+    return _status_mb("VmRSS")
+
+
+def _status_mb(name: str) -> float | None:
     if not PROC_STATUS.exists():
         return None
-    found = re.search(r"VmHWM:\s+(\d+) kB", PROC_STATUS.read_text())
+    found = re.search(rf"{name}:\s+(\d+) kB", PROC_STATUS.read_text())
     return int(found.group(1)) / 1000 if found else None

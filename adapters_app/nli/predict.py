@@ -31,7 +31,6 @@ class Predictor:
         self, base: Base, artifact: Artifact | None = None, calibrator: Calibrator | None = None
     ) -> None:
         self.base = base
-        self.artifact = artifact
         self.calibrator: Calibrator = calibrator or Identity()
         self._changed: dict[str, torch.Tensor] = {}
         self._model = base.model
