@@ -78,6 +78,46 @@ def test_a_pass_holds_no_more_than_max_pairs_but_a_larger_request_still_goes(mod
     assert sorted(model.passes) == [1, 3, 3, 9]
 
 
+def test_small_requests_wait_for_a_slice_of_a_large_one(model):
+    """… whose rows come back in order all the same."""
+    batcher = Batcher(max_pairs=100, max_waiting=1000)
+    large = [("p" * n, "h") for n in range(200)]
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(batcher.run, model.logits, large)
+        assert model.started.wait(10)
+        others = [pool.submit(batcher.run, model.logits, [GOOD]) for _ in range(2)]
+        queued(batcher, 3)  # with what is left of the large one
+        model.gate.set()
+        for other in others:
+            assert other.result(10).shape == (1, 3)
+        assert first.result(10)[:, 0].tolist() == list(range(200))
+    # Alone again it speeds up.
+    assert model.passes == [64, 8 + 2, 16, 32, 64, 16]
+
+
+def test_a_large_request_alone_goes_in_few_passes(model):
+    model.gate.set()
+    rows = Batcher(max_pairs=100, max_waiting=1000).run(model.logits, [GOOD] * 300)
+    assert rows.shape == (300, 3)
+    assert model.passes == [64, 100, 100, 36]
+
+
+def test_a_large_request_fails_as_a_whole_and_alone(model):
+    batcher = Batcher(max_pairs=100, max_waiting=1000)
+    with ThreadPoolExecutor(3) as pool:
+        large = pool.submit(batcher.run, model.logits, [*[GOOD] * 68, BAD, *[GOOD] * 90])
+        assert model.started.wait(10)
+        small = pool.submit(batcher.run, model.logits, [GOOD])
+        queued(batcher, 2)
+        model.gate.set()
+        assert small.result(10).shape == (1, 3)
+        with pytest.raises(ForwardFailed, match="out of memory"):
+            large.result(10)
+    # Together, each by itself, and nothing of it afterwards.
+    assert model.passes == [64, 8 + 1, 8, 1]
+    assert batcher.run(model.logits, [GOOD]).shape == (1, 3)
+
+
 def test_different_predictors_never_share_a_pass(model):
     batcher, other = Batcher(max_pairs=8, max_waiting=100), Model()
     other.gate.set()
