@@ -40,6 +40,7 @@ class _Job:
     items: Sequence[Any]
     rows: list[np.ndarray] = field(default_factory=list)
     answered: int = 0
+    begun: bool = False
     slice: int = WHOLE
     error: str = ""
 
@@ -107,10 +108,13 @@ class Batcher:
             Overloaded: too much is waiting already.
             ForwardFailed: the model raised on these items.
         """
+        if not len(items):
+            return forward(items)
         job = _Job(forward, items)
         with self._turn:
-            waiting = sum(other.left for other in self._queue)
-            if self._queue and waiting + len(items) > self._max_waiting:
+            # Of a request that was begun, what is left does not wait: it was let in whole.
+            waiting = sum(len(other.items) for other in self._queue if not other.begun)
+            if waiting and waiting + len(items) > self._max_waiting:
                 raise Overloaded(
                     f"{waiting} {self._unit} are waiting already; try again in a moment."
                 )
@@ -155,9 +159,8 @@ class Batcher:
         for job in [job for job in self._queue if job.forward == first.forward]:
             if job.wants > room:
                 continue
-            job.slice = (
-                min(2 * job.slice if job.rows else WHOLE, self._max_pairs) if alone else SLICE
-            )
+            job.slice = min(job.faster, self._max_pairs) if alone else SLICE
+            job.begun = True
             parts.append(_Part(job, job.items[job.answered : job.answered + job.wants]))
             room -= len(parts[-1].items)
             self._queue.remove(job)

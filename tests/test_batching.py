@@ -159,6 +159,27 @@ def test_the_queue_is_bounded(model):
         waiting.result(10)
 
 
+def test_what_is_left_of_a_request_takes_nobody_elses_place(model):
+    batcher = Batcher(max_pairs=100, max_waiting=4)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(batcher.run, model.logits, [GOOD] * 200)
+        assert model.started.wait(10)
+        second = pool.submit(batcher.run, model.logits, [GOOD] * 4)
+        queued(batcher, 2)
+        with pytest.raises(Overloaded, match="4 pairs are waiting"):
+            batcher.run(model.logits, [GOOD])
+        model.gate.set()
+        assert second.result(10).shape == (4, 3)
+        assert first.result(10).shape == (200, 3)
+
+
+def test_nothing_is_answered_with_nothing(model):
+    model.gate.set()
+    batcher = Batcher(max_pairs=8, max_waiting=8)
+    assert len(batcher.run(model.logits, [])) == 0
+    assert batcher.run(model.logits, [GOOD]).shape == (1, 3)
+
+
 def test_a_crash_of_the_pass_leaves_nobody_waiting(model):
     """Even what nobody foresaw (here: an interrupt) frees the others."""
 
