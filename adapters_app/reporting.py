@@ -32,13 +32,13 @@ def confirmation_weight(rows: Sequence[SnapshotRow]) -> float:
 
     That is how much more likely a wrong answer is to be corrected than a right one is to be
     confirmed; weighting confirmations with it is post-stratification (Holt & Smith 1979) by whether
-    the answer was right. 1 where nothing was sent or drawn.
+    the answer was right. 1 where no confirmation was sent, or nothing was drawn.
     """
     sent = np.array([_right(row) for row in rows if _sent(row)], dtype=float)
     drawn = [row for row in rows if row.sampling in Correction.DRAWN]
-    if not len(sent) or not drawn:
+    if not sent.any() or not drawn:
         return 1.0
-    # One row of each added: either may be missing.
+    # One row of each added: corrections may be missing.
     sent_right, sent_wrong = sent.sum() + 1, (1 - sent).sum() + 1
     share = sent_right / (sent_right + sent_wrong)
     weights = np.array([row.weight for row in drawn])

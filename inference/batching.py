@@ -39,10 +39,13 @@ class _Job:
     forward: Forward
     items: Sequence[Any]
     rows: list[np.ndarray] = field(default_factory=list)
-    answered: int = 0
     begun: bool = False
     slice: int = WHOLE
     error: str = ""
+
+    @property
+    def answered(self) -> int:
+        return sum(map(len, self.rows))
 
     @property
     def left(self) -> int:
@@ -73,7 +76,6 @@ class _Part:
 
     def answer(self, rows: np.ndarray) -> None:
         self.job.rows.append(rows)
-        self.job.answered += len(rows)
         self.answered = True
 
 
@@ -157,9 +159,9 @@ class Batcher:
         alone = len(self._queue) == 1
         parts, room = [], max(self._max_pairs, first.wants)
         for job in [job for job in self._queue if job.forward == first.forward]:
+            job.slice = min(job.faster, self._max_pairs) if alone else SLICE
             if job.wants > room:
                 continue
-            job.slice = min(job.faster, self._max_pairs) if alone else SLICE
             job.begun = True
             parts.append(_Part(job, job.items[job.answered : job.answered + job.wants]))
             room -= len(parts[-1].items)

@@ -95,6 +95,20 @@ def test_small_requests_wait_for_a_slice_of_a_large_one(model):
     assert model.passes == [64, 8 + 2, 16, 32, 64, 16]
 
 
+def test_a_large_request_joins_a_pass_with_a_slice_that_fits(model):
+    batcher = Batcher(max_pairs=70, max_waiting=1000)
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(batcher.run, model.logits, [GOOD])
+        assert model.started.wait(10)
+        small = pool.submit(batcher.run, model.logits, [GOOD] * 10)
+        queued(batcher, 1)
+        large = pool.submit(batcher.run, model.logits, [GOOD] * 66)
+        queued(batcher, 2)
+        model.gate.set()
+        assert [len(each.result(10)) for each in (first, small, large)] == [1, 10, 66]
+    assert model.passes == [1, 10 + 8, 16, 32, 10]
+
+
 def test_a_large_request_alone_goes_in_few_passes(model):
     model.gate.set()
     rows = Batcher(max_pairs=100, max_waiting=1000).run(model.logits, [GOOD] * 300)

@@ -12,9 +12,10 @@ from adapters_app.models import AdapterVersion, ShadowEvaluation, TrainingRun
 from adapters_app.nli import artifact, guard
 from adapters_app.nli.config import TrainConfig
 from adapters_app.nli.predict import Predictor
-from adapters_app.nli.train import TrainingDiverged, train
+from adapters_app.nli.train import EpochResult, TrainingDiverged, TrainResult, train
 from adapters_app.recipe import CannotTrain, Stopped
 from adapters_app.training import CancelRequested
+from corrections.labels import LABELS
 from corrections.models import Correction
 from tests.tiny import tiny_base
 from tests.verdicts import accept
@@ -370,6 +371,27 @@ def test_who_confirms_everything_is_listed_before_who_reads():
     assert (curt["annotator"], curt["confirmed"]) == ("curt", 0.5)
     assert sam["expected"] == curt["expected"] == pytest.approx(0.45)
     assert sam["careless"]["low"] > curt["careless"]["mean"]
+
+
+def test_the_epoch_that_tells_best_is_chosen_however_sure_of_itself_it_is():
+    """… by all rows: none of these was drawn, so that no figure is shown of them."""
+    sent = {"sampling": "user", "sampling_probability": None}
+    rows = [replace(row(i, LABELS[i % 3]), fold=i % 2, **sent) for i in range(30)]
+    right = np.array([np.eye(3)[i % 3] for i in range(30)], dtype=np.float32)
+    right[::10] = np.roll(right[::10], 1, axis=1)  # three of thirty are wrong
+    vague, sure = 0.3 * right, 30 * right
+    vague[1::3] = np.roll(vague[1::3], 1, axis=1)  # and a third of all
+    held = {k: np.arange(k, 30, 2) for k in (0, 1)}
+    siblings = {
+        k: TrainResult(
+            [EpochResult(e + 1, 1.0, z[of], None) for e, z in enumerate((vague, sure))], 0, 0
+        )
+        for k, of in held.items()
+    }
+    logits, epochs, chosen = fitting._judged(siblings, held, rows, TrainConfig(epochs=2))
+    assert chosen == 2
+    assert (logits == sure).all()
+    assert {epoch["choice_rows"] for epoch in epochs} == {30}
 
 
 def row(number: int, label: str, annotator: str = "") -> snapshots.SnapshotRow:

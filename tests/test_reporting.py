@@ -80,6 +80,8 @@ def test_answers_drawn_more_often_count_less():
         [],
         [row(right=True), row(right=False)],
         [row(right=True, sampling=Sampling.AUDIT, probability=0.1)] * 9,
+        # Corrections alone: there is nothing that could count for more.
+        [row(right=False)] * 50 + [row(right=False, sampling=Sampling.AUDIT, probability=0.1)] * 20,
         [row(right=True, sampling=Sampling.COMPLETE, probability=1.0)] * 9 + [row(right=False)] * 9,
     ],
 )
