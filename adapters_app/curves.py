@@ -68,7 +68,7 @@ def draw(
     sizes = [0, *(round(mean(learnt(rows, part, config))) for part in parts)]
     answers = [Predictor(base).logits([row.pair for row in rows]).argmax(1)]
     for size, part in zip(sizes[1:], parts, strict=True):
-        answers.append(_answers(base, rows, part, known, config))
+        answers.append(_answers(base, rows, part, config))
         on_point(size, float(np.average(answers[-1][known.index] == known.labels)))
     predicted = np.stack(answers)[:, known.index]
     measured = learning_curve.measure(predicted, known.labels, known.groups, known.weights)
@@ -197,13 +197,13 @@ def _check_data(
 
 
 def _answers(
-    base: Base, rows: Sequence[SnapshotRow], part: set[int], known: Judged, config: TrainConfig
+    base: Base, rows: Sequence[SnapshotRow], part: set[int], config: TrainConfig
 ) -> np.ndarray:
     """(rows,) predicted columns as they would be served: calibrated out of fold."""
     logits = fitting.out_of_fold(
         base, rows, config, groups=part, on_step=_go_on, on_wait=lambda: None
     )
-    calibrator, _ = evaluation.calibrate(logits, known)
+    calibrator, _ = evaluation.calibrate(logits, rows)
     return calibrator.predict_proba(logits).argmax(1)
 
 

@@ -7,16 +7,24 @@ Imported by what runs in the trainer's process only (numpy, scipy).
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from adapters_app import snapshots
+from adapters_app import reporting, snapshots
 from adapters_app.models import AdapterVersion, CalibrationEvaluation, ShadowEvaluation, Snapshot
 from adapters_app.nli import hajek, label_noise, metrics
 from adapters_app.nli.betting import bet_on_gain
-from adapters_app.nli.calibration import Calibrator, Identity, choose, from_dict
+from adapters_app.nli.calibration import (
+    METHODS,
+    OF_ANY_MIX,
+    Calibrator,
+    Choice,
+    Identity,
+    choose,
+    from_dict,
+)
 from adapters_app.nli.guard import GuardSet, unlabelled
 from adapters_app.registry import NewCalibration, NewEvaluation
 from adapters_app.snapshots import SnapshotRow
@@ -81,6 +89,23 @@ def judged(rows: Sequence[SnapshotRow]) -> Judged:
     )
 
 
+def representative(rows: Sequence[SnapshotRow]) -> Judged:
+    """All rows, weighted so as to stand for what is asked: what a temperature is fitted on.
+
+    Where too few were drawn to tell how people report, those of known probability alone.
+    """
+    weights = reporting.sample_weights(rows)
+    if weights is None:
+        return judged(rows)
+    return Judged(
+        rows=list(rows),
+        index=np.arange(len(rows)),
+        labels=label_columns(rows),
+        weights=weights,
+        groups=np.array([row.group_id for row in rows], dtype=int),
+    )
+
+
 def label_columns(rows: Sequence[SnapshotRow]) -> np.ndarray:
     """(n,) column of each row's label."""
     return np.array([Label(row.label).column for row in rows], dtype=int)
@@ -97,32 +122,53 @@ def stored_calibrator(calibration: CalibrationEvaluation | None) -> Calibrator:
 
 
 def calibrate(
-    logits: np.ndarray, rows: Judged, *, replaces: CalibrationEvaluation | None = None
+    logits: np.ndarray,
+    rows: Sequence[SnapshotRow],
+    *,
+    replaces: CalibrationEvaluation | None = None,
 ) -> tuple[Calibrator, NewCalibration]:
-    """Fit and choose a calibrator on out-of-fold logits (snapshot rows, 3) of judged rows.
+    """Fit and choose a calibrator on out-of-fold logits (n, 3) of the n rows of a snapshot.
 
-    With fewer than 30 of them nothing is fitted: probabilities stay as they are; other methods need
-    more, see `calibration.choose`. `replaces` is the version's calibrator so far, measured on the
-    same rows.
+    Its figures are those of `judged` rows. On these it is fitted where they show that offsets per
+    label pay; otherwise, without such offsets, on all `representative` rows: how often which label
+    is right only a sample tells. With fewer than 30 rows nothing is fitted: probabilities stay as
+    they are; other methods need more, see `calibration.choose`. `replaces` is the version's
+    calibrator so far, measured on the same rows.
     """
-    own = logits[rows.index]
-    choice = choose(own, rows.labels, rows.weights, rows.groups)
-    before = _figures(Identity().predict_proba(own), rows)
-    after = _figures(choice.calibrator.predict_proba(own), rows)
+    sample, known = representative(rows), judged(rows)
+    choice, fitted_rows = _choose(logits, known, METHODS), len(known.rows)
+    if not choice.calibrator.by_label and len(sample.rows) > fitted_rows:
+        passed_over = {
+            kind.method: choice.not_tried.get(kind.method, "no better on rows")
+            + " of known probability"
+            for kind in METHODS
+            if kind.by_label
+        }
+        choice, fitted_rows = _choose(logits, sample, OF_ANY_MIX), len(sample.rows)
+        choice = replace(choice, not_tried=choice.not_tried | passed_over)
+    own = logits[known.index]
+    before = _figures(Identity().predict_proba(own), known)
+    after = _figures(choice.calibrator.predict_proba(own), known)
     fitted = NewCalibration(
         method=choice.calibrator.method,
         parameters=choice.calibrator.to_dict(),
-        rows=len(rows.rows),
+        fitted_rows=fitted_rows,
+        rows=len(known.rows),
         candidates=choice.log_losses,
         not_tried=choice.not_tried,
         replaces=replaces,
-        replaced=_scores(stored_calibrator(replaces), own, rows) if replaces else {},
-        reliability_before=_reliability(Identity(), own, rows),
-        reliability_after=_reliability(choice.calibrator, own, rows),
+        replaced=_scores(stored_calibrator(replaces), own, known) if replaces else {},
+        reliability_before=_reliability(Identity(), own, known),
+        reliability_after=_reliability(choice.calibrator, own, known),
         **{f"{name}_before": value for name, value in before.items()},
         **{f"{name}_after": value for name, value in after.items()},
     )
     return choice.calibrator, fitted
+
+
+def _choose(logits: np.ndarray, rows: Judged, methods: Sequence[type[Calibrator]]) -> Choice:
+    own = logits[rows.index]
+    return choose(own, rows.labels, rows.weights, rows.groups, methods=methods)
 
 
 def _scores(calibrator: Calibrator, logits: np.ndarray, rows: Judged) -> dict[str, float]:

@@ -96,7 +96,7 @@ def answerer(version: AdapterVersion | None, calibration: CalibrationEvaluation 
         name=name_of(version),
         learnt_from=f"{version.snapshot.rows} verdicts" if version else "its own training data",
         calibrated_by=(
-            f"{calibration.get_method_display()} on {calibration.rows} pairs"
+            f"{calibration.get_method_display()} on {calibration.fitted_rows} pairs"
             if calibration
             else "nothing"
         ),

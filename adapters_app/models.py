@@ -205,8 +205,9 @@ class CalibrationEvaluation(models.Model):
     base_fingerprint = models.CharField(max_length=64)
     method = models.CharField(max_length=11, choices=Method.choices)
     parameters = models.JSONField()
+    fitted_rows = models.PositiveIntegerField(help_text="Out-of-fold rows it was fitted on.")
     rows = models.PositiveIntegerField(
-        help_text="Out-of-fold rows of known probability it was fitted on."
+        help_text="Those of known probability among them, of which the figures are."
     )
     brier_before = models.FloatField()
     brier_after = models.FloatField()

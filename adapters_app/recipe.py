@@ -18,7 +18,7 @@ from django.conf import settings
 from django.contrib.auth.models import User
 from django.core.cache import cache
 
-from adapters_app import evaluation, registry, scratch, snapshots, storage, training
+from adapters_app import evaluation, registry, reporting, scratch, snapshots, storage, training
 from adapters_app.evaluation import Contestant
 from adapters_app.fitting import FitStep, Fitted, fit
 from adapters_app.models import (
@@ -37,7 +37,6 @@ from adapters_app.nli.calibration import Calibrator, Identity
 from adapters_app.nli.config import TrainConfig
 from adapters_app.nli.guard import GuardSet
 from adapters_app.nli.predict import Predictor
-from adapters_app.reporting import confirmation_weight
 from adapters_app.snapshots import SnapshotRow
 from adapters_app.training import Lease
 from corrections.labels import LABELS
@@ -155,7 +154,7 @@ def train_version(work: Work) -> AdapterVersion:
     )
 
     work.progress.stage("calibration", "Fitting the calibrator on out-of-fold answers.")
-    calibrator, calibration = evaluation.calibrate(fitted.logits, evaluation.judged(work.rows))
+    calibrator, calibration = evaluation.calibrate(fitted.logits, work.rows)
     figures = _metrics(work, config, fitted, calibrator, base_figures)
 
     work.progress.stage("storing", "Storing the adapter and its five siblings.")
@@ -241,15 +240,16 @@ def calibrate_again(
     base = configured_base()
     _check_fits(base, version)
     rows = snapshots.load(snapshots.freeze())
-    known = evaluation.judged(rows)
-    if len(known.rows) < CALIBRATION_ROWS:
+    sample = evaluation.representative(rows)
+    if len(sample.rows) < CALIBRATION_ROWS:
         raise CannotTrain(
-            f"{len(known.rows)} accepted verdicts have a known sampling probability; a calibrator "
-            f"needs {CALIBRATION_ROWS}."
+            f"{len(sample.rows)} accepted verdicts stand for what is asked; a calibrator needs "
+            f"{CALIBRATION_ROWS}. Verdicts of known sampling probability do, and with "
+            f"{reporting.MIN_DRAWN} drawn ones all others too."
         )
     logits = _sibling_logits(base, version.sibling_digests, rows, on_batch)
     present = registry.present_calibration(version)
-    _, fitted = evaluation.calibrate(logits, known, replaces=present)
+    _, fitted = evaluation.calibrate(logits, rows, replaces=present)
     return registry.record_calibration(version, fitted, by=by)
 
 
@@ -267,7 +267,9 @@ def _metrics(
             "base": base_figures,
             "epochs": fitted.epochs,
             "chosen_epoch": fitted.chosen_epoch,
-            "confirmation_weight": confirmation_weight(learnt) if config.reporting_weights else 1.0,
+            "confirmation_weight": reporting.confirmation_weight(learnt)
+            if config.reporting_weights
+            else 1.0,
             "out_of_fold": evaluation.figures_on(probabilities, work.rows),
             "suspicious": evaluation.suspicious(probabilities, work.rows),
             "annotators": evaluation.annotators(probabilities, work.rows),

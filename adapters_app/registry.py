@@ -58,6 +58,7 @@ class NewCalibration:
 
     method: str
     parameters: dict[str, Any]
+    fitted_rows: int
     rows: int
     brier_before: float
     brier_after: float

@@ -9,12 +9,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from adapters_app.nli import hajek
 from adapters_app.snapshots import SnapshotRow
 from corrections.models import Correction
 
 # Reports that the audits' share of right answers is mixed with: few audits move little.
 PRIOR_ROWS = 10
 LIMIT = 5.0  # a verdict counts for at most so many, and for at least one in so many
+# With fewer rows drawn all rows do not stand for what is asked: the prior would outweigh them.
+MIN_DRAWN = PRIOR_ROWS
 
 
 def training_weights(rows: Sequence[SnapshotRow]) -> np.ndarray:
@@ -25,6 +28,21 @@ def training_weights(rows: Sequence[SnapshotRow]) -> np.ndarray:
     weights = np.ones(len(rows))
     weights[[_sent(row) and _right(row) for row in rows]] = confirmation_weight(rows)
     return weights
+
+
+def sample_weights(rows: Sequence[SnapshotRow]) -> np.ndarray | None:
+    """(n,) weights under which all rows together stand for what is asked; None with too few drawn.
+
+    What people sent counts as in training. Right and wrong answers then have the shares that audits
+    find; that within each it is the same answers that get reported is taken for granted, which for
+    a calibrator will do and for figures will not. Samples are pooled, see `hajek.pooled_weights`.
+    """
+    if sum(row.sampling in Correction.DRAWN for row in rows) < MIN_DRAWN:
+        return None
+    weights = np.where(
+        [_sent(row) for row in rows], training_weights(rows), [row.weight for row in rows]
+    )
+    return hajek.pooled_weights(weights, np.array([_sample(row) for row in rows]))
 
 
 def confirmation_weight(rows: Sequence[SnapshotRow]) -> float:
@@ -50,6 +68,12 @@ def confirmation_weight(rows: Sequence[SnapshotRow]) -> float:
 
 def _sent(row: SnapshotRow) -> bool:
     return row.sampling == Correction.Sampling.USER
+
+
+def _sample(row: SnapshotRow) -> str:
+    """Which sample a row is of; audits and disagreements are one."""
+    drawn = row.sampling in Correction.DRAWN
+    return Correction.Sampling.AUDIT.value if drawn else row.sampling
 
 
 def _right(row: SnapshotRow) -> bool:

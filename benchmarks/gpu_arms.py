@@ -220,7 +220,7 @@ def training(shape: str, sizes: Sizes, device: str) -> dict[str, Any]:
     fit_started = perf_counter()
     fitted = fit(base, rows, config, on_step=steps.append, on_wait=lambda: None)
     fit_seconds = perf_counter() - fit_started
-    calibrator, _ = evaluation.calibrate(fitted.logits, evaluation.judged(rows))
+    calibrator, _ = evaluation.calibrate(fitted.logits, rows)
     released = Predictor(base, fitted.released, calibrator)
     evaluation.measure(
         snapshot=Snapshot(),

@@ -123,7 +123,7 @@ class Bench:
         else:
             config = replace(TrainConfig(), seed=case.seed)
             logits = fit(self.base, frozen, config, on_step=_go_on, on_wait=_go_on).logits
-        calibrator, _ = evaluation.calibrate(logits, evaluation.judged(frozen))
+        calibrator, _ = evaluation.calibrate(logits, frozen)
         return Answers(
             probabilities=calibrator.predict_proba(logits),
             given=given[index],

@@ -143,6 +143,7 @@ def register(base_name: str, count: int) -> list[AdapterVersion]:
             base_fingerprint=base.fingerprint,
             method=CalibrationEvaluation.Method.TEMPERATURE,
             parameters={"temperature": 1.5},
+            fitted_rows=0,
             rows=0,
             **dict.fromkeys(FIGURES, 0.0),
             bins_before=[],

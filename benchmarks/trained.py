@@ -190,7 +190,7 @@ def _go_on(_step: FitStep | None = None) -> None:
 
 
 def _calibrator(logits: np.ndarray, rows: Sequence[SnapshotRow]) -> Calibrator:
-    return evaluation.calibrate(logits, evaluation.judged(rows))[0]
+    return evaluation.calibrate(logits, rows)[0]
 
 
 def _out_of_fold(

@@ -1,5 +1,7 @@
 """Which rows carry figures, and how much each counts."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -77,3 +79,50 @@ def test_a_bet_does_not_know_how_many_verdicts_are_to_come() -> None:
         weights=np.array([1 / (rows[i].sampling_probability or 1) for i in stamps]),
     )
     assert evaluation.confirmation(before, after, rows)["wealth"] == pytest.approx(plain.wealth)
+
+
+def live(answers: int) -> tuple[list[SnapshotRow], np.ndarray]:
+    """Verdicts on answers `supports`, all given with 98 %, of which 45 % are right, and their
+    logits. A tenth is drawn; of the others people correct three of five and confirm one."""
+    draw = np.random.default_rng(3)
+    rows = []
+    for number in range(answers):
+        right = bool(draw.random() < 0.45)
+        if draw.random() < 0.1:
+            rows.append(row(number, "audit", 0.1, right=right))
+        elif draw.random() < (0.2 if right else 0.6):
+            rows.append(row(number, "user", None, right=right))
+    return rows, np.tile([4.6, 0.0, 0.0], (len(rows), 1))
+
+
+def test_a_calibrator_learns_from_all_verdicts_and_its_figures_are_of_the_known_ones() -> None:
+    rows, logits = live(2000)
+    calibrator, fitted = evaluation.calibrate(logits, rows)
+    known = sum(each.known for each in rows)
+    assert (fitted.fitted_rows, fitted.rows) == (len(rows), known)
+    assert known < len(rows) / 3
+    # What people sent alone would say a fifth.
+    assert calibrator.predict_proba(logits[:1])[0, 0] == pytest.approx(0.45, abs=0.05)
+    assert fitted.log_loss_after < fitted.log_loss_before
+    assert set(fitted.candidates) == {"none", "temperature"}
+    assert set(fitted.not_tried) == {"bcts", "platt"}
+
+
+def test_offsets_per_label_are_learnt_from_a_sample_only() -> None:
+    rows, logits = live(8000)
+    wrong = [i for i, each in enumerate(rows) if each.label == "refutes"]
+    for i in wrong[::5]:
+        rows[i] = replace(rows[i], label="neutral")
+    calibrator, fitted = evaluation.calibrate(logits, rows)
+    assert fitted.fitted_rows == fitted.rows == sum(each.known for each in rows)
+    assert calibrator.by_label
+
+
+def test_without_draws_a_calibrator_is_fitted_on_rows_of_known_probability_alone() -> None:
+    rows, logits = live(2000)
+    sent = [each for each in rows if not each.known]
+    _, fitted = evaluation.calibrate(logits[: len(sent)], sent)
+    assert (fitted.method, fitted.fitted_rows, fitted.rows) == ("none", 0, 0)
+    sure = np.tile([4.6, 0.0, 0.0], (120, 1))
+    _, fitted = evaluation.calibrate(sure, [*mixed(0.1)[:100], *sent[:20]])
+    assert (fitted.fitted_rows, fitted.rows) == (100, 100)

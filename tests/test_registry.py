@@ -138,6 +138,7 @@ def calibrate_again(version: AdapterVersion, by: User, **changes: Any) -> Calibr
     fitted = registry.NewCalibration(
         method="temperature",
         parameters={"temperature": 1.5},
+        fitted_rows=300,
         rows=300,
         bins_before=[],
         bins_after=[],

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from adapters_app.nli.config import TrainConfig
-from adapters_app.reporting import LIMIT, confirmation_weight, training_weights
+from adapters_app.reporting import LIMIT, confirmation_weight, sample_weights, training_weights
 from adapters_app.snapshots import SnapshotRow
 from corrections.models import Correction
 
@@ -100,3 +100,26 @@ def test_few_audits_move_little_and_many_not_without_limit():
 def test_the_documents_recipe_weighs_nothing():
     assert TrainConfig().reporting_weights
     assert not TrainConfig.from_mapping({"preset": "seed"}).reporting_weights
+
+
+def test_all_verdicts_together_are_a_sample_once_enough_were_drawn():
+    rows = people(20_000, accuracy=0.4, corrects=0.6, confirms=0.2, audits=0.1)
+    right = np.array([each.verdict == Verdict.CONFIRMED for each in rows])
+    assert np.average(right, weights=sample_weights(rows)) == pytest.approx(0.4, abs=0.02)
+    drawn = [each for each in rows if each.sampling == Sampling.AUDIT]
+    sent = [each for each in rows if each.sampling == Sampling.USER]
+    assert sample_weights(sent + drawn[:9]) is None
+    assert sample_weights(sent + drawn[:10]) is not None
+
+
+def test_a_complete_set_and_live_answers_are_pooled_by_their_numbers_of_rows():
+    live = [
+        row(right=right, sampling=sampling, probability=probability)
+        for right in (True, False)
+        for sampling, probability in [(Sampling.AUDIT, 0.01), (Sampling.DISAGREEMENT, 0.5)] * 10
+    ]
+    complete = [row(right=True, sampling=Sampling.COMPLETE, probability=1.0)] * 60
+    weights = sample_weights([*live, *complete])
+    assert weights[:40].sum() == pytest.approx(40)
+    assert weights[0] == pytest.approx(50 * weights[1])  # 1 / 0.01 against 1 / 0.5
+    assert weights[40:] == pytest.approx(1)

@@ -284,6 +284,7 @@ def finish(lease: training.Lease, directory: Path, base: Base) -> AdapterVersion
         calibration=registry.NewCalibration(
             method="none",
             parameters={},
+            fitted_rows=0,
             rows=0,
             bins_before=[],
             bins_after=[],

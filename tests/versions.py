@@ -84,6 +84,7 @@ def register(
         base_fingerprint=base.fingerprint,
         method="temperature",
         parameters={"temperature": temperature},
+        fitted_rows=200,
         rows=200,
         brier_before=0.5,
         brier_after=0.4,

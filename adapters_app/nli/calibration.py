@@ -187,6 +187,8 @@ METHODS: tuple[type[Calibrator], ...] = (
     BiasCorrectedTemperature,
     PlattScaling,
 )
+# Those that learn nothing of how often labels occur.
+OF_ANY_MIX = tuple(kind for kind in METHODS if not kind.by_label)
 
 
 @dataclass(frozen=True)
@@ -218,17 +220,18 @@ def choose(
     weights: np.ndarray | None = None,
     groups: np.ndarray | None = None,
     *,
+    methods: Sequence[type[Calibrator]] = METHODS,
     folds: int = 5,
 ) -> Choice:
-    """Cross-validate the methods by groups; the simplest within one standard error of the best
-    (Breiman et al. 1984, §3.4.3).
+    """Cross-validate `methods`, the simplest first, by groups; the simplest within one standard
+    error of the best (Breiman et al. 1984, §3.4.3).
 
     A method is tried from 30 rows per free parameter on: temperature 30, bias-corrected temperature
     90, Platt 180, the latter two with at least 10 rows of each label.
     """
     groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
-    needs = {kind.method: lacking(kind, labels, groups) for kind in METHODS}
-    tried = [kind for kind in METHODS if not needs[kind.method]]
+    needs = {kind.method: lacking(kind, labels, groups) for kind in methods}
+    tried = [kind for kind in methods if not needs[kind.method]]
     not_tried = {method: need for method, need in needs.items() if need}
     if len(tried) == 1:
         return Choice(Identity(), not_tried=not_tried)
