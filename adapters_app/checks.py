@@ -36,13 +36,14 @@ LIMITS: dict[str, tuple[str, tuple[Callable[[Any], bool], str]]] = {
     "lyra.E017": ("LYRA_AUDIT_SHARE", _between(0, 1)),
     "lyra.E018": ("LYRA_AUDIT_DAYS", _between(1, 3650)),
     "lyra.E019": ("LYRA_AUDIT_WAITING", _between(1, 100_000)),
+    "lyra.E024": ("LYRA_MAX_WAITING_PAIRS", _at_least(1)),
     "lyra.E022": ("LYRA_DISAGREEMENT_SHARE", _between(0, 1)),
 }
 
 
 @register()
 def check_limits(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
-    """lyra.E001–E011, E017–E019, E022: numbers inside their limits (NaN is outside)."""
+    """lyra.E001–E011, E017–E019, E022, E024: numbers inside their limits (NaN is outside)."""
     return [
         Error(f"{name}={getattr(settings, name)} must be {words}.", id=check_id)
         for check_id, (name, (holds, words)) in LIMITS.items()
@@ -51,16 +52,15 @@ def check_limits(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[Chec
 
 
 @register()
-def check_overload(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
-    """lyra.E020: the threads of a process can bring more than may wait, so it can say 503."""
-    most = (settings.LYRA_THREADS - 1) * settings.LYRA_MAX_PAIRS - 1
-    if 1 <= settings.LYRA_MAX_WAITING_PAIRS <= most:
+def check_threads(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
+    """lyra.E020: some threads of a process predict, and some are left to refuse."""
+    if 1 <= settings.LYRA_SPARE_THREADS < settings.LYRA_THREADS:
         return []
     return [
         Error(
-            f"LYRA_MAX_WAITING_PAIRS={settings.LYRA_MAX_WAITING_PAIRS} must be between 1 and "
-            f"{most}, or the {settings.LYRA_THREADS} threads (LYRA_THREADS) of a process could all "
-            "wait for the model and none would be left to answer that it is overloaded.",
+            f"LYRA_SPARE_THREADS={settings.LYRA_SPARE_THREADS} must be between 1 and "
+            f"{settings.LYRA_THREADS - 1}, less than LYRA_THREADS={settings.LYRA_THREADS}: some "
+            "threads predict, the others say when there is too much to do.",
             id="lyra.E020",
         )
     ]

@@ -83,6 +83,7 @@ class Batcher:
     """Merges concurrent requests for the same model.
 
     `max_pairs` bounds one pass, `max_waiting` the queue; `unit` is what refusals call them;
+    `seats`, which batchers may share, bounds requests in a pass or waiting, of whatever size.
     `on_pass` is told the number of pairs of every pass. A request of up to WHOLE items goes whole,
     even if alone it is more than `max_pairs`.
     """
@@ -93,11 +94,13 @@ class Batcher:
         max_pairs: int,
         max_waiting: int,
         unit: str = "pairs",
+        seats: threading.Semaphore | None = None,
         on_pass: Callable[[int], None] | None = None,
     ) -> None:
         self._max_pairs = max_pairs
         self._max_waiting = max_waiting
         self._unit = unit
+        self._seats = seats
         self._on_pass = on_pass
         self._turn = threading.Condition()
         self._queue: deque[_Job] = deque()
@@ -112,6 +115,16 @@ class Batcher:
         """
         if not len(items):
             return forward(items)
+        if self._seats is None:
+            return self._run(forward, items)
+        if not self._seats.acquire(blocking=False):
+            raise Overloaded("Too many requests are being answered; try again in a moment.")
+        try:
+            return self._run(forward, items)
+        finally:
+            self._seats.release()
+
+    def _run(self, forward: Forward, items: Sequence[Any]) -> np.ndarray:
         job = _Job(forward, items)
         with self._turn:
             # Of a request that was begun, what is left does not wait: it was let in whole.

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from django.conf import settings
+from django.db import connections
 
 from adapters_app import scratch
 from lyra_site import home
@@ -24,6 +25,14 @@ graceful_timeout = 20
 worker_tmp_dir = str(settings.LYRA_HOME)
 # Its default is one socket per login, which two homes would share.
 control_socket_disable = True
+# Opening SQLite costs a prediction more than all that it asks there. Only here: what forks, as the
+# task queue does, must not bring an open connection of SQLite's to the other side.
+KEEP_CONNECTION_S = 60
+
+
+def post_worker_init(worker: Any) -> None:
+    """In each process that serves, before its first request."""
+    connections.settings["default"]["CONN_MAX_AGE"] = KEEP_CONNECTION_S
 
 
 def on_starting(server: Any) -> None:

@@ -305,11 +305,13 @@ LYRA_TORCH_THREADS = env.int("LYRA_TORCH_THREADS", default=0)
 
 # --- Serving --------------------------------------------------------------------------------------
 LYRA_MAX_PAIRS = env.int("LYRA_MAX_PAIRS", default=256)  # pairs per request
-# Threads of each web process: requests it works on at once.
-LYRA_THREADS = env.int("LYRA_THREADS", default=8)
+# Threads of each web process: requests it works on at once, and its connections to the database.
+LYRA_THREADS = env.int("LYRA_THREADS", default=40)
+# Those that no prediction gets: they refuse what is too much (503 with Retry-After) as soon as it
+# comes, and answer everything else meanwhile, probes too.
+LYRA_SPARE_THREADS = env.int("LYRA_SPARE_THREADS", default=max(1, LYRA_THREADS // 8))
 # Pairs that may wait for the model in one process (or texts for its sentence encoder); what comes
-# on top is answered 503 with Retry-After, which leaves threads for everything else. Two full passes
-# unless said otherwise; at LYRA_THREADS - 1 of them nothing would ever be refused (lyra.E020).
+# on top is refused likewise. Two full passes unless said otherwise.
 LYRA_MAX_WAITING_PAIRS = env.int("LYRA_MAX_WAITING_PAIRS", default=2 * LYRA_MAX_PAIRS)
 LYRA_MAX_CHARS = env.int("LYRA_MAX_CHARS", default=10_000)  # characters per text
 LYRA_MAX_BODY_BYTES = env.int("LYRA_MAX_BODY_BYTES", default=8 * 1024 * 1024)

@@ -5,6 +5,7 @@ from typing import Any
 
 from django.contrib.auth.models import User
 from django.db.models import QuerySet
+from django.utils import timezone
 from knox.models import AuthToken
 
 MAX_DAYS = 3650
@@ -22,6 +23,8 @@ class TokenRefused(ValueError):
 def issue(user: User, *, days: int) -> tuple[AuthToken, str]:
     """Make a token that lives `days` days; returns its row and the text, which is never stored.
 
+    The user's expired ones go.
+
     Raises:
         TokenRefused: the account cannot sign in, or `days` is out of range.
     """
@@ -29,6 +32,7 @@ def issue(user: User, *, days: int) -> tuple[AuthToken, str]:
         raise TokenRefused(f"The account “{user.username}” is not active.")
     if not 1 <= days <= MAX_DAYS:
         raise TokenRefused(f"days: {days} is not between 1 and {MAX_DAYS}.")
+    tokens_of(user).filter(expiry__lt=timezone.now()).delete()
     made: tuple[AuthToken, str] = AuthToken.objects.create(user=user, expiry=timedelta(days=days))
     return made
 

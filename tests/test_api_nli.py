@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from knox.models import AuthToken
 
 from adapters_app.models import PredictionTally
 from inference import engine, tallies
@@ -45,6 +46,17 @@ def test_an_answer_names_label_probabilities_and_who_said_so(alice, tiny_model):
     assert first["label"] == max(first["probabilities"], key=first["probabilities"].get)
     assert first["confidence"] == max(first["probabilities"].values())
     assert second["label"] == first["label"]
+
+
+def test_a_prediction_asks_the_database_four_times(
+    on_tiny, client, cast, django_assert_num_queries
+):
+    """For the token, what its user may do (two), and who serves; however many tokens there are."""
+    _, token = [AuthToken.objects.create(cast["alice"]) for _ in range(3)][-1]
+    asked = {"content_type": "application/json", "headers": {"Authorization": f"Token {token}"}}
+    assert client.post(URL, {"pairs": [PAIR]}, **asked).status_code == 200
+    with django_assert_num_queries(4):
+        assert client.post(URL, {"pairs": [PAIR]}, **asked).status_code == 200
 
 
 def test_a_promoted_version_answers_the_next_request(alice, make_version, cast):

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from django.conf import settings as current
 from django.db import connection
@@ -105,7 +106,7 @@ def test_servers_tell_the_releaser_that_a_version_belongs_to_another_base(
 
 
 def test_a_server_with_too_much_to_do_says_when_to_come_back_and_recovers(start):
-    """As many clients as it has threads, each with as many pairs as one request may hold."""
+    """Each client has as many pairs as one request may hold; two such requests may wait."""
     server, refused = start("one"), threading.Event()
     server.wait_until_it_answers()
     full = [PAIR | {"premise": "rain " * (current.LYRA_MAX_CHARS // 5)}] * current.LYRA_MAX_PAIRS
@@ -120,10 +121,18 @@ def test_a_server_with_too_much_to_do_says_when_to_come_back_and_recovers(start)
                 refused.set()
         return seen
 
-    with ThreadPoolExecutor(current.LYRA_THREADS) as pool:
-        found = pool.map(ask_again_and_again, range(current.LYRA_THREADS))
+    clients = 8
+    with ThreadPoolExecutor(clients) as pool:
+        found = pool.map(ask_again_and_again, range(clients))
     assert set().union(*found) == {(503, "1")}
     assert server.who_answers()[0] == "base"
+
+
+def test_a_server_keeps_its_connection_to_the_database(start):
+    server = start("one")
+    server.wait_until_it_answers()
+    (worker,) = psutil.Process(server.process.pid).children()
+    assert connection.settings_dict["NAME"] in {file.path for file in worker.open_files()}
 
 
 def until(holds: Callable[[], bool], *, what: str) -> None:

@@ -117,6 +117,10 @@ def test_an_expired_token_and_a_disabled_user_are_401(client, cast):
     row, token = AuthToken.objects.create(cast["rita"])
     AuthToken.objects.filter(pk=row.pk).update(expiry=timezone.now())
     assert not works(client, token)
+    expired = AuthToken.objects.filter(pk=row.pk)
+    assert expired.exists()  # a request changes nothing
+    run("issue", "rita")
+    assert not expired.exists()
     _, token = AuthToken.objects.create(cast["rita"])
     cast["rita"].is_active = False
     cast["rita"].save()
