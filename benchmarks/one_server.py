@@ -15,10 +15,7 @@ from benchmarks.load import SHOWN, Rounds, median, shown
 from benchmarks.servers import Server, Site, ours
 from benchmarks.traffic import Traffic
 
-# A crowd: threads, pairs that may wait for the model, callers for each of these places. A pass
-# takes all that wait, and then as many wait again: with a bound of half the threads or more none is
-# left to refuse anybody.
-THREADS, BOUND, CROWDING = 16, 4, 4
+THREADS, CROWDING = 16, 4  # of a server that gets a crowd; its callers for each thread
 REQUESTS_EACH = 20  # of such a caller
 CLIENTS = 32  # who find out what rate a server reaches with single pairs
 LARGE, LARGE_REQUESTS, MOST_BESIDE = 1000, 2, 4000  # pairs in a request, how many, single pairs
@@ -31,8 +28,7 @@ ENGINE = "the engine in a process without a server"
 def admission(traffic: Traffic, site: Site, *, rounds: int, pairs: int) -> Report:
     """Who is refused, who waits for how long, and whether a large request starves small ones."""
     report = Report()
-    crowded = {"LYRA_THREADS": str(THREADS), "LYRA_MAX_WAITING_PAIRS": str(BOUND)}
-    with ours(site, "crowded", **crowded) as server:
+    with ours(site, "crowded", LYRA_THREADS=str(THREADS)) as server:
         server.wait_until_it_answers()
         _crowd(traffic, server, report, rounds)
     with ours(site, "loaded", LYRA_MAX_PAIRS=str(LARGE)) as server:
@@ -44,9 +40,9 @@ def admission(traffic: Traffic, site: Site, *, rounds: int, pairs: int) -> Repor
 
 def _crowd(traffic: Traffic, server: Server, report: Report, rounds: int) -> None:
     """More callers than there are places: they come back at once, or when they are told to."""
-    callers = CROWDING * (THREADS + BOUND)
+    callers = CROWDING * THREADS
     table = table_of(
-        f"{callers} callers of single pairs, {THREADS} threads, {BOUND} pairs may wait",
+        f"{callers} callers of single pairs, {THREADS} threads",
         ("refused ones come back",),
         ("pairs/s", "200", "503", "other", "p99 of 200, ms", "p99 of 503, ms"),
     )

@@ -4,10 +4,10 @@
         [--arms NAME …] [--peers DIR] [--rounds 5] [--out FILE] [--admission | --profile]
 
 The same model behind our server (gunicorn, one process, its default threads; authentication and
-validation as for everybody), behind ours without batching, behind the peers of `servers` (DIR has
-their environments), and in a process without a server. Callers share the processors with all of
-them. Rounds take turns; ratios are medians over rounds of ratios within a round. Every request has
-pairs never seen before. An arm that cannot be had is left out, and the table says so.
+validation as for everybody), behind the peers of `servers` (DIR has their environments), and in a
+process without a server. Callers share the processors with all of them. Rounds take turns; ratios
+are medians over rounds of ratios within a round. Every request has pairs never seen before. An arm
+that cannot be had is left out, and the table says so.
 
 --admission: what is beyond the queue's bound is refused soon and told when to come back; waiting at
 80 % load; single pairs beside a large request. --profile: one caller of ours, layer by layer.
@@ -39,14 +39,8 @@ from benchmarks.servers import PEERS, Server, Site, make_site, ours, peer
 from benchmarks.traffic import Traffic
 
 RESULTS = Path(__file__).resolve().parent / "results"
-OURS, UNBATCHED, IN_PROCESS = "ours", "ours unbatched", "in-process"
-# Servers of ours, with what they set. While one of two threads runs a pass no more than one request
-# waits: no pass holds two.
-OWN: dict[str, dict[str, str]] = {
-    OURS: {},
-    UNBATCHED: {"LYRA_THREADS": "2", "LYRA_MAX_WAITING_PAIRS": "255"},
-}
-ARMS = (*OWN, *PEERS, IN_PROCESS)
+OURS, IN_PROCESS = "ours", "in-process"
+ARMS = (OURS, *PEERS, IN_PROCESS)
 SAME_CONFIDENCE = 0.05  # bf16 is closer to fp32 than this, another model is not
 COMPARED_PAIRS = 16
 
@@ -83,14 +77,13 @@ def rates(traffic: Traffic, site: Site, options: argparse.Namespace) -> Report:
     asked = {name: programs(options.peers, name) for name in PEERS if name in options.arms}
     there = {name: path for name, path in asked.items() if PEERS[name].is_installed(path)}
     with ExitStack() as stack:
-        own = {name: settings for name, settings in OWN.items() if name in options.arms}
-        starting = [ours(site, name, **settings) for name, settings in own.items()]
+        starting = [ours(site, OURS)] if OURS in options.arms else []
         starting += [peer(name, path, site.home) for name, path in there.items()]
         servers = [stack.enter_context(server) for server in starting]
         for server in servers:
             server.wait_until_it_answers()
         (pairs,) = traffic.requests(1, COMPARED_PAIRS)
-        alike = [each for each in servers if each.name in own or PEERS[each.name].takes_pairs]
+        alike = [each for each in servers if each.name == OURS or PEERS[each.name].takes_pairs]
         check_alike({server.name: server.confidences(pairs) for server in alike})
         measured = measure(traffic, servers, site.home, options)
     left_out = [name for name in asked if name not in there]
