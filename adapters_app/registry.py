@@ -6,6 +6,8 @@ Only promote() and rollback() write the Serving row. No torch here.
 import getpass
 import os
 from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from django.conf import settings
@@ -103,6 +105,33 @@ class NewEvaluation:
 def serving() -> Serving:
     """The one row that says who answers."""
     return Serving.objects.select_related("version", "calibration").get(pk=1)
+
+
+def answering() -> Serving:
+    """The same row for whoever answers, read again only when it has changed.
+
+    It is asked for by every prediction. No more of the version and its calibrator is read than an
+    answer needs; neither ever changes. Not to be written to: threads share it.
+    """
+    # The time as well: a database that was put in the place of another may be at the same revision.
+    return _answering(*Serving.objects.values_list("revision", "changed_at").get(pk=1))
+
+
+@lru_cache(maxsize=1)
+def _answering(_revision: int, _changed_at: datetime) -> Serving:
+    calibration = ("number", "method", "parameters", "base_fingerprint", "version")
+    found = (
+        Serving.objects.select_related("version", "calibration")
+        .only(
+            *("revision", "version", "calibration"),
+            *(f"version__{name}" for name in ("number", "artifact_digest")),
+            *(f"calibration__{name}" for name in calibration),
+        )
+        .get(pk=1)
+    )
+    if found.calibration is not None and found.calibration.version_id == found.version_id:
+        found.calibration.version = found.version  # or its name would be another query
+    return found
 
 
 def find_version(text: str) -> AdapterVersion:

@@ -156,7 +156,7 @@ def serving_predictor(adapter: str = ACTIVE) -> Answering:
         AdapterUnknown: no such version.
         EngineUnavailable: it is registered but cannot be loaded here.
     """
-    serving = registry.serving()
+    serving = registry.answering()
     if adapter == ACTIVE:
         version, calibration = serving.version, serving.calibration
     else:

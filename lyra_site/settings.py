@@ -133,6 +133,7 @@ ROOT_URLCONF = "lyra_site.urls"
 WSGI_APPLICATION = "lyra_site.wsgi.application"
 APPEND_SLASH = False  # upstream's client follows no redirects; every path is exact
 LOGIN_URL = "admin:login"
+AUTHENTICATION_BACKENDS = ["lyra_site.authentication.Accounts"]
 TEMPLATES = [
     {
         "BACKEND": "django.template.backends.django.DjangoTemplates",

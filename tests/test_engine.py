@@ -203,7 +203,7 @@ def test_requests_during_swaps_are_each_answered_by_one_version(make_version, mo
     for name in ("base", "v1"):
         recorded[name] = probabilities(engine.answer(name, PAIRS))
     turns = itertools.cycle(rows)
-    monkeypatch.setattr(registry, "serving", lambda: next(turns))
+    monkeypatch.setattr(registry, "answering", lambda: next(turns))
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda _: engine.answer("active", PAIRS), range(60)))
     assert {answer.adapter for answer in answers} == {"base", "v1"}
@@ -219,7 +219,7 @@ def _serving_row(version):
 def test_overload_is_reached_with_the_threads_that_a_server_has(on_tiny, monkeypatch):
     """One full request is in the model and two wait; the other threads are free at once."""
     gate, entered = threading.Event(), threading.Event()
-    monkeypatch.setattr(registry, "serving", lambda: _serving_row(None))
+    monkeypatch.setattr(registry, "answering", lambda: _serving_row(None))
     monkeypatch.setattr(engine, "_batcher", functools.cache(engine._batcher.__wrapped__))
     predictor = engine.serving_predictor().predictor
     forward = predictor._forward
@@ -246,7 +246,7 @@ def test_overload_is_reached_with_the_threads_that_a_server_has(on_tiny, monkeyp
 
 
 def test_small_requests_of_all_threads_that_predict_are_no_overload(on_tiny, monkeypatch):
-    monkeypatch.setattr(registry, "serving", lambda: _serving_row(None))
+    monkeypatch.setattr(registry, "answering", lambda: _serving_row(None))
     monkeypatch.setattr(engine, "_batcher", functools.cache(engine._batcher.__wrapped__))
     with ThreadPoolExecutor(gunicorn_conf.threads - current.LYRA_SPARE_THREADS) as pool:
         answers = list(pool.map(lambda _: engine.answer("active", PAIRS), range(100)))
@@ -255,7 +255,7 @@ def test_small_requests_of_all_threads_that_predict_are_no_overload(on_tiny, mon
 
 def test_single_pairs_of_all_threads_leave_some_to_refuse_the_next(on_tiny, monkeypatch):
     gate = threading.Event()
-    monkeypatch.setattr(registry, "serving", lambda: _serving_row(None))
+    monkeypatch.setattr(registry, "answering", lambda: _serving_row(None))
     monkeypatch.setattr(engine, "_batcher", functools.cache(engine._batcher.__wrapped__))
     predictor = engine.serving_predictor().predictor
     forward = predictor._forward

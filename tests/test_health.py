@@ -243,7 +243,7 @@ def test_the_open_door_also_says_503_while_the_database_is_away(
     def refuse():
         raise OperationalError("database is locked")
 
-    monkeypatch.setattr(registry, "serving", refuse)
+    monkeypatch.setattr(registry, "answering", refuse)
     response = client.post("/nli", {"pairs": []}, content_type="application/json")
     assert response.status_code == 503
 
