@@ -152,8 +152,8 @@ def bad_row(
     batcher = Batcher(max_pairs=len(pairs) + 1, max_waiting=2 * len(pairs), on_pass=passes.append)
     good = _rows(predictors, pairs)
     with ThreadPoolExecutor(len(good) + 1) as pool:
-        waiting = [pool.submit(batcher.run, engine.logits, [row]) for row in good]
-        bad = pool.submit(batcher.run, engine.logits, [(predictors[-1], BAD)])
+        waiting = [pool.submit(batcher.run, engine.begin, [row]) for row in good]
+        bad = pool.submit(batcher.run, engine.begin, [(predictors[-1], BAD)])
     refused = sum(each.exception() is not None for each in waiting)
     return {
         "fails_alone": isinstance(bad.exception(), ForwardFailed) and not refused,

@@ -35,7 +35,7 @@ from rich.table import Table
 from benchmarks import one_server, serving
 from benchmarks.claims import Claim, Report, table_of, tell, write
 from benchmarks.load import SHOWN, Rounds, median, shown, summary
-from benchmarks.servers import PEERS, Server, Site, make_site, ours, peer
+from benchmarks.servers import PEERS, Server, Site, make_site, ours, paused, peer
 from benchmarks.traffic import Traffic
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -110,7 +110,7 @@ def check_alike(confidences: Mapping[str, Sequence[float]]) -> None:
 def measure(
     traffic: Traffic, servers: Sequence[Server], home: Path, options: argparse.Namespace
 ) -> Measured:
-    """Every server on the same requests in each round, in an order that changes."""
+    """Every server on the same requests in each round, in an order that changes, each alone."""
     measured: Measured = {name: {} for name in options.arms if name not in PEERS}
     alone = serving.Arm("openvino", home, serving.ALLOCATOR) if IN_PROCESS in options.arms else None
     for turn in range(options.rounds):
@@ -118,12 +118,14 @@ def measure(
             requests = traffic.requests(options.pairs // workload.pairs, workload.pairs)
             for server in random.Random(turn).sample(servers, len(servers)):
                 bodies = [server.body(request) for request in requests]
-                outcome = traffic.closed(server.target, bodies, workload.clients)
+                with paused([other for other in servers if other is not server]):
+                    outcome = traffic.closed(server.target, bodies, workload.clients)
                 found = summary(outcome, workload.pairs)
                 measured.setdefault(server.name, {}).setdefault(str(workload), []).append(found)
             if alone and workload.pairs > 1:
                 pairs = [pair for request in requests for pair in request]
-                found = alone.ask("closed", pairs, batch=workload.pairs)
+                with paused(servers):
+                    found = alone.ask("closed", pairs, batch=workload.pairs)
                 measured[IN_PROCESS].setdefault(str(workload), []).append(found)
     if alone:
         alone.close()

@@ -35,7 +35,7 @@ from rich.table import Table  # noqa: E402
 from adapters_app.nli import checkpoint, guard, reference  # noqa: E402
 from adapters_app.nli.encoding import Pair  # noqa: E402
 from adapters_app.nli.own_process import resident_mb  # noqa: E402
-from inference.batching import Batcher  # noqa: E402
+from inference.batching import AtOnce, Batcher  # noqa: E402
 
 ARMS = ("pipeline", "cross-encoder", "torch", "openvino", "openvino-8-mixed")
 BATCHES = (1, 8, 32)
@@ -100,13 +100,13 @@ def _open_loop(
 ) -> dict[str, float]:
     """Single pairs arrive at random (Poisson), whether or not earlier ones are answered."""
     arrivals = np.cumsum(np.random.default_rng(1).exponential(1 / rate, len(pairs)))
-    batcher = Batcher(max_pairs=256, max_waiting=len(pairs))
+    batcher, begin = Batcher(max_pairs=256, max_waiting=len(pairs)), AtOnce(logits)
     turn = threading.Lock()
     began = time.perf_counter()
 
     def answer(pair: Pair, due: float) -> float:
         if batched:
-            batcher.run(logits, [pair])
+            batcher.run(begin, [pair])
         else:
             with turn:
                 logits([pair])

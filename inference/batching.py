@@ -1,19 +1,25 @@
 """Concurrent requests share one forward pass, and nobody waits for company.
 
 Whoever finds the model idle runs it at once; requests that arrive meanwhile queue and leave
-together in the next pass. At most one pass runs at a time: torch already uses every core. A large
+together in the next pass. At most one pass is computed at a time: it already uses every core. Who
+has led a pass to its end starts the next one before anybody is told of the answers, so that the
+model computes while those are written; one of those whose pairs are in it leads that on. A large
 request goes in several passes, so that small ones wait for a slice of it, not for all.
 """
 
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 
 Forward = Callable[[Sequence[Any]], np.ndarray]  # n items → n rows
+# Starts on n items and returns what waits for their rows.
+Begin = Callable[[Sequence[Any]], Callable[[], np.ndarray]]
 # What a forward pass is known to raise: torch (also out of memory), tokenizers, odd input, kernels
 # that are loaded from disk at their first use.
 PASS_ERRORS = (RuntimeError, ValueError, TypeError, MemoryError, OSError)
@@ -32,16 +38,28 @@ class ForwardFailed(RuntimeError):
     """The model raised on this request alone; other requests of its pass were answered."""
 
 
+@dataclass(frozen=True)
+class AtOnce:
+    """A forward that cannot be started and left alone: it computes when it is waited for."""
+
+    forward: Forward
+
+    def __call__(self, items: Sequence[Any]) -> Callable[[], np.ndarray]:
+        return lambda: self.forward(items)
+
+
 @dataclass(eq=False)
 class _Job:
     """A request; `rows` are those of its items that were answered, in order."""
 
-    forward: Forward
+    begin: Begin
     items: Sequence[Any]
     rows: list[np.ndarray] = field(default_factory=list)
     begun: bool = False
     slice: int = WHOLE
     error: str = ""
+    # A pass that is its thread's to lead on, or None once all is answered.
+    mail: "SimpleQueue[_Pass | None]" = field(default_factory=SimpleQueue)
 
     @property
     def answered(self) -> int:
@@ -79,6 +97,45 @@ class _Part:
         self.answered = True
 
 
+@dataclass(eq=False)
+class _Pass:
+    """Parts that are answered together; of jobs that want the same model."""
+
+    parts: Sequence[_Part]
+    _rows: Callable[[], np.ndarray] | None = None
+
+    @property
+    def items(self) -> list[Any]:
+        return [item for part in self.parts for item in part.items]
+
+    def start(self) -> None:
+        """Have the model begin. What goes wrong does so again in `finish`, for whom it concerns."""
+        with suppress(Exception):
+            self._rows = self.parts[0].job.begin(self.items)
+
+    def finish(self) -> None:
+        """Answer every part; if the pass fails, each by itself."""
+        try:
+            rows = (self._rows or self.parts[0].job.begin(self.items))()
+        except PASS_ERRORS as error:
+            if len(self.parts) == 1:
+                self.parts[0].job.error = f"The model failed on this request: {error}"
+                return
+            for part in self.parts:
+                _Pass([part]).finish()
+            return
+        start = 0
+        for part in self.parts:
+            part.answer(rows[start : start + len(part.items)])
+            start += len(part.items)
+
+    def give_up(self) -> None:
+        """Whatever cut it short, nobody waits for it for ever."""
+        for part in self.parts:
+            if not part.answered and not part.job.error:
+                part.job.error = "The pass was interrupted."
+
+
 class Batcher:
     """Merges concurrent requests for the same model.
 
@@ -102,31 +159,31 @@ class Batcher:
         self._unit = unit
         self._seats = seats
         self._on_pass = on_pass
-        self._turn = threading.Condition()
+        self._lock = threading.Lock()
         self._queue: deque[_Job] = deque()
         self._running = False
 
-    def run(self, forward: Forward, items: Sequence[Any]) -> np.ndarray:
-        """`forward(items)`, perhaps in one call with the items of others for an equal `forward`.
+    def run(self, begin: Begin, items: Sequence[Any]) -> np.ndarray:
+        """The rows of `items`, perhaps of one pass with the items of others for an equal `begin`.
 
         Raises:
             Overloaded: too much is waiting already.
             ForwardFailed: the model raised on these items.
         """
         if not len(items):
-            return forward(items)
+            return begin(items)()
         if self._seats is None:
-            return self._run(forward, items)
+            return self._run(begin, items)
         if not self._seats.acquire(blocking=False):
             raise Overloaded("Too many requests are being answered; try again in a moment.")
         try:
-            return self._run(forward, items)
+            return self._run(begin, items)
         finally:
             self._seats.release()
 
-    def _run(self, forward: Forward, items: Sequence[Any]) -> np.ndarray:
-        job = _Job(forward, items)
-        with self._turn:
+    def _run(self, begin: Begin, items: Sequence[Any]) -> np.ndarray:
+        job = _Job(begin, items)
+        with self._lock:
             # Of a request that was begun, what is left does not wait: it was let in whole.
             waiting = sum(len(other.items) for other in self._queue if not other.begun)
             if waiting and waiting + len(items) > self._max_waiting:
@@ -134,34 +191,46 @@ class Batcher:
                     f"{waiting} {self._unit} are waiting already; try again in a moment."
                 )
             self._queue.append(job)
+            leads = None if self._running else self._next()
         while not job.done:
-            self._wait_or_run(job)
+            leads = leads or job.mail.get()
+            if leads is not None:
+                leads = self._lead(leads, job)
         if job.error:
             raise ForwardFailed(job.error)
         return np.concatenate(job.rows) if len(job.rows) > 1 else job.rows[0]
 
-    def _wait_or_run(self, job: _Job) -> None:
-        """Sleep until `job` is answered, or until it is this thread's turn to run a pass."""
-        with self._turn:
-            while self._running and not job.done:
-                self._turn.wait()
-            if job.done:
-                return
-            self._running = True
-            parts = self._take()
+    def _lead(self, current: _Pass, own: _Job) -> _Pass | None:
+        """Lead a pass to its end and start the next; return that if it is `own`'s to lead, too."""
         try:
-            if self._on_pass is not None:
-                self._on_pass(sum(len(part.items) for part in parts))
-            _answer(parts)
+            current.finish()
+        except BaseException:
+            own.error = "The pass was interrupted."  # its thread leads no more
+            raise
         finally:
-            with self._turn:
-                self._running = False
-                for part in parts:
-                    # Whatever cut this pass short, nobody waits for it for ever.
-                    if not part.answered and not part.job.error:
-                        part.job.error = "The pass was interrupted."
-                self._queue = deque(each for each in self._queue if not each.done)
-                self._turn.notify_all()
+            with self._lock:
+                current.give_up()
+                following = self._next()
+            leader = following.parts[0].job if following else None
+            if following:
+                following.start()
+            if leader is not None and leader is not own:
+                leader.mail.put(following)
+            for part in current.parts:
+                if part.job.done and part.job is not own:
+                    part.job.mail.put(None)
+        return following if leader is own else None
+
+    def _next(self) -> _Pass | None:
+        """The next pass, or None where nobody waits any more; the lock is held."""
+        self._queue = deque(job for job in self._queue if not job.done)
+        self._running = bool(self._queue)
+        if not self._queue:
+            return None
+        taken = _Pass(self._take())
+        if self._on_pass is not None:
+            self._on_pass(len(taken.items))
+        return taken
 
     def _take(self) -> list[_Part]:
         """Of the oldest job what is its turn, and of all others what fits beside it.
@@ -171,7 +240,7 @@ class Batcher:
         first = self._queue[0]
         alone = len(self._queue) == 1
         parts, room = [], max(self._max_pairs, first.wants)
-        for job in [job for job in self._queue if job.forward == first.forward]:
+        for job in [job for job in self._queue if job.begin == first.begin]:
             job.slice = min(job.faster, self._max_pairs) if alone else SLICE
             if job.wants > room:
                 continue
@@ -182,20 +251,3 @@ class Batcher:
             if len(parts[-1].items) < job.left:
                 self._queue.append(job)
         return parts
-
-
-def _answer(parts: Sequence[_Part]) -> None:
-    """One forward pass for all parts; if it fails, each by itself."""
-    try:
-        rows = parts[0].job.forward([item for part in parts for item in part.items])
-    except PASS_ERRORS as error:
-        if len(parts) == 1:
-            parts[0].job.error = f"The model failed on this request: {error}"
-            return
-        for part in parts:
-            _answer([part])
-        return
-    start = 0
-    for part in parts:
-        part.answer(rows[start : start + len(part.items)])
-        start += len(part.items)

@@ -24,7 +24,7 @@ from adapters_app import registry, storage
 from adapters_app.models import AdapterVersion, CalibrationEvaluation
 from corrections.labels import LABELS, Label
 from inference import monitoring
-from inference.batching import PASS_ERRORS, Batcher, ForwardFailed
+from inference.batching import PASS_ERRORS, AtOnce, Batcher, ForwardFailed
 
 if TYPE_CHECKING:
     from adapters_app.nli.calibration import Calibrator
@@ -142,7 +142,7 @@ def answer(adapter: str, pairs: Sequence["Pair"]) -> Answer:
     rows = [(answering.predictor, pair) for pair in pairs]
     with monitoring.SECONDS.time():
         # Whoever answers, rows share a pass: the engine takes any mix of its predictors.
-        logits = _batcher().run(_models.engine().logits, rows)
+        logits = _batcher().run(_models.engine().begin, rows)
     return _answer(answering, logits)
 
 
@@ -193,7 +193,7 @@ def embed(texts: Sequence[str], batch_size: int) -> np.ndarray:
     """
     forward = _Embedding(_models.encoder(), batch_size)
     try:
-        return _embedding_batcher().run(forward, texts)
+        return _embedding_batcher().run(AtOnce(forward), texts)
     except ForwardFailed as error:
         raise EngineUnavailable(f"The sentence encoder: {error}") from error
 

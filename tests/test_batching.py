@@ -19,6 +19,9 @@ class Model:
         self.started = threading.Event()
         self.passes: list[int] = []
 
+    def begin(self, pairs):
+        return lambda: self.logits(pairs)
+
     def logits(self, pairs):
         self.passes.append(len(pairs))
         self.started.set()
@@ -37,7 +40,7 @@ def queued(batcher: Batcher, n: int) -> None:
     """Wait until n jobs are in the queue (the batcher's own condition tells of nothing earlier)."""
     deadline = threading.Event()
     for _ in range(1000):
-        with batcher._turn:
+        with batcher._lock:
             if len(batcher._queue) >= n:
                 return
         deadline.wait(0.01)
@@ -46,7 +49,7 @@ def queued(batcher: Batcher, n: int) -> None:
 
 def test_a_lone_request_runs_at_once(model):
     model.gate.set()
-    logits = Batcher(max_pairs=8, max_waiting=8).run(model.logits, [GOOD, GOOD])
+    logits = Batcher(max_pairs=8, max_waiting=8).run(model.begin, [GOOD, GOOD])
     assert logits.shape == (2, 3)
     assert model.passes == [2]
 
@@ -54,9 +57,9 @@ def test_a_lone_request_runs_at_once(model):
 def test_requests_that_arrive_during_a_pass_share_the_next_one_and_get_their_own_rows(model):
     batcher = Batcher(max_pairs=8, max_waiting=100)
     with ThreadPoolExecutor(4) as pool:
-        first = pool.submit(batcher.run, model.logits, [GOOD])
+        first = pool.submit(batcher.run, model.begin, [GOOD])
         assert model.started.wait(10)
-        others = [pool.submit(batcher.run, model.logits, [("x" * n, "h")] * n) for n in (1, 2, 3)]
+        others = [pool.submit(batcher.run, model.begin, [("x" * n, "h")] * n) for n in (1, 2, 3)]
         queued(batcher, 3)
         model.gate.set()
         assert first.result(10).shape == (1, 3)
@@ -68,9 +71,9 @@ def test_requests_that_arrive_during_a_pass_share_the_next_one_and_get_their_own
 def test_a_pass_holds_no_more_than_max_pairs_but_a_larger_request_still_goes(model):
     batcher = Batcher(max_pairs=4, max_waiting=100)
     with ThreadPoolExecutor(4) as pool:
-        pool.submit(batcher.run, model.logits, [GOOD])
+        pool.submit(batcher.run, model.begin, [GOOD])
         assert model.started.wait(10)
-        others = [pool.submit(batcher.run, model.logits, [GOOD] * n) for n in (3, 3, 9)]
+        others = [pool.submit(batcher.run, model.begin, [GOOD] * n) for n in (3, 3, 9)]
         queued(batcher, 3)
         model.gate.set()
         for other in others:
@@ -83,9 +86,9 @@ def test_small_requests_wait_for_a_slice_of_a_large_one(model):
     batcher = Batcher(max_pairs=100, max_waiting=1000)
     large = [("p" * n, "h") for n in range(200)]
     with ThreadPoolExecutor(3) as pool:
-        first = pool.submit(batcher.run, model.logits, large)
+        first = pool.submit(batcher.run, model.begin, large)
         assert model.started.wait(10)
-        others = [pool.submit(batcher.run, model.logits, [GOOD]) for _ in range(2)]
+        others = [pool.submit(batcher.run, model.begin, [GOOD]) for _ in range(2)]
         queued(batcher, 3)  # with what is left of the large one
         model.gate.set()
         for other in others:
@@ -98,11 +101,11 @@ def test_small_requests_wait_for_a_slice_of_a_large_one(model):
 def test_a_large_request_joins_a_pass_with_a_slice_that_fits(model):
     batcher = Batcher(max_pairs=70, max_waiting=1000)
     with ThreadPoolExecutor(3) as pool:
-        first = pool.submit(batcher.run, model.logits, [GOOD])
+        first = pool.submit(batcher.run, model.begin, [GOOD])
         assert model.started.wait(10)
-        small = pool.submit(batcher.run, model.logits, [GOOD] * 10)
+        small = pool.submit(batcher.run, model.begin, [GOOD] * 10)
         queued(batcher, 1)
-        large = pool.submit(batcher.run, model.logits, [GOOD] * 66)
+        large = pool.submit(batcher.run, model.begin, [GOOD] * 66)
         queued(batcher, 2)
         model.gate.set()
         assert [len(each.result(10)) for each in (first, small, large)] == [1, 10, 66]
@@ -111,7 +114,7 @@ def test_a_large_request_joins_a_pass_with_a_slice_that_fits(model):
 
 def test_a_large_request_alone_goes_in_few_passes(model):
     model.gate.set()
-    rows = Batcher(max_pairs=100, max_waiting=1000).run(model.logits, [GOOD] * 300)
+    rows = Batcher(max_pairs=100, max_waiting=1000).run(model.begin, [GOOD] * 300)
     assert rows.shape == (300, 3)
     assert model.passes == [64, 100, 100, 36]
 
@@ -119,9 +122,9 @@ def test_a_large_request_alone_goes_in_few_passes(model):
 def test_a_large_request_fails_as_a_whole_and_alone(model):
     batcher = Batcher(max_pairs=100, max_waiting=1000)
     with ThreadPoolExecutor(3) as pool:
-        large = pool.submit(batcher.run, model.logits, [*[GOOD] * 68, BAD, *[GOOD] * 90])
+        large = pool.submit(batcher.run, model.begin, [*[GOOD] * 68, BAD, *[GOOD] * 90])
         assert model.started.wait(10)
-        small = pool.submit(batcher.run, model.logits, [GOOD])
+        small = pool.submit(batcher.run, model.begin, [GOOD])
         queued(batcher, 2)
         model.gate.set()
         assert small.result(10).shape == (1, 3)
@@ -129,16 +132,16 @@ def test_a_large_request_fails_as_a_whole_and_alone(model):
             large.result(10)
     # Together, each by itself, and nothing of it afterwards.
     assert model.passes == [64, 8 + 1, 8, 1]
-    assert batcher.run(model.logits, [GOOD]).shape == (1, 3)
+    assert batcher.run(model.begin, [GOOD]).shape == (1, 3)
 
 
 def test_different_predictors_never_share_a_pass(model):
     batcher, other = Batcher(max_pairs=8, max_waiting=100), Model()
     other.gate.set()
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(batcher.run, model.logits, [GOOD])
+        first = pool.submit(batcher.run, model.begin, [GOOD])
         assert model.started.wait(10)
-        second = pool.submit(batcher.run, other.logits, [GOOD])
+        second = pool.submit(batcher.run, other.begin, [GOOD])
         queued(batcher, 1)
         model.gate.set()
         first.result(10)
@@ -149,10 +152,10 @@ def test_different_predictors_never_share_a_pass(model):
 def test_a_bad_request_fails_alone(model):
     batcher = Batcher(max_pairs=8, max_waiting=100)
     with ThreadPoolExecutor(3) as pool:
-        pool.submit(batcher.run, model.logits, [GOOD])
+        pool.submit(batcher.run, model.begin, [GOOD])
         assert model.started.wait(10)
-        good = pool.submit(batcher.run, model.logits, [GOOD])
-        bad = pool.submit(batcher.run, model.logits, [BAD])
+        good = pool.submit(batcher.run, model.begin, [GOOD])
+        bad = pool.submit(batcher.run, model.begin, [BAD])
         queued(batcher, 2)
         model.gate.set()
         assert good.result(10).shape == (1, 3)
@@ -163,12 +166,12 @@ def test_a_bad_request_fails_alone(model):
 def test_the_queue_is_bounded(model):
     batcher = Batcher(max_pairs=4, max_waiting=4)
     with ThreadPoolExecutor(3) as pool:
-        pool.submit(batcher.run, model.logits, [GOOD])
+        pool.submit(batcher.run, model.begin, [GOOD])
         assert model.started.wait(10)
-        waiting = pool.submit(batcher.run, model.logits, [GOOD] * 4)
+        waiting = pool.submit(batcher.run, model.begin, [GOOD] * 4)
         queued(batcher, 1)
         with pytest.raises(Overloaded, match="4 pairs are waiting"):
-            batcher.run(model.logits, [GOOD])
+            batcher.run(model.begin, [GOOD])
         model.gate.set()
         waiting.result(10)
 
@@ -176,22 +179,63 @@ def test_the_queue_is_bounded(model):
 def test_what_is_left_of_a_request_takes_nobody_elses_place(model):
     batcher = Batcher(max_pairs=100, max_waiting=4)
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(batcher.run, model.logits, [GOOD] * 200)
+        first = pool.submit(batcher.run, model.begin, [GOOD] * 200)
         assert model.started.wait(10)
-        second = pool.submit(batcher.run, model.logits, [GOOD] * 4)
+        second = pool.submit(batcher.run, model.begin, [GOOD] * 4)
         queued(batcher, 2)
         with pytest.raises(Overloaded, match="4 pairs are waiting"):
-            batcher.run(model.logits, [GOOD])
+            batcher.run(model.begin, [GOOD])
         model.gate.set()
         assert second.result(10).shape == (4, 3)
         assert first.result(10).shape == (200, 3)
 
 
+def test_the_model_is_at_work_again_before_anybody_is_told_of_the_last_pass(model):
+    batcher = Batcher(max_pairs=8, max_waiting=100)
+    told = []
+
+    class Second(Model):
+        def begin(self, pairs):
+            told.append(first.done())
+            return super().begin(pairs)
+
+    second = Second()
+    second.gate.set()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(batcher.run, model.begin, [GOOD])
+        assert model.started.wait(10)
+        other = pool.submit(batcher.run, second.begin, [GOOD])
+        queued(batcher, 1)
+        model.gate.set()
+        assert first.result(10).shape == other.result(10).shape == (1, 3)
+    assert told == [False]
+
+
+def test_what_cannot_begin_fails_alone(model):
+    """Also where it is somebody else's thread that begins it."""
+    batcher = Batcher(max_pairs=8, max_waiting=100)
+
+    def begin(pairs):
+        raise TypeError("of another engine")
+
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(batcher.run, model.begin, [GOOD])
+        assert model.started.wait(10)
+        bad = pool.submit(batcher.run, begin, [GOOD])
+        queued(batcher, 1)
+        good = pool.submit(batcher.run, model.begin, [GOOD])
+        queued(batcher, 2)
+        model.gate.set()
+        with pytest.raises(ForwardFailed, match="another engine"):
+            bad.result(10)
+        assert first.result(10).shape == good.result(10).shape == (1, 3)
+
+
 def test_nothing_is_answered_with_nothing(model):
     model.gate.set()
     batcher = Batcher(max_pairs=8, max_waiting=8)
-    assert len(batcher.run(model.logits, [])) == 0
-    assert batcher.run(model.logits, [GOOD]).shape == (1, 3)
+    assert len(batcher.run(model.begin, [])) == 0
+    assert batcher.run(model.begin, [GOOD]).shape == (1, 3)
 
 
 def test_a_crash_of_the_pass_leaves_nobody_waiting(model):
@@ -206,9 +250,9 @@ def test_a_crash_of_the_pass_leaves_nobody_waiting(model):
     fragile = Interrupted()
     batcher = Batcher(max_pairs=8, max_waiting=100)
     with ThreadPoolExecutor(3) as pool:
-        pool.submit(batcher.run, fragile.logits, [GOOD])
+        pool.submit(batcher.run, fragile.begin, [GOOD])
         assert fragile.started.wait(10)
-        others = [pool.submit(batcher.run, fragile.logits, [GOOD]) for _ in range(2)]
+        others = [pool.submit(batcher.run, fragile.begin, [GOOD]) for _ in range(2)]
         queued(batcher, 2)
         fragile.gate.set()
         errors = {type(other.exception(10)) for other in others}

@@ -50,7 +50,7 @@ def test_requests_for_different_versions_share_a_pass(fast, make_version, monkey
     passes: list[int] = []
     batcher = Batcher(max_pairs=64, max_waiting=64, on_pass=passes.append)
     rows = [(engine.serving_predictor(name).predictor, pair) for name in alone for pair in PAIRS]
-    logits = batcher.run(engine._models.engine().logits, rows)
+    logits = batcher.run(engine._models.engine().begin, rows)
     assert passes == [6]
     for number, name in enumerate(alone):
         own = logits[2 * number : 2 * number + 2]

@@ -45,3 +45,7 @@ class Engine(Protocol):
         self, rows: Sequence[Row], *, on_batch: Callable[[int], None] | None = None
     ) -> np.ndarray:
         """Raw scores of rows for any mix of this engine's predictors, (n, 3) float32."""
+
+    def begin(self, rows: Sequence[Row]) -> Callable[[], np.ndarray]:
+        """Start on rows, where the engine can be left alone with them; what is returned waits for
+        their `logits`."""

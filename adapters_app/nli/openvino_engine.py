@@ -5,7 +5,7 @@ No torch: weights, tokenizer and what the reference engine knows of the base com
 
 import os
 import threading
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from adapters_app.nli.artifact import Artifact
 from adapters_app.nli.checkpoint import PREFIX, Files, find
 from adapters_app.nli.encoding import Encoded, Pair, PairEncoder, batches_by_length, padded
 from adapters_app.nli.engines import Row, Unsupported
-from adapters_app.nli.openvino_runtime import CompiledModel, Core
+from adapters_app.nli.openvino_runtime import CompiledModel, Core, InferRequest
 from adapters_app.nli.reference import NoReference, Reference, check, stored, write
 
 BATCH = 32  # pairs per forward pass
@@ -97,12 +97,40 @@ class _Head:
 
 @dataclass(frozen=True, eq=False)
 class _Compiled:
-    """A graph for one choice of target modules, ready to run; `lock` is held while it does."""
+    """A graph for one choice of target modules, ready to run."""
 
     model: CompiledModel
     stacks: tuple[graph.Stack, ...]
     nothing: Mapping[str, np.ndarray]  # LoRA inputs where no row has an adapter
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    idle: deque[InferRequest] = field(default_factory=deque)
+
+    def start(self, inputs: Mapping[str, np.ndarray]) -> InferRequest:
+        """Start a pass; `inputs` must be kept until it has ended."""
+        try:
+            request = self.idle.pop()
+        except IndexError:
+            request = self.model.create_infer_request()
+        request.start_async(inputs, share_inputs=True)
+        return request
+
+
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """Rows that go through one graph together."""
+
+    compiled: _Compiled
+    chosen: Sequence[int]  # their places among all rows
+    encoded: Sequence[Encoded]
+    predictors: Sequence["Predictor"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Running:
+    """A pass under way."""
+
+    of: _Pass
+    request: InferRequest
+    inputs: Mapping[str, np.ndarray]  # read by the request until it has ended
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,41 +220,76 @@ class OpenVinoEngine:
 
         `on_batch` is called with the number of rows done; it may raise to stop.
         """
+        return self._finish(*self._begin(rows), on_batch)
+
+    def begin(self, rows: Sequence[Row]) -> Callable[[], np.ndarray]:
+        """Start on rows; what is returned waits for their `logits`, and is called once."""
+        passes, first = self._begin(rows)
+        return lambda: self._finish(passes, first, None)
+
+    def _begin(self, rows: Sequence[Row]) -> tuple[list[_Pass], _Running | None]:
+        """Every pass that the rows take, and the first of them under way."""
         predictors = [_own(predictor) for predictor, _ in rows]
         encoded = self.base.encoder.encode([pair for _, pair in rows])
-        out = np.empty((len(rows), len(self.base.reference.label_columns)), dtype=np.float32)
         by_graph: defaultdict[_Compiled, list[int]] = defaultdict(list)
         for i, predictor in enumerate(predictors):
             by_graph[predictor.compiled].append(i)
-        done = 0
+        passes = []
         for compiled, members in by_graph.items():
             for batch in batches_by_length([len(encoded[i]) for i in members], BATCH):
                 chosen = [members[i] for i in batch]
-                out[chosen] = self._forward(
-                    compiled, [encoded[i] for i in chosen], [predictors[i] for i in chosen]
-                )
-                done += len(chosen)
+                own = [predictors[i] for i in chosen]
+                passes.append(_Pass(compiled, chosen, [encoded[i] for i in chosen], own))
+        return passes, self._start(passes[0]) if passes else None
+
+    def _finish(
+        self,
+        passes: Sequence[_Pass],
+        running: _Running | None,
+        on_batch: Callable[[int], None] | None,
+    ) -> np.ndarray:
+        """The rows of all passes; the next is started before the one that runs has ended."""
+        size = sum(len(each.chosen) for each in passes)
+        out = np.empty((size, len(self.base.reference.label_columns)), dtype=np.float32)
+        done = 0
+        for each in [*passes[1:], None]:
+            if running is None:
+                break
+            following = self._start(each) if each else None
+            try:
+                out[running.of.chosen] = self._end(running)
+                done += len(running.of.chosen)
                 if on_batch is not None:
                     on_batch(done)
+            except BaseException:
+                if following is not None:
+                    following.request.wait()  # it reads its inputs until then
+                raise
+            running = following
         return out
 
-    def _forward(
-        self, compiled: _Compiled, rows: Sequence[Encoded], predictors: Sequence[Predictor]
-    ) -> np.ndarray:
+    def _start(self, of: _Pass) -> _Running:
         reference = self.base.reference
         arrays = padded(
-            rows, pad_id=reference.pad_id, multiple=LENGTH_STEP, longest=reference.max_length
+            of.encoded, pad_id=reference.pad_id, multiple=LENGTH_STEP, longest=reference.max_length
         )
         inputs: dict[str, np.ndarray] = {
             graph.IDS: arrays[graph.IDS].astype(np.int32),
             graph.MASK: arrays[graph.MASK].astype(np.float32),
-            **_mixed(compiled, predictors),
+            **_mixed(of.compiled, of.predictors),
         }
         if self.base.config.get("type_vocab_size", 0) > 0:
             inputs[graph.TYPES] = arrays[graph.TYPES].astype(np.int32)
-        with compiled.lock:
-            pooled = compiled.model(inputs, share_inputs=True, share_outputs=False)[0][:, 0]
-        logits = np.empty((len(rows), len(reference.label_columns)), dtype=np.float32)
+        return _Running(of, of.compiled.start(inputs), inputs)
+
+    def _end(self, running: _Running) -> np.ndarray:
+        """Wait for a pass; its logits."""
+        running.request.wait()
+        pooled = running.request.get_output_tensor(0).data[:, 0].copy()
+        running.of.compiled.idle.append(running.request)
+        predictors = running.of.predictors
+        shape = len(predictors), len(self.base.reference.label_columns)
+        logits = np.empty(shape, dtype=np.float32)
         for head in {predictor.head for predictor in predictors}:
             own = [i for i, predictor in enumerate(predictors) if predictor.head is head]
             logits[own] = head(pooled[own])

@@ -7,7 +7,7 @@ import sys
 
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # cannot be imported
 
-from openvino import CompiledModel, Core, Model, Node  # noqa: E402
+from openvino import CompiledModel, Core, InferRequest, Model, Node  # noqa: E402
 from openvino import opset15 as ops  # noqa: E402
 
-__all__ = ["CompiledModel", "Core", "Model", "Node", "ops"]
+__all__ = ["CompiledModel", "Core", "InferRequest", "Model", "Node", "ops"]

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -130,6 +131,10 @@ class TorchEngine:
             out[chosen] = predictor.logits([rows[i][1] for i in chosen], on_batch=heard)
             done += len(chosen)
         return out
+
+    def begin(self, rows: Sequence[Row]) -> Callable[[], np.ndarray]:
+        """What computes `logits` of the rows; torch computes in the thread that asks."""
+        return partial(self.logits, rows)
 
     def reference(self, files_digest: str) -> tuple[Reference, str]:
         """What other engines are held to, and the tokenizer as JSON: see `reference`."""
