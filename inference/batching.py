@@ -4,7 +4,7 @@ Whoever finds the model idle runs it at once; requests that arrive meanwhile que
 together in the next pass. At most one pass is computed at a time: it already uses every core. Who
 has led a pass to its end starts the next one before anybody is told of the answers, so that the
 model computes while those are written; one of those whose pairs are in it leads that on. A large
-request goes in several passes, so that small ones wait for a slice of it, not for all.
+request goes in slices, by turns with the small ones that wait, and faster while none does.
 """
 
 import threading
@@ -25,8 +25,8 @@ Begin = Callable[[Sequence[Any]], Callable[[], np.ndarray]]
 PASS_ERRORS = (RuntimeError, ValueError, TypeError, MemoryError, OSError)
 
 
-# A request of more items than WHOLE goes in slices: of SLICE while others wait, so that a single
-# pair waits for no more; while nobody does, of WHOLE and then twice as many each time: faster.
+# A request of more items than WHOLE goes in slices of SLICE: a single pair waits for no more. While
+# nobody comes in between they grow, from the third on twice as long each time.
 WHOLE, SLICE = 64, 8
 
 
@@ -56,7 +56,7 @@ class _Job:
     items: Sequence[Any]
     rows: list[np.ndarray] = field(default_factory=list)
     begun: bool = False
-    slice: int = WHOLE
+    in_a_row: int = 0  # slices of it that nobody came in between of
     error: str = ""
     # A pass that is its thread's to lead on, or None once all is answered.
     mail: "SimpleQueue[_Pass | None]" = field(default_factory=SimpleQueue)
@@ -74,14 +74,13 @@ class _Job:
         return not self.left or bool(self.error)
 
     @property
-    def faster(self) -> int:
-        """Its next slice while nobody else waits."""
-        return 2 * self.slice if self.rows else WHOLE
+    def large(self) -> bool:
+        return len(self.items) > WHOLE
 
     @property
-    def wants(self) -> int:
-        """Items that go into the next pass."""
-        return min(self.left, self.slice) if len(self.items) > WHOLE else self.left
+    def slice(self) -> int:
+        """How many of its items may go next."""
+        return SLICE << max(0, self.in_a_row - 1)
 
 
 @dataclass(eq=False)
@@ -140,7 +139,6 @@ class Batcher:
     """Merges concurrent requests for the same model.
 
     `max_pairs` bounds one pass, `max_waiting` the queue; `unit` is what refusals call them;
-    `seats`, which batchers may share, bounds requests in a pass or waiting, of whatever size.
     `on_pass` is told the number of pairs of every pass. A request of up to WHOLE items goes whole,
     even if alone it is more than `max_pairs`.
     """
@@ -151,17 +149,16 @@ class Batcher:
         max_pairs: int,
         max_waiting: int,
         unit: str = "pairs",
-        seats: threading.Semaphore | None = None,
         on_pass: Callable[[int], None] | None = None,
     ) -> None:
         self._max_pairs = max_pairs
         self._max_waiting = max_waiting
         self._unit = unit
-        self._seats = seats
         self._on_pass = on_pass
         self._lock = threading.Lock()
         self._queue: deque[_Job] = deque()
         self._running = False
+        self._sliced = False  # the last pass was of a large request
 
     def run(self, begin: Begin, items: Sequence[Any]) -> np.ndarray:
         """The rows of `items`, perhaps of one pass with the items of others for an equal `begin`.
@@ -172,16 +169,6 @@ class Batcher:
         """
         if not len(items):
             return begin(items)()
-        if self._seats is None:
-            return self._run(begin, items)
-        if not self._seats.acquire(blocking=False):
-            raise Overloaded("Too many requests are being answered; try again in a moment.")
-        try:
-            return self._run(begin, items)
-        finally:
-            self._seats.release()
-
-    def _run(self, begin: Begin, items: Sequence[Any]) -> np.ndarray:
         job = _Job(begin, items)
         with self._lock:
             # Of a request that was begun, what is left does not wait: it was let in whole.
@@ -233,21 +220,30 @@ class Batcher:
         return taken
 
     def _take(self) -> list[_Part]:
-        """Of the oldest job what is its turn, and of all others what fits beside it.
+        """Of a large job a slice; or the oldest small job and all others that fit beside it.
 
-        They must want the same model. What remains of a job goes to the end of the queue.
+        Where both wait they take turns. Jobs in a pass want the same model.
         """
-        first = self._queue[0]
-        alone = len(self._queue) == 1
-        parts, room = [], max(self._max_pairs, first.wants)
-        for job in [job for job in self._queue if job.begin == first.begin]:
-            job.slice = min(job.faster, self._max_pairs) if alone else SLICE
-            if job.wants > room:
-                continue
-            job.begun = True
-            parts.append(_Part(job, job.items[job.answered : job.answered + job.wants]))
-            room -= len(parts[-1].items)
-            self._queue.remove(job)
-            if len(parts[-1].items) < job.left:
-                self._queue.append(job)
+        large = next((job for job in self._queue if job.large), None)
+        small = [job for job in self._queue if not job.large]
+        if large and not (small and self._sliced):
+            alone = self._sliced and len(self._queue) == 1
+            large.in_a_row = large.in_a_row + 1 if alone else 0
+            self._sliced = True
+            return [self._part(large, min(large.left, large.slice, self._max_pairs))]
+        self._sliced = False
+        room = max(self._max_pairs, small[0].left)
+        parts = []
+        for job in small:
+            if job.begin == small[0].begin and job.left <= room:
+                room -= job.left
+                parts.append(self._part(job, job.left))
         return parts
+
+    def _part(self, job: _Job, size: int) -> _Part:
+        """The next items of a job; what remains of it goes to the end of the queue."""
+        job.begun = True
+        self._queue.remove(job)
+        if size < job.left:
+            self._queue.append(job)
+        return _Part(job, job.items[job.answered : job.answered + size])

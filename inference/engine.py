@@ -517,20 +517,10 @@ def _torch_side() -> _TorchSide:
 
 
 @functools.cache
-def _seats() -> threading.Semaphore:
-    """Requests that may be in a model of this process or wait for one; some threads stay free.
-
-    Were all threads to wait, nobody would be left to refuse what comes next.
-    """
-    return threading.BoundedSemaphore(settings.LYRA_THREADS - settings.LYRA_SPARE_THREADS)
-
-
-@functools.cache
 def _batcher() -> Batcher:
     return Batcher(
         max_pairs=settings.LYRA_MAX_PAIRS,
         max_waiting=settings.LYRA_MAX_WAITING_PAIRS,
-        seats=_seats(),
         on_pass=monitoring.PASS_PAIRS.observe,
     )
 
@@ -542,5 +532,4 @@ def _embedding_batcher() -> Batcher:
         max_pairs=settings.LYRA_MAX_PAIRS,
         max_waiting=settings.LYRA_MAX_WAITING_PAIRS,
         unit="texts",
-        seats=_seats(),
     )

