@@ -27,7 +27,7 @@ PASS_ERRORS = (RuntimeError, ValueError, TypeError, MemoryError, OSError)
 
 # A request of more items than WHOLE goes in slices of SLICE: a single pair waits for no more. While
 # nobody comes in between they grow, from the third on twice as long each time.
-WHOLE, SLICE = 64, 8
+WHOLE, SLICE = 64, 4
 
 
 class Overloaded(RuntimeError):

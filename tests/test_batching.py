@@ -95,7 +95,7 @@ def test_small_requests_wait_for_a_slice_of_a_large_one(model):
             assert other.result(10).shape == (1, 3)
         assert first.result(10)[:, 0].tolist() == list(range(200))
     # Alone again it speeds up.
-    assert model.passes == [8, 2, 8, 8, 16, 32, 64, 64]
+    assert model.passes == [4, 2, 4, 4, 8, 16, 32, 64, 68]
 
 
 def test_a_large_request_and_small_ones_take_turns(model):
@@ -109,14 +109,14 @@ def test_a_large_request_and_small_ones_take_turns(model):
         queued(batcher, 2)
         model.gate.set()
         assert [len(each.result(10)) for each in (first, small, large)] == [1, 10, 66]
-    assert model.passes == [1, 8, 10, 8, 8, 16, 26]
+    assert model.passes == [1, 4, 10, 4, 4, 8, 16, 30]
 
 
 def test_a_large_request_alone_goes_in_few_passes(model):
     model.gate.set()
     rows = Batcher(max_pairs=100, max_waiting=1000).run(model.begin, [GOOD] * 300)
     assert rows.shape == (300, 3)
-    assert model.passes == [8, 8, 16, 32, 64, 100, 72]
+    assert model.passes == [4, 4, 8, 16, 32, 64, 100, 72]
 
 
 def test_a_large_request_fails_as_a_whole_and_alone(model):
@@ -131,7 +131,7 @@ def test_a_large_request_fails_as_a_whole_and_alone(model):
         with pytest.raises(ForwardFailed, match="out of memory"):
             large.result(10)
     # Nothing of it afterwards.
-    assert model.passes == [8, 1, 8, 8, 16, 32]
+    assert model.passes == [4, 1, 4, 4, 8, 16, 32, 64]
     assert batcher.run(model.begin, [GOOD]).shape == (1, 3)
 
 
