@@ -11,10 +11,9 @@ from collections.abc import Callable
 from http import HTTPStatus
 
 from django.conf import settings
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
 
 from inference import monitoring
-from lyra_site.errors import refusal
 
 PATHS = frozenset({"/api/v1/nli", "/nli", "/ml/nli", "/embed", "/ml/embed"})
 RETRY_AFTER_S = 1
@@ -31,9 +30,9 @@ class Admission:
             return self.get_response(request)
         if not seats().acquire(blocking=False):
             monitoring.REFUSED.labels("overloaded").inc()
-            return refusal(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                "Too many predictions are being worked on; try again in a moment.",
+            return JsonResponse(
+                {"detail": "Too many predictions are being worked on; try again in a moment."},
+                status=HTTPStatus.SERVICE_UNAVAILABLE,
                 headers={"Retry-After": str(RETRY_AFTER_S)},
             )
         try:

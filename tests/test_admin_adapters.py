@@ -469,7 +469,8 @@ def test_a_version_shows_how_far_its_probabilities_can_be_trusted(rita, trainer,
     )
     response = rita.get(url(version))
     page = text_of(response)
-    assert "Bias-corrected temperature scaling, fitted on 300" in page
+    assert "Bias-corrected temperature scaling, fitted on 400 out-of-fold pairs" in page
+    assert "the figures are of the 300 whose sampling probability is known" in page
     assert "ECE, debiased 0.021 0.021" in page
     assert "ECE of a perfect model here 0.034 0.034" in page
     assert "Brier skill −0.250 +0.125" in page
@@ -582,6 +583,7 @@ def fit_again(version, by, **changes):
     fitted = version.calibrations.first()
     made = {
         "method": "platt",
+        "fitted_rows": 400,
         "rows": 300,
         "replaces": version.calibrations.first(),
         "replaced": {"brier": 0.42, "ece": 0.06, "log_loss": 0.95},
@@ -628,7 +630,7 @@ def test_the_version_that_serves_is_given_its_newer_calibrator(
     assert "Use the newer calibrator …" in text_of(rita.get(url(version)))
     page = text_of(rita.get(url(version, "promote")))
     assert "Use the newer calibrator of v1?" in page
-    assert "Both on the 300 out-of-fold pairs" in page
+    assert "Both on 300 out-of-fold pairs" in page
     # Its own record says 0.4, 0.05 and 0.9, of other pairs.
     assert "v1/c1 (temperature) 0.420 0.060 0.950" in page
     assert "v1/c2 (platt) 0.400 0.050 0.900" in page
@@ -743,7 +745,7 @@ def test_the_confirmation_of_a_rollback_names_the_calibrator_that_comes_back(
     confirm(rita, version)
     page = text_of(rita.get(ROLLBACK))
     assert "Roll back to v1?" in page
-    assert "Platt scaling on 300 pairs temperature scaling on 200 pairs" in page
+    assert "Platt scaling on 400 pairs temperature scaling on 200 pairs" in page
 
 
 def test_there_is_nowhere_to_go_back_to_from_the_base(rita, db):

@@ -22,6 +22,7 @@ class Model(ThreadingHTTPServer):
     """Takes down who asks what; the first `full` requests are told to come back."""
 
     daemon_threads = True
+    request_queue_size = 128  # or some who call at once are turned away where processors are busy
 
     def __init__(self, full: int = 0) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
