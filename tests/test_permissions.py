@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from django.contrib.auth.models import Group
+from django.contrib.auth.models import Group, Permission, User
 from django.core.management import call_command
 from django.urls import URLPattern, URLResolver, get_resolver
 
@@ -146,3 +146,34 @@ def test_roles_are_made_and_only_added_to(db):
         for p in caller.permissions.select_related("content_type")
     }
     assert names == {*ROLES["caller"], "adapters_app.promote_adapter"}
+
+
+def test_one_permission_is_looked_up_by_itself(db):
+    check_one_permission()
+
+
+def test_one_permission_is_looked_up_by_itself_on_postgresql(on_postgresql):
+    check_one_permission()
+
+
+def check_one_permission() -> None:
+    """Hand-written SQL, which both databases have to understand."""
+    predict = Permission.objects.get(codename="predict")
+    group = Group.objects.create(name="those who ask")
+    group.permissions.add(predict)
+    member, own, nobody, gone = (User.objects.create_user(name) for name in ("m", "o", "n", "g"))
+    member.groups.add(group)
+    gone.groups.add(group)
+    own.user_permissions.add(predict)
+    User.objects.filter(pk=gone.pk).update(is_active=False)
+    may = {
+        user.username: User.objects.get(pk=user.pk).has_perm("adapters_app.predict")
+        for user in (member, own, nobody, gone)
+    }
+    assert may == {"m": True, "o": True, "n": False, "g": False}
+    asked = User.objects.get(pk=member.pk)
+    assert [asked.has_perm(f"adapters_app.{name}") for name in ("predict", "no", "predict")] == [
+        True,
+        False,
+        True,
+    ]
