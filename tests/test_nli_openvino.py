@@ -165,7 +165,7 @@ def _has(engines: Both, target: str) -> bool:
 
 def test_the_same_request_gets_the_same_answer(engines: Both) -> None:
     predictor = engines.openvino.predictor()
-    np.testing.assert_array_equal(predictor.logits(PAIRS), predictor.logits(PAIRS))
+    np.testing.np.testing.assert_array_equal(predictor.logits(PAIRS), predictor.logits(PAIRS))
 
 
 def test_an_adapter_takes_the_memory_of_its_parameters(engines: Both) -> None:
@@ -186,6 +186,20 @@ def test_it_hears_how_many_are_done_and_may_stop(engines: Both) -> None:
     engines.openvino.predictor().logits(PAIRS * 10, on_batch=heard.append)
     assert heard[-1] == len(PAIRS) * 10
     assert heard == sorted(heard)
+
+
+def test_who_is_stopped_leaves_the_engine_as_it_was(engines: Both) -> None:
+    """The next pass had been started when the first was heard of."""
+    predictor = engines.openvino.predictor()
+    expected = predictor.logits(PAIRS * 10)
+
+    def stop(_done: int) -> None:
+        raise InterruptedError
+
+    for _ in range(20):
+        with pytest.raises(InterruptedError):
+            predictor.logits(PAIRS * 10, on_batch=stop)
+    np.testing.assert_array_equal(predictor.logits(PAIRS * 10), expected)
 
 
 def test_log_buckets_are_transformers_own() -> None:

@@ -6,8 +6,11 @@ from collections.abc import Iterator
 import pytest
 from django.contrib.auth.models import Group, Permission, User
 from django.core.management import call_command
-from django.urls import URLPattern, URLResolver, get_resolver
+from django.urls import URLPattern, URLResolver, get_resolver, resolve
 
+from inference import admission
+from inference.compat import CompatNliView, EmbedView
+from inference.views import NliView
 from lyra_site.roles import ROLES
 
 pytest_plugins = ("tests.serving",)
@@ -146,6 +149,12 @@ def test_roles_are_made_and_only_added_to(db):
         for p in caller.permissions.select_related("content_type")
     }
     assert names == {*ROLES["caller"], "adapters_app.promote_adapter"}
+
+
+def test_every_door_to_the_model_counts_who_is_let_in():
+    model = {NliView, CompatNliView, EmbedView}
+    doors = {path for _, path in MATRIX if getattr(resolve(path).func, "view_class", None) in model}
+    assert doors == admission.PATHS
 
 
 def test_one_permission_is_looked_up_by_itself(db):
