@@ -165,7 +165,7 @@ def _has(engines: Both, target: str) -> bool:
 
 def test_the_same_request_gets_the_same_answer(engines: Both) -> None:
     predictor = engines.openvino.predictor()
-    np.testing.np.testing.assert_array_equal(predictor.logits(PAIRS), predictor.logits(PAIRS))
+    np.testing.assert_array_equal(predictor.logits(PAIRS), predictor.logits(PAIRS))
 
 
 def test_an_adapter_takes_the_memory_of_its_parameters(engines: Both) -> None:
