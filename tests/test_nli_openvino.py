@@ -122,20 +122,22 @@ def test_every_length_up_to_the_window_and_beyond_it(engines: Both) -> None:
 
 
 def test_each_row_of_a_mixed_pass_is_answered_as_if_alone(engines: Both) -> None:
-    """Base and adapters of several ranks and layers, each with its own head, in one pass."""
+    """Base and adapters of several ranks and layers, each with its own head, in passes of few tokens
+    and of many, of rows of any length."""
     fast = engines.openvino
+    pairs = [*PAIRS, *map(of_length, (128, 127, 126, 96, 90, 65, 64, 61, 40, 39, 8, 5))]
     artifacts_ = [
         None,
         *(adapter(engines.torch, seed=n, rank=n) for n in (1, 2, 8, 11, 16)),
         *(adapter(engines.torch, seed=n, rank=4, layers=(n,)) for n in (0, 1)),
     ]
     predictors = [fast.predictor(artifact) for artifact in artifacts_]
-    rows = [(predictor, pair) for pair in PAIRS for predictor in predictors]
+    rows = [(predictor, pair) for pair in pairs for predictor in predictors]
     together = fast.logits(rows)
     alone = np.vstack([predictor.logits([pair]) for predictor, pair in rows])
     np.testing.assert_allclose(together, alone, atol=1e-4)
     slow = [engines.torch.predictor(artifact) for artifact in artifacts_]
-    expected = engines.torch.logits([(predictor, pair) for pair in PAIRS for predictor in slow])
+    expected = engines.torch.logits([(predictor, pair) for pair in pairs for predictor in slow])
     np.testing.assert_allclose(together, expected, atol=1e-4)
 
 

@@ -11,7 +11,7 @@ Pair = tuple[str, str]
 
 # Where a hypothesis alone fills the window, this much of it gives way to the premise.
 _LEAST_PREMISE_TOKENS = 16
-# Tokens of padding in a batch that cost about as much as a pass of its own: from 32 to 128 serves
+# Tokens of padding in a batch that cost about as much as a batch of its own: from 32 to 128 does
 # equally well on a processor without AMX, 512 costs a tenth to a fifth more for 32 pairs.
 MOST_PADDING = 128
 
@@ -95,16 +95,18 @@ def padded(
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
 
 
-def batches_by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+def batches_by_length(
+    lengths: Sequence[int], batch_size: int, most_padding: int = MOST_PADDING
+) -> list[list[int]]:
     """Indices in batches of similar length, longest first, so that little is padded.
 
-    A batch holds `batch_size` rows, or fewer where more would need over `MOST_PADDING` tokens.
+    A batch holds `batch_size` rows, or fewer where more would need over `most_padding` tokens.
     """
     batches: list[list[int]] = []
     longest = padding = 0
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         padding += longest - lengths[i]
-        if not batches or len(batches[-1]) == batch_size or padding > MOST_PADDING:
+        if not batches or len(batches[-1]) == batch_size or padding > most_padding:
             batches.append([])
             longest, padding = lengths[i], 0
         batches[-1].append(i)

@@ -22,7 +22,8 @@ MASKED = -1e9  # added to scores of padding: their exponential is 0 in every pre
 RANK_STEP = 8  # ranks are rounded up to this: whole vectors, and few different shapes
 
 # Inputs besides the stacks of LoRA matrices.
-IDS, MASK, TYPES, GATE = "input_ids", "attention_mask", "token_type_ids", "gate"
+IDS, TYPES, ROWS, PLACES = "input_ids", "token_type_ids", "rows", "places"  # of every token
+GRID, MASK, GATE = "grid", "attention_mask", "gate"
 
 _ACTIVATIONS = {
     "gelu": lambda x: ops.gelu(x, "erf"),
@@ -69,9 +70,10 @@ def build(
 ) -> Model:
     """The encoder of a checkpoint with inputs for the LoRA matrices of `adapted`.
 
-    Inputs: ids and types (rows, length) int32, mask (rows, length) float32 of 0 and 1, at most
-    `window` long; gate (rows, ranks); `ROLE.A`, `ROLE.B` as in `Stack`, `ranks` of them. Output:
-    the pooled vector, (rows, 1, hidden), which the head reads.
+    Inputs: ids, types, row and place therein (tokens,) int32; grid (rows, length) int32, where in
+    these a row's tokens are, and mask, the same shape, float32 of 0 and 1, at most `window` long;
+    gate (rows, ranks); `ROLE.A`, `ROLE.B` as in `Stack`, `ranks` of them. Tokens that no row has
+    cost time and nothing else. Output: the pooled vectors, (rows, hidden), which the head reads.
 
     Raises:
         Unsupported: another architecture, or a variant of one that this module does not know.
@@ -114,13 +116,13 @@ def _bert(graph: "_Graph") -> Node:
     for layer, last in graph.layers:
         name = f"bert.encoder.layer.{layer}"
         attention = f"{name}.attention.self"
-        first = graph.first_token(x) if last else x  # the pooler reads no other
-        q = graph.heads(graph.linear(first, f"{attention}.query"))
+        own = graph.first_tokens(x) if last else x  # the pooler reads no other
+        q = graph.heads(graph.linear(own, f"{attention}.query", first=last), first=last)
         k = graph.heads(graph.linear(x, f"{attention}.key"))
         v = graph.heads(graph.linear(x, f"{attention}.value"))
         scores = ops.multiply(ops.matmul(q, k, False, True), graph.constant(graph.head_size**-0.5))
-        x = graph.finish_layer(name, first, scores, v)
-    return ops.tanh(graph.linear(x, "bert.pooler.dense"))
+        x = graph.finish_layer(name, own, scores, v, first=last)
+    return ops.tanh(graph.linear(x, "bert.pooler.dense", first=True))
 
 
 def _deberta(graph: "_Graph") -> Node:
@@ -130,20 +132,26 @@ def _deberta(graph: "_Graph") -> Node:
     for layer, last in graph.layers:
         name = f"deberta.encoder.layer.{layer}"
         attention = f"{name}.attention.self"
-        first = graph.first_token(x) if last else x
-        q = graph.heads(graph.linear(first, f"{attention}.query_proj"))
+        own = graph.first_tokens(x) if last else x
+        q = graph.heads(graph.linear(own, f"{attention}.query_proj", first=last), first=last)
         k = graph.heads(graph.linear(x, f"{attention}.key_proj"))
         v = graph.heads(graph.linear(x, f"{attention}.value_proj"))
         content = ops.matmul(q, k, False, True)
         position = positions.of_first(attention, q, k) if last else positions.of(attention, q, k)
         scale = graph.constant((3 * graph.head_size) ** -0.5)
-        x = graph.finish_layer(name, first, ops.multiply(ops.add(content, position), scale), v)
-    pooled = graph.linear(x, "pooler.dense")
+        scores = ops.multiply(ops.add(content, position), scale)
+        x = graph.finish_layer(name, own, scores, v, first=last)
+    pooled = graph.linear(x, "pooler.dense", first=True)
     return graph.activation("pooler_hidden_act")(pooled)
 
 
 class _Graph:
-    """What both encoders are made of. Tensors are (rows, length, hidden) between layers."""
+    """What both encoders are made of.
+
+    Between layers there are (tokens, hidden), row after row, so that linear layers, which are
+    nearly all of the work, compute no padding; heads are (rows, heads, length, size), padded. Of
+    the last layer's queries on, only the `first` token of each row: (rows, hidden).
+    """
 
     def __init__(
         self,
@@ -160,18 +168,21 @@ class _Graph:
         self._eps = float(config.get("layer_norm_eps", 1e-12))
         count = config["num_hidden_layers"]
         self.layers = [(layer, layer == count - 1) for layer in range(count)]
-        self.ids = _parameter([-1, -1], IDS, np.int32)
-        self._mask = _parameter([-1, -1], MASK)
-        self._types = _parameter([-1, -1], TYPES, np.int32)
-        gate = _parameter([-1, -1], GATE)
-        self.parameters = [self.ids, self._mask, gate]
+        self._ids, self._types, rows, self._places = (
+            _parameter([-1], name, np.int32) for name in (IDS, TYPES, ROWS, PLACES)
+        )
+        self._grid = _parameter([-1, -1], GRID, np.int32)
+        mask = _parameter([-1, -1], MASK)
+        self._gate = _parameter([-1, -1], GATE)
+        self.parameters = [self._ids, rows, self._places, self._grid, mask, self._gate]
         if config.get("type_vocab_size", 0) > 0:
             self.parameters.append(self._types)
-        self.length = ops.gather(ops.shape_of(self.ids), _ints(1), _ints(0))  # shape (1,)
-        hidden = ops.subtract(self._mask, self.constant(1.0))
-        masked = ops.multiply(hidden, self.constant(-MASKED))
+        self.length = ops.gather(ops.shape_of(self._grid), _ints(1), _ints(0))  # shape (1,)
+        masked = ops.multiply(ops.subtract(mask, self.constant(1.0)), self.constant(-MASKED))
         self._masked = ops.unsqueeze(masked, _ints(1, 2))
-        self._gate = ops.unsqueeze(gate, _ints(1))  # (rows, 1, ranks)
+        length = ops.convert(self.length, "i32")
+        self._in_grid = ops.add(ops.multiply(rows, length), self._places)
+        self._gate_of_tokens = ops.gather(self._gate, rows, _scalar(0))  # (tokens, ranks)
         self.adapters: dict[str, tuple[Node, Node]] = {}
         for stack in adapted:
             a = _parameter([len(stack.modules), -1, stack.inputs], f"{stack.role}.A")
@@ -192,54 +203,61 @@ class _Graph:
 
     def embed(self, name: str) -> Node:
         table = self.constant(self.weights[f"{name}.word_embeddings.weight"])
-        x = ops.gather(table, self.ids, _scalar(0))
+        x = ops.gather(table, self._ids, _scalar(0))
         if self.config.get("position_biased_input", True):
             places = self.constant(self.weights[f"{name}.position_embeddings.weight"])
-            x = ops.add(x, ops.slice(places, _ints(0), self.length, _ints(1), _ints(0)))
+            x = ops.add(x, ops.gather(places, self._places, _scalar(0)))
         if self._types in self.parameters:
             types = self.constant(self.weights[f"{name}.token_type_embeddings.weight"])
             x = ops.add(x, ops.gather(types, self._types, _scalar(0)))
         return self.norm(x, f"{name}.LayerNorm")
 
-    def linear(self, x: Node, module: str) -> Node:
+    def linear(self, x: Node, module: str, *, first: bool = False) -> Node:
         """x·Wᵀ + b, and for an adapted module (gate · x·Aᵀ)·B: each row's own columns only."""
         y = ops.matmul(x, self.constant(self.weights[f"{module}.weight"]), False, True)
         y = ops.add(y, self.constant(self.weights[f"{module}.bias"]))
         if module in self.adapters:
             a, b = self.adapters[module]
-            low = ops.multiply(ops.matmul(x, a, False, True), self._gate)
+            gate = self._gate if first else self._gate_of_tokens
+            low = ops.multiply(ops.matmul(x, a, False, True), gate)
             y = ops.add(y, ops.matmul(low, b, False, False))
         return y
 
     def gated(self, low: Node) -> Node:
         """(rows, heads, length, ranks) with the columns of other rows' adapters at zero."""
-        return ops.multiply(low, ops.unsqueeze(self._gate, _ints(1)))
+        return ops.multiply(low, ops.unsqueeze(self._gate, _ints(1, 2)))
 
     def norm(self, x: Node, name: str) -> Node:
         y = ops.mvn(x, _ints(-1), True, self._eps, "inside_sqrt")
         y = ops.multiply(y, self.constant(self.weights[f"{name}.weight"]))
         return ops.add(y, self.constant(self.weights[f"{name}.bias"]))
 
-    def heads(self, x: Node) -> Node:
-        """(rows, length, hidden) → (rows, heads, length, head size)"""
-        split = ops.reshape(x, _ints(0, 0, self.head_count, self.head_size), True)
+    def heads(self, x: Node, *, first: bool = False) -> Node:
+        """(tokens, hidden) → (rows, heads, length, size), or of first tokens alone: length 1"""
+        size = self.head_count, self.head_size
+        if first:
+            split = ops.reshape(x, _ints(0, 1, *size), True)
+        else:
+            rows = ops.gather(x, self._grid, _scalar(0))
+            split = ops.reshape(rows, _ints(0, 0, *size), True)
         return ops.transpose(split, _ints(0, 2, 1, 3))
 
-    def first_token(self, x: Node) -> Node:
-        """(rows, 1, hidden)"""
-        return ops.slice(x, _ints(0), _ints(1), _ints(1), _ints(1))
+    def first_tokens(self, x: Node) -> Node:
+        """(tokens, hidden) → (rows, hidden)"""
+        return ops.gather(x, ops.gather(self._grid, _scalar(0), _scalar(1)), _scalar(0))
 
-    def finish_layer(self, name: str, x: Node, scores: Node, v: Node) -> Node:
+    def finish_layer(self, name: str, x: Node, scores: Node, v: Node, *, first: bool) -> Node:
         """Attend by `scores` (rows, heads, queries, length), then the feed-forward half."""
         shares = ops.softmax(ops.add(scores, self._masked), -1)
         attended = ops.transpose(ops.matmul(shares, v, False, False), _ints(0, 2, 1, 3))
-        attended = ops.reshape(attended, _ints(0, 0, -1), True)
-        attended = self.linear(attended, f"{name}.attention.output.dense")
+        attended = ops.reshape(attended, _ints(-1, self.head_count * self.head_size), False)
+        if not first:
+            attended = ops.gather(attended, self._in_grid, _scalar(0))
+        attended = self.linear(attended, f"{name}.attention.output.dense", first=first)
         x = self.norm(ops.add(attended, x), f"{name}.attention.output.LayerNorm")
-        wide = self.activation()(self.linear(x, f"{name}.intermediate.dense"))
-        return self.norm(
-            ops.add(self.linear(wide, f"{name}.output.dense"), x), f"{name}.output.LayerNorm"
-        )
+        wide = self.activation()(self.linear(x, f"{name}.intermediate.dense", first=first))
+        narrow = self.linear(wide, f"{name}.output.dense", first=first)
+        return self.norm(ops.add(narrow, x), f"{name}.output.LayerNorm")
 
 
 @dataclass(frozen=True, eq=False)

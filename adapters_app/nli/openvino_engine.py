@@ -17,13 +17,18 @@ from tokenizers import Tokenizer
 from adapters_app.nli import graph
 from adapters_app.nli.artifact import Artifact
 from adapters_app.nli.checkpoint import PREFIX, Files, find
-from adapters_app.nli.encoding import Encoded, Pair, PairEncoder, batches_by_length, padded
+from adapters_app.nli.encoding import Encoded, Pair, PairEncoder, batches_by_length
 from adapters_app.nli.engines import Row, Unsupported
 from adapters_app.nli.openvino_runtime import CompiledModel, Core, InferRequest
 from adapters_app.nli.reference import NoReference, Reference, check, stored, write
 
 BATCH = 32  # pairs per forward pass
-LENGTH_STEP = 8  # lengths are rounded up to this: few different shapes, little padding
+# Tokens of padding in a pass. Attention alone computes them: from 256 to 1,024 does equally well on
+# a processor without AMX, 128 costs 8 pairs of DeBERTa a tenth more.
+MOST_PADDING = 384
+# Rows' lengths and the number of tokens are rounded up, so that there are few different shapes:
+# to 8, and from MANY_TOKENS on, where more cost next to nothing, to 32.
+STEP, LARGE_STEP, MANY_TOKENS = 8, 32, 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,7 +241,7 @@ class OpenVinoEngine:
             by_graph[predictor.compiled].append(i)
         passes = []
         for compiled, members in by_graph.items():
-            for batch in batches_by_length([len(encoded[i]) for i in members], BATCH):
+            for batch in batches_by_length([len(encoded[i]) for i in members], BATCH, MOST_PADDING):
                 chosen = [members[i] for i in batch]
                 own = [predictors[i] for i in chosen]
                 passes.append(_Pass(compiled, chosen, [encoded[i] for i in chosen], own))
@@ -270,22 +275,16 @@ class OpenVinoEngine:
 
     def _start(self, of: _Pass) -> _Running:
         reference = self.base.reference
-        arrays = padded(
-            of.encoded, pad_id=reference.pad_id, multiple=LENGTH_STEP, longest=reference.max_length
-        )
-        inputs: dict[str, np.ndarray] = {
-            graph.IDS: arrays[graph.IDS].astype(np.int32),
-            graph.MASK: arrays[graph.MASK].astype(np.float32),
-            **_mixed(of.compiled, of.predictors),
-        }
-        if self.base.config.get("type_vocab_size", 0) > 0:
-            inputs[graph.TYPES] = arrays[graph.TYPES].astype(np.int32)
+        packed = _packed(of.encoded, pad_id=reference.pad_id, longest=reference.max_length)
+        if not self.base.config.get("type_vocab_size", 0):
+            del packed[graph.TYPES]
+        inputs = {**packed, **_mixed(of.compiled, of.predictors)}
         return _Running(of, of.compiled.start(inputs), inputs)
 
     def _end(self, running: _Running) -> np.ndarray:
         """Wait for a pass; its logits."""
         running.request.wait()
-        pooled = running.request.get_output_tensor(0).data[:, 0].copy()
+        pooled = running.request.get_output_tensor(0).data.copy()
         running.of.compiled.idle.append(running.request)
         predictors = running.of.predictors
         shape = len(predictors), len(self.base.reference.label_columns)
@@ -365,6 +364,35 @@ def native_precision(core: Core) -> str:
     return "bf16" if "BF16" in able else "f32"
 
 
+def _packed(rows: Sequence[Encoded], *, pad_id: int, longest: int) -> dict[str, np.ndarray]:
+    """The graph's inputs for the tokens of `rows`, one row after the other."""
+    lengths = [len(row) for row in rows]
+    tokens, length = sum(lengths), max(lengths)
+    length = max(length, min(_rounded(length, STEP), longest))
+    size = _rounded(tokens, STEP if tokens < MANY_TOKENS else LARGE_STEP)
+    of_tokens = np.zeros((4, size), dtype=np.int32)
+    ids, types, row_of, places = of_tokens
+    ids[tokens:] = pad_id
+    grid = np.zeros((len(rows), length), dtype=np.int32)
+    mask = np.zeros((len(rows), length), dtype=np.float32)
+    start = 0
+    for i, row in enumerate(rows):
+        stop = start + len(row)
+        ids[start:stop], types[start:stop], row_of[start:stop] = row.ids, row.type_ids, i
+        places[start:stop] = np.arange(len(row))
+        grid[i, : len(row)] = np.arange(start, stop)
+        mask[i, : len(row)] = 1
+        start = stop
+    return {
+        graph.IDS: ids,
+        graph.TYPES: types,
+        graph.ROWS: row_of,
+        graph.PLACES: places,
+        graph.GRID: grid,
+        graph.MASK: mask,
+    }
+
+
 def _mixed(compiled: _Compiled, predictors: Sequence[Predictor]) -> dict[str, np.ndarray]:
     """LoRA inputs of a pass: the matrices of all its adapters side by side, and each row's gate."""
     distinct = [each for each in dict.fromkeys(predictors) if each.rank]
@@ -373,7 +401,7 @@ def _mixed(compiled: _Compiled, predictors: Sequence[Predictor]) -> dict[str, np
     for predictor in distinct:
         columns[predictor] = slice(end, end + predictor.rank)
         end += predictor.rank
-    ranks = max(1, -(-end // graph.RANK_STEP)) * graph.RANK_STEP
+    ranks = _rounded(max(1, end), graph.RANK_STEP)
     gate = np.zeros((len(predictors), ranks), dtype=np.float32)
     for i, predictor in enumerate(predictors):
         if predictor in columns:
@@ -396,6 +424,11 @@ def _side_by_side(
         for name, places in predictor.places.items():
             stacked[name][places, own] = predictor.matrices[name]
     return stacked
+
+
+def _rounded(value: int, step: int) -> int:
+    """The next multiple of `step`."""
+    return -(-value // step) * step
 
 
 def _own(predictor: object) -> Predictor:
