@@ -10,7 +10,7 @@ from rest_framework.views import APIView
 
 from inference import admission, engine, monitoring, sampling, tallies
 from inference.batching import ForwardFailed, Overloaded
-from inference.serializers import NliAnswerSerializer, NliRequestSerializer, answer_json
+from inference.serializers import NliAnswerSerializer, NliRequestSerializer, answer_json, read_request
 
 
 class Unavailable(APIException):
@@ -34,9 +34,8 @@ class NliView(APIView):
         responses=NliAnswerSerializer,
     )
     def post(self, request: Request) -> Response:
-        asked = NliRequestSerializer(data=request.data)
-        asked.is_valid(raise_exception=True)
-        adapter, rows = asked.validated_data["adapter"], asked.validated_data["pairs"]
+        asked = read_request(request.data)
+        adapter, rows = asked["adapter"], asked["pairs"]
         pairs = [(row["premise"], row["hypothesis"]) for row in rows]
         answer = predict(adapter, pairs)
         if adapter == engine.ACTIVE:
