@@ -10,7 +10,12 @@ from rest_framework.views import APIView
 
 from inference import admission, engine, monitoring, sampling, tallies
 from inference.batching import ForwardFailed, Overloaded
-from inference.serializers import NliAnswerSerializer, NliRequestSerializer, answer_json, read_request
+from inference.serializers import (
+    NliAnswerSerializer,
+    NliRequestSerializer,
+    answer_json,
+    read_request,
+)
 
 
 class Unavailable(APIException):

@@ -122,8 +122,8 @@ def test_every_length_up_to_the_window_and_beyond_it(engines: Both) -> None:
 
 
 def test_each_row_of_a_mixed_pass_is_answered_as_if_alone(engines: Both) -> None:
-    """Base and adapters of several ranks and layers, each with its own head, in passes of few tokens
-    and of many, of rows of any length."""
+    """Base and adapters of several ranks and layers, each with its own head, and rows of any
+    length, in passes of many tokens and of few."""
     fast = engines.openvino
     pairs = [*PAIRS, *map(of_length, (128, 127, 126, 96, 90, 65, 64, 61, 40, 39, 8, 5))]
     artifacts_ = [

@@ -7,10 +7,16 @@ import pytest
 from django.contrib.auth.models import Group, Permission, User
 from django.core.management import call_command
 from django.urls import URLPattern, URLResolver, get_resolver, resolve
+from django.utils import timezone
+from knox.models import AuthToken
+from rest_framework.exceptions import AuthenticationFailed
 
+from adapters_app import registry
+from adapters_app.models import Serving
 from inference import admission
 from inference.compat import CompatNliView, EmbedView
 from inference.views import NliView
+from lyra_site.authentication import Token
 from lyra_site.roles import ROLES
 
 pytest_plugins = ("tests.serving",)
@@ -157,32 +163,61 @@ def test_every_door_to_the_model_counts_who_is_let_in():
     assert doors == admission.PATHS
 
 
-def test_one_permission_is_looked_up_by_itself(db):
-    check_one_permission()
+def test_what_every_prediction_asks_of_the_database(db):
+    check_hand_written_sql()
 
 
-def test_one_permission_is_looked_up_by_itself_on_postgresql(on_postgresql):
-    check_one_permission()
+def test_what_every_prediction_asks_of_postgresql(on_postgresql):
+    check_hand_written_sql()
 
 
-def check_one_permission() -> None:
-    """Hand-written SQL, which both databases have to understand."""
+def check_hand_written_sql() -> None:
+    """Who calls, whether they may, and who serves: both databases have to understand it."""
     predict = Permission.objects.get(codename="predict")
     group = Group.objects.create(name="those who ask")
     group.permissions.add(predict)
     member, own, nobody, gone = (User.objects.create_user(name) for name in ("m", "o", "n", "g"))
+    chief = User.objects.create_superuser("c")
     member.groups.add(group)
     gone.groups.add(group)
     own.user_permissions.add(predict)
-    User.objects.filter(pk=gone.pk).update(is_active=False)
-    may = {
-        user.username: User.objects.get(pk=user.pk).has_perm("adapters_app.predict")
-        for user in (member, own, nobody, gone)
+    tokens = {
+        user: AuthToken.objects.create(user)[1] for user in (member, own, nobody, gone, chief)
     }
-    assert may == {"m": True, "o": True, "n": False, "g": False}
-    asked = User.objects.get(pk=member.pk)
+    User.objects.filter(pk=gone.pk).update(is_active=False)
+
+    def who(token: str) -> User:
+        return Token().authenticate_credentials(token.encode())[0]
+
+    for user in (member, own, nobody, chief):
+        found = who(tokens[user])
+        assert found == user
+        for field in ("username", "is_active", "is_staff", "is_superuser"):
+            assert field in vars(found)  # no query of its own
+            assert getattr(found, field) == getattr(user, field)
+    predicts = "adapters_app.predict"
+    may = {user.username: who(tokens[user]).has_perm(predicts) for user in tokens if user != gone}
+    assert may == {"m": True, "o": True, "n": False, "c": True}
+    gone.refresh_from_db()
+    assert not gone.has_perm(predicts)
+    with pytest.raises(AuthenticationFailed, match="inactive"):
+        who(tokens[gone])
+    asked = who(tokens[member])
     assert [asked.has_perm(f"adapters_app.{name}") for name in ("predict", "no", "predict")] == [
         True,
         False,
         True,
     ]
+    AuthToken.objects.filter(user=member).update(expiry=timezone.now())
+    AuthToken.objects.filter(user=own).update(expiry=None)
+    assert who(tokens[own]) == own
+    # A hand that guesses: the first characters are looked up, all of them count.
+    altered = tokens[own][:-1] + ("0" if tokens[own][-1] != "0" else "1")
+    for wrong in (tokens[member], altered, tokens[own][:15], "zz", "\u00e9", ""):
+        with pytest.raises(AuthenticationFailed, match="Invalid token"):
+            who(wrong)
+
+    before = registry.answering()
+    assert registry.answering() is before
+    Serving.objects.update(revision=7)
+    assert registry.answering().revision == 7
