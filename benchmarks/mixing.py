@@ -174,7 +174,8 @@ def agreement(task: Agreeing) -> dict[str, dict[str, float]]:
     found = {}
     for name in (OPENVINO, OPENVINO_F32, TORCH):
         engine = start(name, base)
-        rows = [(engine.predictor(each), pair) for each in drawn for pair in task.pairs]
+        predictors = map(engine.predictor, drawn)
+        rows = [(predictor, pair) for predictor in predictors for pair in task.pairs]
         found[name] = compared(softmax(engine.logits(rows), axis=1), expected)
     return found
 

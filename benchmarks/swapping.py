@@ -14,6 +14,7 @@ alone; a row that is refused. agreement: distance from PEFT's answers in fp32, o
 """
 
 import argparse
+import ctypes
 import itertools
 import json
 import multiprocessing
@@ -372,6 +373,7 @@ def measure_memory(of: tuple[str, int]) -> dict[str, Any]:
     names = [f"v{number}" for number in range(1, count + 1)]
     for name in names[:SETTLING]:
         engine.serving_predictor(name)
+    ctypes.CDLL(None).malloc_trim(0)  # or versions would go where loading the base left room
     before = resident_mb()
     held = [engine.serving_predictor(name).predictor for name in names[SETTLING:]]
     after = resident_mb()
