@@ -139,10 +139,14 @@ def answer(adapter: str, pairs: Sequence["Pair"]) -> Answer:
     answering = serving_predictor(adapter)
     if not pairs:
         return _answer(answering, np.empty((0, len(LABELS)), dtype=np.float32))
-    rows = [(answering.predictor, pair) for pair in pairs]
+    loaded = _models.engine()
     with monitoring.SECONDS.time():
+        try:
+            rows = [(answering.predictor, item) for item in loaded.encode(pairs)]
+        except PASS_ERRORS as error:
+            raise ForwardFailed(f"The model failed on this request: {error}") from error
         # Whoever answers, rows share a pass: the engine takes any mix of its predictors.
-        logits = _batcher().run(_models.engine().begin, rows)
+        logits = _batcher().run(loaded.begin, rows)
     return _answer(answering, logits)
 
 

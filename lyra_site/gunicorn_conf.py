@@ -14,6 +14,9 @@ from adapters_app import scratch
 from lyra_site import home
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "lyra_site.settings")
+# Each request's thread encodes its own pairs: threads of the tokenizer's would only wait beside the
+# model's.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 bind = f"{settings.LYRA_HOST}:{settings.LYRA_PORT}"
 worker_class = "gthread"

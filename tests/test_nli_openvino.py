@@ -141,6 +141,15 @@ def test_each_row_of_a_mixed_pass_is_answered_as_if_alone(engines: Both) -> None
     np.testing.assert_allclose(together, expected, atol=1e-4)
 
 
+def test_rows_may_be_encoded_beforehand(engines: Both) -> None:
+    for engine in (engines.torch, engines.openvino):
+        items = [*engine.encode(PAIRS[:2]), *PAIRS[2:]]
+        expected = engine.predictor().logits(PAIRS)
+        np.testing.assert_allclose(engine.predictor().logits(items), expected, atol=1e-6)
+        waiting = engine.begin([(engine.predictor(), item) for item in items])
+        np.testing.assert_allclose(waiting(), expected, atol=1e-6)
+
+
 def test_a_swap_compiles_nothing(engines: Both, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("compiled again")

@@ -27,6 +27,9 @@ class Encoded:
         return len(self.ids)
 
 
+Item = Pair | Encoded  # of a request, before and after it was encoded
+
+
 class PairEncoder:
     """Encodes pairs as pairs, cutting the premise only; special-token text in the input stays text.
 
@@ -56,11 +59,15 @@ class PairEncoder:
         twin.max_length = min(max_length, self.max_length)
         return twin
 
-    def encode(self, pairs: Sequence[Pair]) -> list[Encoded]:
-        """Encode n pairs, each at most `max_length` tokens long, in order."""
-        texts = [text for pair in pairs for text in pair]
-        parts = self._backend.encode_batch_fast(texts, add_special_tokens=False)
-        return [self._join(parts[i], parts[i + 1]) for i in range(0, len(parts), 2)]
+    def encode(self, items: Sequence[Item]) -> list[Encoded]:
+        """Encode n pairs, each at most `max_length` tokens long, in order; what is encoded already
+        stays as it is."""
+        texts = [text for item in items if not isinstance(item, Encoded) for text in item]
+        parts = iter(self._backend.encode_batch_fast(texts, add_special_tokens=False))
+        return [
+            item if isinstance(item, Encoded) else self._join(next(parts), next(parts))
+            for item in items
+        ]
 
     def _join(self, premise: Encoding, hypothesis: Encoding) -> Encoded:
         room = self.max_length - self._special

@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from adapters_app.nli.artifact import Adaptable, Artifact
-from adapters_app.nli.encoding import Pair
+from adapters_app.nli.encoding import Item, Pair
 
 
 class Unsupported(ValueError):
@@ -21,12 +21,12 @@ class Predictor(Protocol):
         """Memory held beyond the base's."""
 
     def logits(
-        self, pairs: Sequence[Pair], *, on_batch: Callable[[int], None] | None = None
+        self, items: Sequence[Item], *, on_batch: Callable[[int], None] | None = None
     ) -> np.ndarray:
         """Raw scores, (n, 3) float32, columns in the order of LABELS, rows in the order given."""
 
 
-Row = tuple[Predictor, Pair]
+Row = tuple[Predictor, Item]
 
 
 class Engine(Protocol):
@@ -40,6 +40,10 @@ class Engine(Protocol):
 
     def predictor(self, artifact: Artifact | None = None) -> Predictor:
         """The base, or an adapter that was read for this base, ready to answer."""
+
+    def encode(self, pairs: Sequence[Pair]) -> Sequence[Item]:
+        """What rows may have instead of pairs: whoever asks has this done while another pass is
+        computed, and theirs has less to do."""
 
     def logits(
         self, rows: Sequence[Row], *, on_batch: Callable[[int], None] | None = None

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from adapters_app.nli import graph
 from adapters_app.nli.artifact import Artifact
 from adapters_app.nli.checkpoint import PREFIX, Files, find
-from adapters_app.nli.encoding import Encoded, Pair, PairEncoder, batches_by_length
+from adapters_app.nli.encoding import Encoded, Item, Pair, PairEncoder, batches_by_length
 from adapters_app.nli.engines import Row, Unsupported
 from adapters_app.nli.openvino_runtime import CompiledModel, Core, InferRequest
 from adapters_app.nli.reference import NoReference, Reference, check, stored, write
@@ -160,10 +160,10 @@ class Predictor:
         return sum(array.nbytes for array in arrays) if self.rank else 0
 
     def logits(
-        self, pairs: Sequence[Pair], *, on_batch: Callable[[int], None] | None = None
+        self, items: Sequence[Item], *, on_batch: Callable[[int], None] | None = None
     ) -> np.ndarray:
         """Raw scores, (n, 3) float32, columns in the order of LABELS, rows in the order given."""
-        return self.engine.logits([(self, pair) for pair in pairs], on_batch=on_batch)
+        return self.engine.logits([(self, item) for item in items], on_batch=on_batch)
 
 
 class OpenVinoEngine:
@@ -218,6 +218,10 @@ class OpenVinoEngine:
         head = self._head(tensors, PREFIX)
         return Predictor(self, compiled, head, matrices, places, artifact.rank)
 
+    def encode(self, pairs: Sequence[Pair]) -> list[Encoded]:
+        """Pairs as token ids, which rows may have in their place."""
+        return self.base.encoder.encode(pairs)
+
     def logits(
         self, rows: Sequence[Row], *, on_batch: Callable[[int], None] | None = None
     ) -> np.ndarray:
@@ -235,7 +239,7 @@ class OpenVinoEngine:
     def _begin(self, rows: Sequence[Row]) -> tuple[list[_Pass], _Running | None]:
         """Every pass that the rows take, and the first of them under way."""
         predictors = [_own(predictor) for predictor, _ in rows]
-        encoded = self.base.encoder.encode([pair for _, pair in rows])
+        encoded = self.base.encoder.encode([item for _, item in rows])
         by_graph: defaultdict[_Compiled, list[int]] = defaultdict(list)
         for i, predictor in enumerate(predictors):
             by_graph[predictor.compiled].append(i)

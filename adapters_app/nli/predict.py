@@ -11,7 +11,7 @@ from adapters_app.nli.artifact import Artifact
 from adapters_app.nli.base_model import WINDOW, Base, folded_weights, put_parameters
 from adapters_app.nli.calibration import Calibrator, Identity
 from adapters_app.nli.data import collate
-from adapters_app.nli.encoding import Pair, batches_by_length, batches_of_tokens
+from adapters_app.nli.encoding import Encoded, Item, Pair, batches_by_length, batches_of_tokens
 from adapters_app.nli.engines import Predictor as AnyPredictor
 from adapters_app.nli.engines import Row
 from adapters_app.nli.reference import Reference, golden_pairs, pairs_sha256, probe
@@ -55,7 +55,7 @@ class Predictor:
 
     def logits(
         self,
-        pairs: Sequence[Pair],
+        items: Sequence[Item],
         *,
         batch_size: int | None = None,
         tokens: int = GPU_TOKENS,
@@ -68,7 +68,7 @@ class Predictor:
 
         `on_batch` is called with the number of pairs done; it may raise to stop.
         """
-        encoded = self.base.encoder.encode(pairs)
+        encoded = self.base.encoder.encode(items)
         out = np.empty((len(encoded), len(self._columns)), dtype=np.float32)
         done = 0
         for rows in self._passes([len(row) for row in encoded], batch_size, tokens):
@@ -112,6 +112,10 @@ class TorchEngine:
     def predictor(self, artifact: Artifact | None = None) -> Predictor:
         """The base, always the same object; or an adapter that was read for this base."""
         return self._bare if artifact is None else Predictor(self.base, artifact)
+
+    def encode(self, pairs: Sequence[Pair]) -> list[Encoded]:
+        """Pairs as token ids, which rows may have in their place."""
+        return self.base.encoder.encode(pairs)
 
     def logits(
         self, rows: Sequence[Row], *, on_batch: Callable[[int], None] | None = None
