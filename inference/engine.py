@@ -24,7 +24,7 @@ from adapters_app import registry, storage
 from adapters_app.models import AdapterVersion, CalibrationEvaluation
 from corrections.labels import LABELS, Label
 from inference import monitoring
-from inference.batching import PASS_ERRORS, AtOnce, Batcher, ForwardFailed
+from inference.batching import PASS_ERRORS, WHOLE, AtOnce, Batcher, ForwardFailed
 
 if TYPE_CHECKING:
     from adapters_app.nli.calibration import Calibrator
@@ -142,7 +142,9 @@ def answer(adapter: str, pairs: Sequence["Pair"]) -> Answer:
     loaded = _models.engine()
     with monitoring.SECONDS.time():
         try:
-            rows = [(answering.predictor, item) for item in loaded.encode(pairs)]
+            # A large request may yet be refused, and goes in slices: its passes encode it.
+            items = loaded.encode(pairs) if len(pairs) <= WHOLE else pairs
+            rows = [(answering.predictor, item) for item in items]
         except PASS_ERRORS as error:
             raise ForwardFailed(f"The model failed on this request: {error}") from error
         # Whoever answers, rows share a pass: the engine takes any mix of its predictors.
