@@ -82,16 +82,12 @@ class PairEncoder:
         return Encoded(ids, [0] * len(ids))
 
 
-def padded(
-    rows: Sequence[Encoded], *, pad_id: int, multiple: int = 1, longest: int | None = None
-) -> dict[str, np.ndarray]:
-    """Rows padded to the longest, rounded up to `multiple` but not over `longest`.
+def padded(rows: Sequence[Encoded], *, pad_id: int, multiple: int = 1) -> dict[str, np.ndarray]:
+    """Rows padded to the longest, rounded up to `multiple`.
 
     Ids, attention mask and token types, each (n, length) int64.
     """
-    length = max(len(row) for row in rows)
-    rounded = -(-length // multiple) * multiple
-    length = max(length, min(rounded, longest or rounded))
+    length = -(-max(len(row) for row in rows) // multiple) * multiple
     ids = np.full((len(rows), length), pad_id, dtype=np.int64)
     mask = np.zeros((len(rows), length), dtype=np.int64)
     types = np.zeros((len(rows), length), dtype=np.int64)
