@@ -41,8 +41,9 @@ MAY = """
 
 class Token(TokenAuthentication):
     """knox's scheme and table. A token that is not ASCII is a wrong token and not a crash; what has
-    expired is deleted by `tokens.issue`, and not by every request. `request.auth` is the token's
-    key, which is no secret; of the account no more is read than is needed to let it in."""
+    expired is deleted by `tokens.issue`, and not by every request; none is prolonged by its use
+    (knox's AUTO_REFRESH). `request.auth` is the token's digest, its primary key; of the account no
+    more is read than is needed to let it in."""
 
     def authenticate_credentials(self, token: bytes) -> tuple[User, str]:
         try:
@@ -50,17 +51,19 @@ class Token(TokenAuthentication):
             digest = hash_token(text)
         except (UnicodeDecodeError, TypeError, NotHex) as error:
             raise AuthenticationFailed("Invalid token.") from error
-        key = text[: CONSTANTS.TOKEN_KEY_LENGTH]
-        now = connection.ops.adapt_datetimefield_value(timezone.now())
+        asked = {
+            "key": text[: CONSTANTS.TOKEN_KEY_LENGTH],
+            "now": connection.ops.adapt_datetimefield_value(timezone.now()),
+        }
         with connection.cursor() as cursor:
-            cursor.execute(WHO, {"key": key, "now": now})
+            cursor.execute(WHO, asked)
             rows = cursor.fetchall()
         for found, *account in rows:
             if compare_digest(digest, found):
                 user = User.from_db(connection.alias, ACCOUNT, account)
                 if not user.is_active:
                     raise AuthenticationFailed("User inactive or deleted.")
-                return user, key
+                return user, digest
         raise AuthenticationFailed("Invalid token.")
 
 

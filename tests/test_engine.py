@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from adapters_app import registry, storage
 from adapters_app.models import Serving
 from inference import engine
-from inference.batching import Batcher, Overloaded
+from inference.batching import WHOLE, Batcher, ForwardFailed, Overloaded
 from lyra_site import gunicorn_conf
 from tests.tiny import tiny_base
 from tests.versions import PAIR, promote
@@ -110,6 +110,15 @@ def test_a_failing_pass_outside_of_requests_is_a_refusal_that_names_who_failed(
     monkeypatch.setattr(engine.serving_predictor().predictor, "_forward", fail)
     with pytest.raises(engine.EngineUnavailable, match=r"base failed .* out of memory"):
         engine.predict_with("base", PAIRS)
+
+
+@pytest.mark.parametrize("size", [1, WHOLE, WHOLE + 1])
+def test_what_no_tokenizer_takes_fails_by_itself(on_tiny, db, size):
+    """Of a large request a pass finds out, of others whoever asks."""
+    pairs = [PAIRS[0]] * (size - 1)
+    with pytest.raises(ForwardFailed, match="failed on this request"):
+        engine.answer("base", [*pairs, ("half a character: \ud800", "law")])
+    assert len(engine.answer("base", PAIRS).results) == len(PAIRS)
 
 
 def test_an_unknown_version_is_named(on_tiny, db):

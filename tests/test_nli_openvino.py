@@ -18,6 +18,7 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_p
 from adapters_app.nli import artifact as artifacts
 from adapters_app.nli import base_model, checkpoint, graph, reference
 from adapters_app.nli.artifact import Artifact
+from adapters_app.nli.encoding import Encoded
 from adapters_app.nli.engines import Unsupported
 from adapters_app.nli.openvino_engine import OpenVinoEngine, load_base, start
 from adapters_app.nli.predict import TorchEngine
@@ -144,6 +145,7 @@ def test_each_row_of_a_mixed_pass_is_answered_as_if_alone(engines: Both) -> None
 def test_rows_may_be_encoded_beforehand(engines: Both) -> None:
     for engine in (engines.torch, engines.openvino):
         items = [*engine.encode(PAIRS[:2]), *PAIRS[2:]]
+        assert [isinstance(item, Encoded) for item in items] == [True, True, False, False]
         expected = engine.predictor().logits(PAIRS)
         np.testing.assert_allclose(engine.predictor().logits(items), expected, atol=1e-6)
         waiting = engine.begin([(engine.predictor(), item) for item in items])

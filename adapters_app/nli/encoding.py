@@ -11,8 +11,9 @@ Pair = tuple[str, str]
 
 # Where a hypothesis alone fills the window, this much of it gives way to the premise.
 _LEAST_PREMISE_TOKENS = 16
-# Tokens of padding in a batch that cost about as much as a batch of its own: from 32 to 128 does
-# equally well on a processor without AMX, 512 costs a tenth to a fifth more for 32 pairs.
+# Tokens of padding in a batch that cost about as much as a batch of its own, where every layer
+# computes them. Chosen when OpenVINO still did, without AMX: from 32 to 128 did equally well, 512
+# cost a tenth to a fifth more for 32 pairs. torch, which is what keeps to it now, was not tried.
 MOST_PADDING = 128
 
 

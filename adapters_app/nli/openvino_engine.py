@@ -24,7 +24,7 @@ from adapters_app.nli.reference import NoReference, Reference, check, stored, wr
 
 BATCH = 32  # pairs per forward pass
 # Tokens of padding in a pass. Attention alone computes them: from 256 to 1,024 does equally well on
-# a processor without AMX, 128 costs 8 pairs of DeBERTa a tenth more.
+# a processor without AMX, 128 costs a tenth more for 8 pairs.
 MOST_PADDING = 384
 # Rows' lengths and the number of tokens are rounded up, so that there are few different shapes:
 # to 8, and from MANY_TOKENS on, where more cost next to nothing, to 32.
