@@ -1,10 +1,11 @@
 """Concurrent requests share one forward pass, and nobody waits for company.
 
-Whoever finds the model idle runs it at once; requests that arrive meanwhile queue and leave
-together in the next pass. At most one pass is computed at a time: it already uses every core. Who
-has led a pass to its end starts the next one before anybody is told of the answers, so that the
-model computes while those are written; one of those whose pairs are in it leads that on. A large
-request goes in slices, by turns with the small ones that wait, and faster while none does.
+Whoever finds the model idle runs it at once, on every core; requests that arrive meanwhile queue
+and leave together in the next pass. Where many wait and the model can compute several passes
+abreast, each on its share of the cores, they leave in as many: such passes end at different times,
+and one computes while the answers of another are written. Who has led a pass to its end starts the
+next one before anybody is told of the answers; one of those whose pairs are in it leads that on. A
+large request goes in slices, by turns with the small ones that wait, and faster while none does.
 """
 
 import threading
@@ -13,13 +14,21 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 Forward = Callable[[Sequence[Any]], np.ndarray]  # n items → n rows
-# Starts on n items and returns what waits for their rows.
-Begin = Callable[[Sequence[Any]], Callable[[], np.ndarray]]
+Rows = Callable[[], np.ndarray]  # waits for them
+
+
+class Begin(Protocol):
+    """Starts on n items and returns what waits for their rows."""
+
+    def __call__(self, items: Sequence[Any], /, *, abreast: bool = False) -> Rows:
+        """`abreast`: on a share of the cores, beside other passes."""
+
+
 # What a forward pass is known to raise: torch (also out of memory), tokenizers, odd input, kernels
 # that are loaded from disk at their first use.
 PASS_ERRORS = (RuntimeError, ValueError, TypeError, MemoryError, OSError)
@@ -28,6 +37,7 @@ PASS_ERRORS = (RuntimeError, ValueError, TypeError, MemoryError, OSError)
 # A request of more items than WHOLE goes in slices of SLICE: a single pair waits for no more. While
 # nobody comes in between they grow, from the third on twice as long each time.
 WHOLE, SLICE = 64, 4
+MANY = 8  # waiting items that leave in passes abreast
 
 
 class Overloaded(RuntimeError):
@@ -44,7 +54,7 @@ class AtOnce:
 
     forward: Forward
 
-    def __call__(self, items: Sequence[Any]) -> Callable[[], np.ndarray]:
+    def __call__(self, items: Sequence[Any], /, *, abreast: bool = False) -> Rows:
         return lambda: self.forward(items)
 
 
@@ -101,7 +111,13 @@ class _Pass:
     """Parts that are answered together; of jobs that want the same model."""
 
     parts: Sequence[_Part]
-    _rows: Callable[[], np.ndarray] | None = None
+    abreast: bool
+    _rows: Rows | None = None
+
+    @property
+    def leader(self) -> _Job:
+        """Whose thread leads it."""
+        return self.parts[0].job
 
     @property
     def items(self) -> list[Any]:
@@ -110,23 +126,26 @@ class _Pass:
     def start(self) -> None:
         """Have the model begin. What goes wrong does so again in `finish`, for whom it concerns."""
         with suppress(Exception):
-            self._rows = self.parts[0].job.begin(self.items)
+            self._rows = self._begin()
 
     def finish(self) -> None:
         """Answer every part; if the pass fails, each by itself."""
         try:
-            rows = (self._rows or self.parts[0].job.begin(self.items))()
+            rows = (self._rows or self._begin())()
         except PASS_ERRORS as error:
             if len(self.parts) == 1:
                 self.parts[0].job.error = f"The model failed on this request: {error}"
                 return
             for part in self.parts:
-                _Pass([part]).finish()
+                _Pass([part], self.abreast).finish()
             return
         start = 0
         for part in self.parts:
             part.answer(rows[start : start + len(part.items)])
             start += len(part.items)
+
+    def _begin(self) -> Rows:
+        return self.leader.begin(self.items, abreast=self.abreast)
 
     def give_up(self) -> None:
         """Whatever cut it short, nobody waits for it for ever."""
@@ -138,9 +157,10 @@ class _Pass:
 class Batcher:
     """Merges concurrent requests for the same model.
 
-    `max_pairs` bounds one pass, `max_waiting` the queue; `unit` is what refusals call them;
-    `on_pass` is told the number of pairs of every pass. A request of up to WHOLE items goes whole,
-    even if alone it is more than `max_pairs`.
+    `max_pairs` bounds one pass, `max_waiting` the queue; `at_once` is how many passes the model
+    computes abreast; `unit` is what refusals call pairs; `on_pass` is told the number of pairs of
+    every pass. A request of up to WHOLE items goes whole, even if alone it is more than
+    `max_pairs`.
     """
 
     def __init__(
@@ -148,16 +168,19 @@ class Batcher:
         *,
         max_pairs: int,
         max_waiting: int,
+        at_once: int = 1,
         unit: str = "pairs",
         on_pass: Callable[[int], None] | None = None,
     ) -> None:
         self._max_pairs = max_pairs
         self._max_waiting = max_waiting
+        self._at_once = at_once
         self._unit = unit
         self._on_pass = on_pass
         self._lock = threading.Lock()
-        self._queue: deque[_Job] = deque()
-        self._running = False
+        self._queue: deque[_Job] = deque()  # of whom nothing is in a pass
+        self._passes = 0  # under way
+        self._abreast = False  # they leave cores to others
         self._sliced = False  # the last pass was of a large request
 
     def run(self, begin: Begin, items: Sequence[Any]) -> np.ndarray:
@@ -169,6 +192,7 @@ class Batcher:
         """
         if not len(items):
             return begin(items)()
+        leads: _Pass | None
         job = _Job(begin, items)
         with self._lock:
             # Of a request that was begun, what is left does not wait: it was let in whole.
@@ -178,7 +202,7 @@ class Batcher:
                     f"{waiting} {self._unit} are waiting already; try again in a moment."
                 )
             self._queue.append(job)
-            leads = None if self._running else self._next()
+            leads = self._start_next(own=job)
         while not job.done:
             leads = leads or job.mail.get()
             if leads is not None:
@@ -197,30 +221,46 @@ class Batcher:
         finally:
             with self._lock:
                 current.give_up()
-                following = self._next()
-            leader = following.parts[0].job if following else None
-            if following:
-                following.start()
-            if leader is not None and leader is not own:
-                leader.mail.put(following)
+                self._passes -= 1
+                self._queue.extend(part.job for part in current.parts if not part.job.done)
+                following = self._start_next(own)
             for part in current.parts:
                 if part.job.done and part.job is not own:
                     part.job.mail.put(None)
-        return following if leader is own else None
+        return following
 
-    def _next(self) -> _Pass | None:
-        """The next pass, or None where nobody waits any more; the lock is held."""
-        self._queue = deque(job for job in self._queue if not job.done)
-        self._running = bool(self._queue)
-        if not self._queue:
-            return None
-        taken = _Pass(self._take())
-        if self._on_pass is not None:
-            self._on_pass(len(taken.items))
-        return taken
+    def _start_next(self, own: _Job) -> _Pass | None:
+        """Start what may start now; the lock is held. The pass that is `own`'s to lead, if any."""
+        leads = None
+        for each in self._next():
+            self._passes += 1
+            self._abreast = each.abreast
+            if self._on_pass is not None:
+                self._on_pass(len(each.items))
+            each.start()
+            if each.leader is own:
+                leads = each
+            else:
+                each.leader.mail.put(each)
+        return leads
 
-    def _take(self) -> list[_Part]:
-        """Of a large job a slice; or the oldest small job and all others that fit beside it.
+    def _next(self) -> list[_Pass]:
+        """The passes that may start: one on all cores, or as many abreast as there is room for."""
+        if not self._queue or (self._passes and not self._abreast):
+            return []
+        most, room = self._max_pairs, self._at_once - self._passes
+        if not self._passes:
+            small = [job.left for job in self._queue if not job.large]
+            share = -(-sum(small) // self._at_once)
+            # A request that is more than a share has all cores: they would be idle beside it.
+            if self._at_once == 1 or sum(small) < MANY or max(small) > share:
+                return [_Pass(self._take(most), abreast=False)]
+            most = min(most, share)
+        return [_Pass(self._take(most), abreast=True) for _ in range(room) if self._queue]
+
+    def _take(self, most: int) -> list[_Part]:
+        """Of a large job a slice; or the oldest small job and all others that fit beside it in a
+        pass of `most` items.
 
         Where both wait they take turns. Jobs in a pass want the same model.
         """
@@ -230,9 +270,9 @@ class Batcher:
             alone = self._sliced and len(self._queue) == 1
             large.in_a_row = large.in_a_row + 1 if alone else 0
             self._sliced = True
-            return [self._part(large, min(large.left, large.slice, self._max_pairs))]
+            return [self._part(large, min(large.left, large.slice, most))]
         self._sliced = False
-        room = max(self._max_pairs, small[0].left)
+        room = max(most, small[0].left)
         parts = []
         for job in small:
             if job.begin == small[0].begin and job.left <= room:
@@ -241,9 +281,7 @@ class Batcher:
         return parts
 
     def _part(self, job: _Job, size: int) -> _Part:
-        """The next items of a job; what remains of it goes to the end of the queue."""
+        """The next items of a job; what remains of it queues again when they are answered."""
         job.begun = True
         self._queue.remove(job)
-        if size < job.left:
-            self._queue.append(job)
         return _Part(job, job.items[job.answered : job.answered + size])

@@ -148,7 +148,7 @@ def answer(adapter: str, pairs: Sequence["Pair"]) -> Answer:
         except PASS_ERRORS as error:
             raise ForwardFailed(f"The model failed on this request: {error}") from error
         # Whoever answers, rows share a pass: the engine takes any mix of its predictors.
-        logits = _batcher().run(loaded.begin, rows)
+        logits = _batcher(loaded.at_once).run(loaded.begin, rows)
     return _answer(answering, logits)
 
 
@@ -523,8 +523,9 @@ def _torch_side() -> _TorchSide:
 
 
 @functools.cache
-def _batcher() -> Batcher:
+def _batcher(at_once: int) -> Batcher:
     return Batcher(
+        at_once=at_once,
         max_pairs=settings.LYRA_MAX_PAIRS,
         max_waiting=settings.LYRA_MAX_WAITING_PAIRS,
         on_pass=monitoring.PASS_PAIRS.observe,

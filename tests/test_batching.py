@@ -1,7 +1,9 @@
 """Concurrent requests share a pass; nobody waits for company, and a bad request fails alone."""
 
+import random
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ class Model:
         self.started = threading.Event()
         self.passes: list[int] = []
 
-    def begin(self, pairs):
+    def begin(self, pairs, *, abreast=False):
         return lambda: self.logits(pairs)
 
     def logits(self, pairs):
@@ -89,7 +91,7 @@ def test_small_requests_wait_for_a_slice_of_a_large_one(model):
         first = pool.submit(batcher.run, model.begin, large)
         assert model.started.wait(10)
         others = [pool.submit(batcher.run, model.begin, [GOOD]) for _ in range(2)]
-        queued(batcher, 3)  # with what is left of the large one
+        queued(batcher, 2)
         model.gate.set()
         for other in others:
             assert other.result(10).shape == (1, 3)
@@ -125,7 +127,7 @@ def test_a_large_request_fails_as_a_whole_and_alone(model):
         large = pool.submit(batcher.run, model.begin, [*[GOOD] * 68, BAD, *[GOOD] * 90])
         assert model.started.wait(10)
         small = pool.submit(batcher.run, model.begin, [GOOD])
-        queued(batcher, 2)
+        queued(batcher, 1)
         model.gate.set()
         assert small.result(10).shape == (1, 3)
         with pytest.raises(ForwardFailed, match="out of memory"):
@@ -182,7 +184,7 @@ def test_what_is_left_of_a_request_takes_nobody_elses_place(model):
         first = pool.submit(batcher.run, model.begin, [GOOD] * 200)
         assert model.started.wait(10)
         second = pool.submit(batcher.run, model.begin, [GOOD] * 4)
-        queued(batcher, 2)
+        queued(batcher, 1)
         with pytest.raises(Overloaded, match="4 pairs are waiting"):
             batcher.run(model.begin, [GOOD])
         model.gate.set()
@@ -195,7 +197,7 @@ def test_the_model_is_at_work_again_before_anybody_is_told_of_the_last_pass(mode
     told = []
 
     class Second(Model):
-        def begin(self, pairs):
+        def begin(self, pairs, *, abreast=False):
             told.append(first.done())
             return super().begin(pairs)
 
@@ -215,7 +217,7 @@ def test_what_cannot_begin_fails_alone(model):
     """Also where it is somebody else's thread that begins it."""
     batcher = Batcher(max_pairs=8, max_waiting=100)
 
-    def begin(pairs):
+    def begin(pairs, *, abreast=False):
         raise TypeError("of another engine")
 
     with ThreadPoolExecutor(3) as pool:
@@ -229,6 +231,119 @@ def test_what_cannot_begin_fails_alone(model):
         with pytest.raises(ForwardFailed, match="another engine"):
             bad.result(10)
         assert first.result(10).shape == good.result(10).shape == (1, 3)
+
+
+class Abreast:
+    """Computes passes abreast; each ends when it is told to."""
+
+    def __init__(self) -> None:
+        self.passes: list[tuple[int, bool]] = []
+        self.ends: list[threading.Event] = []
+        self.changed = threading.Condition()
+
+    def begin(self, pairs, *, abreast=False):
+        end = threading.Event()
+        with self.changed:
+            self.passes.append((len(pairs), abreast))
+            self.ends.append(end)
+            self.changed.notify_all()
+
+        def rows():
+            assert end.wait(10)
+            return np.array([[len(p)] for p, _ in pairs], dtype=np.float32)
+
+        return rows
+
+    def started(self, n: int) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: len(self.passes) >= n, 10)
+
+
+def test_many_leave_in_passes_abreast_that_end_when_they_end():
+    model, batcher = Abreast(), Batcher(max_pairs=64, max_waiting=100, at_once=2)
+    with ThreadPoolExecutor(20) as pool:
+        first = pool.submit(batcher.run, model.begin, [GOOD])
+        model.started(1)
+        others = [pool.submit(batcher.run, model.begin, [("p" * n, "h")]) for n in range(10)]
+        queued(batcher, 10)
+        model.ends[0].set()
+        model.started(3)
+        assert first.result(10).shape == (1, 1)
+        assert model.passes == [(1, False), (5, True), (5, True)]
+
+        # The second ends first; who comes then has its cores, and waits for nobody.
+        model.ends[2].set()
+        list(islice(as_completed(others, timeout=10), 5))
+        later = pool.submit(batcher.run, model.begin, [GOOD])
+        model.started(4)
+        assert model.passes[3] == (1, True)
+        waits = pool.submit(batcher.run, model.begin, [GOOD] * 3)
+        queued(batcher, 1)  # there are no more than two
+        model.ends[3].set()
+        model.started(5)
+        assert model.passes[4] == (3, True)
+        for end in model.ends:
+            end.set()
+        assert [len(each.result(10)) for each in (later, waits)] == [1, 3]
+        found = [other.result(10)[0, 0] for other in others]
+        assert found == list(range(10))
+
+        # Idle again: the next has all cores.
+        alone = pool.submit(batcher.run, model.begin, [GOOD] * 40)
+        model.started(6)
+        assert model.passes[5] == (40, False)
+        model.ends[5].set()
+        alone.result(10)
+
+
+def test_few_that_wait_and_who_is_larger_than_a_share_have_all_cores():
+    model, batcher = Abreast(), Batcher(max_pairs=64, max_waiting=200, at_once=2)
+    with ThreadPoolExecutor(20) as pool:
+        answers = []
+        for n, sizes in enumerate([[1], [1, 1, 1], [1, 40]]):
+            before = len(model.passes)
+            answers.append(pool.submit(batcher.run, model.begin, [GOOD]))
+            model.started(before + 1)
+            answers += [pool.submit(batcher.run, model.begin, [GOOD] * size) for size in sizes]
+            queued(batcher, len(sizes))
+            model.ends[before].set()
+            model.started(before + 2)
+            model.ends[before + 1].set()
+            for answer in answers:
+                answer.result(10)
+            assert model.passes[2 * n + 1] == (sum(sizes), False)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_everybody_gets_their_own_rows(at_once):
+    """Large and small requests from many threads, some of which the model fails on."""
+    batcher = Batcher(max_pairs=32, max_waiting=100_000, at_once=at_once)
+
+    def begin(items, *, abreast=False):
+        def rows():
+            if any(item < 0 for item in items):
+                raise ValueError("negative")
+            return np.array(items, dtype=np.int64)[:, None]
+
+        return rows
+
+    def ask(thread: int) -> int:
+        draw, answered = random.Random(thread), 0
+        for _ in range(60):
+            size = draw.choice([1, 1, 1, 3, 9, 40, 64, 65, 150])
+            items = [draw.randrange(10**9) for _ in range(size)]
+            if draw.random() < 0.1:
+                items[draw.randrange(size)] = -1
+                with pytest.raises(ForwardFailed, match="negative"):
+                    batcher.run(begin, items)
+            else:
+                assert batcher.run(begin, items)[:, 0].tolist() == items
+            answered += 1
+        return answered
+
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(ask, range(16), timeout=120)) == [60] * 16
+    assert batcher.run(begin, [7]).tolist() == [[7]]
 
 
 def test_nothing_is_answered_with_nothing(model):

@@ -50,7 +50,7 @@ def both(path: str) -> Both:
     slow = TorchEngine(base_model.load_base(path))
     files = checkpoint.find(path)
     known, tokenizer = slow.reference(files.digest)
-    fast = OpenVinoEngine(load_base(files, known, tokenizer), precision="f32", threads=1)
+    fast = OpenVinoEngine(load_base(files, known, tokenizer), precision="f32", threads=2)
     return Both(path, slow, fast, known)
 
 
@@ -142,6 +142,21 @@ def test_each_row_of_a_mixed_pass_is_answered_as_if_alone(engines: Both) -> None
     np.testing.assert_allclose(together, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_passes_abreast_answer_as_one_alone(engines: Both, threads: int) -> None:
+    """Few rows take a pass on all processors, many go through two at once where there are two."""
+    engine = OpenVinoEngine(engines.openvino.base, precision="f32", threads=threads)
+    predictors = [engine.predictor(adapter(engines.torch, seed=n, rank=n)) for n in (2, 3)]
+    pairs = [of_length(5 + n % 120) for n in range(150)]
+    rows = [(predictors[n % 2], pair) for n, pair in enumerate(pairs)]
+    heard: list[int] = []
+    together = engine.logits(rows, on_batch=heard.append)
+    assert heard == sorted(set(heard))
+    assert heard[-1] == len(rows)
+    alone = np.vstack([predictor.logits([pair]) for predictor, pair in rows])
+    np.testing.assert_allclose(together, alone, atol=1e-4)
+
+
 def test_rows_may_be_encoded_beforehand(engines: Both) -> None:
     for engine in (engines.torch, engines.openvino):
         items = [*engine.encode(PAIRS[:2]), *PAIRS[2:]]
@@ -204,15 +219,16 @@ def test_it_hears_how_many_are_done_and_may_stop(engines: Both) -> None:
 def test_who_is_stopped_leaves_the_engine_as_it_was(engines: Both) -> None:
     """The next pass had been started when the first was heard of."""
     predictor = engines.openvino.predictor()
-    expected = predictor.logits(PAIRS * 10)
+    pairs = [*PAIRS, *map(of_length, range(5, 128))]
+    expected = predictor.logits(pairs)
 
     def stop(_done: int) -> None:
         raise InterruptedError
 
     for _ in range(20):
         with pytest.raises(InterruptedError):
-            predictor.logits(PAIRS * 10, on_batch=stop)
-    np.testing.assert_array_equal(predictor.logits(PAIRS * 10), expected)
+            predictor.logits(pairs, on_batch=stop)
+    np.testing.assert_array_equal(predictor.logits(pairs), expected)
 
 
 def test_log_buckets_are_transformers_own() -> None:
@@ -229,6 +245,20 @@ def test_log_buckets_are_transformers_own() -> None:
 
 def test_an_engine_that_agrees_passes(engines: Both) -> None:
     reference.check(engines.openvino, engines.reference, "f32")
+
+
+@pytest.mark.parametrize("wrong", [range(9), range(9, 1000)], ids=["few", "many"])
+def test_it_is_proven_for_few_rows_and_for_many(
+    engines: Both, wrong: range, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine may compute them differently."""
+    right = engines.openvino.logits
+    shifted = np.array([1.0, 0, 0], dtype=np.float32)
+    monkeypatch.setattr(
+        engines.openvino, "logits", lambda rows: right(rows) + shifted * (len(rows) in wrong)
+    )
+    with pytest.raises(Disagreement, match="off by up to"):
+        reference.check(engines.openvino, engines.reference, "f32")
 
 
 @pytest.mark.parametrize("name", ["layer.1.output.dense.weight", "classifier.weight"])

@@ -50,6 +50,10 @@ class Engine(Protocol):
     ) -> np.ndarray:
         """Raw scores of rows for any mix of this engine's predictors, (n, 3) float32."""
 
-    def begin(self, rows: Sequence[Row]) -> Callable[[], np.ndarray]:
+    @property
+    def at_once(self) -> int:
+        """How many calls of `begin` it computes abreast, none of which waits for another."""
+
+    def begin(self, rows: Sequence[Row], /, *, abreast: bool = False) -> Callable[[], np.ndarray]:
         """Start on rows, where the engine can be left alone with them; what is returned waits for
-        their `logits`."""
+        their `logits`. `abreast`: they get a share of the processors, others run beside them."""

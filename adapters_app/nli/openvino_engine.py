@@ -6,8 +6,10 @@ No torch: weights, tokenizer and what the reference engine knows of the base com
 import os
 import threading
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,17 @@ from adapters_app.nli.artifact import Artifact
 from adapters_app.nli.checkpoint import PREFIX, Files, find
 from adapters_app.nli.encoding import Encoded, Item, Pair, PairEncoder, batches_by_length
 from adapters_app.nli.engines import Row, Unsupported
-from adapters_app.nli.openvino_runtime import CompiledModel, Core, InferRequest
+from adapters_app.nli.openvino_runtime import CompiledModel, Core, InferRequest, Model
 from adapters_app.nli.reference import NoReference, Reference, check, stored, write
 
 BATCH = 32  # pairs per forward pass
 # Tokens of padding in a pass. Attention alone computes them: from 256 to 1,024 does equally well on
 # a processor without AMX, 128 costs a tenth more for 8 pairs.
 MOST_PADDING = 384
+# Two passes at once, each on half of the processors, wait for one another nowhere: of as many pairs
+# each they do a tenth more than one after the other on all. Fewer tokens than these go in one pass,
+# whose answers come sooner.
+ABREAST, FEW_TOKENS = 2, 768
 # Rows' lengths and the number of tokens are rounded up, so that there are few different shapes:
 # to 8, and from MANY_TOKENS on, where more cost next to nothing, to 32.
 STEP, LARGE_STEP, MANY_TOKENS = 8, 32, 256
@@ -101,12 +107,10 @@ class _Head:
 
 
 @dataclass(frozen=True, eq=False)
-class _Compiled:
-    """A graph for one choice of target modules, ready to run."""
+class _Ready:
+    """A graph compiled for so many passes at once, and the requests that nothing runs in."""
 
     model: CompiledModel
-    stacks: tuple[graph.Stack, ...]
-    nothing: Mapping[str, np.ndarray]  # LoRA inputs where no row has an adapter
     idle: deque[InferRequest] = field(default_factory=deque)
 
     def start(self, inputs: Mapping[str, np.ndarray]) -> InferRequest:
@@ -120,10 +124,21 @@ class _Compiled:
 
 
 @dataclass(frozen=True, eq=False)
+class _Compiled:
+    """A graph for one choice of target modules, ready to run."""
+
+    alone: _Ready  # a pass on all processors
+    abreast: _Ready  # ABREAST passes at once; `alone` where processors cannot be shared out so
+    stacks: tuple[graph.Stack, ...]
+    nothing: Mapping[str, np.ndarray]  # LoRA inputs where no row has an adapter
+
+
+@dataclass(frozen=True, eq=False)
 class _Pass:
     """Rows that go through one graph together."""
 
     compiled: _Compiled
+    ready: _Ready
     chosen: Sequence[int]  # their places among all rows
     encoded: Sequence[Encoded]
     predictors: Sequence["Predictor"]
@@ -229,52 +244,88 @@ class OpenVinoEngine:
 
         `on_batch` is called with the number of rows done; it may raise to stop.
         """
-        return self._finish(*self._begin(rows), on_batch)
+        passes, running = self._begin(rows)
+        return self._finish(len(rows), passes, running, on_batch)
 
-    def begin(self, rows: Sequence[Row]) -> Callable[[], np.ndarray]:
-        """Start on rows; what is returned waits for their `logits`, and is called once."""
-        passes, first = self._begin(rows)
-        return lambda: self._finish(passes, first, None)
+    @property
+    def at_once(self) -> int:
+        """How many calls of `begin` it computes abreast."""
+        return 1 if self._threads % ABREAST else ABREAST
 
-    def _begin(self, rows: Sequence[Row]) -> tuple[list[_Pass], _Running | None]:
-        """Every pass that the rows take, and the first of them under way."""
+    def begin(self, rows: Sequence[Row], /, *, abreast: bool = False) -> Callable[[], np.ndarray]:
+        """Start on rows; what is returned waits for their `logits`, and is called once.
+
+        `abreast`: on a share of the processors, for `at_once` such calls at a time.
+        """
+        passes, running = self._begin(rows, abreast=abreast)
+        return lambda: self._finish(len(rows), passes, running, None)
+
+    def _begin(
+        self, rows: Sequence[Row], *, abreast: bool = False
+    ) -> tuple[Iterator[_Pass], deque[_Running]]:
+        """The passes that the rows take, of which the first are under way."""
         predictors = [_own(predictor) for predictor, _ in rows]
         encoded = self.base.encoder.encode([item for _, item in rows])
         by_graph: defaultdict[_Compiled, list[int]] = defaultdict(list)
         for i, predictor in enumerate(predictors):
             by_graph[predictor.compiled].append(i)
-        passes = []
-        for compiled, members in by_graph.items():
-            for batch in batches_by_length([len(encoded[i]) for i in members], BATCH, MOST_PADDING):
-                chosen = [members[i] for i in batch]
-                own = [predictors[i] for i in chosen]
-                passes.append(_Pass(compiled, chosen, [encoded[i] for i in chosen], own))
-        return passes, self._start(passes[0]) if passes else None
+        passes = (
+            _Pass(
+                compiled,
+                ready,
+                chosen,
+                [encoded[i] for i in chosen],
+                [predictors[i] for i in chosen],
+            )
+            for compiled, members in by_graph.items()
+            for ready, chosen in self._shared_out(compiled, members, encoded, abreast=abreast)
+        )
+        running: deque[_Running] = deque()
+        with _waited_for(running):
+            running.extend(self._start(each) for each in islice(passes, 1 if abreast else ABREAST))
+        return passes, running
+
+    def _shared_out(
+        self,
+        compiled: _Compiled,
+        members: Sequence[int],
+        encoded: Sequence[Encoded],
+        *,
+        abreast: bool,
+    ) -> Iterator[tuple[_Ready, list[int]]]:
+        """The rows of each pass through a graph, and in which form of it they go.
+
+        Rows of similar length go together; passes that go abreast have as many tokens each.
+        """
+        lengths = [len(encoded[i]) for i in members]
+        at_once = 1 if abreast else self.at_once
+        for batch in batches_by_length(lengths, at_once * BATCH, at_once * MOST_PADDING):
+            chosen = [members[i] for i in batch]
+            if abreast:
+                yield compiled.abreast, chosen
+            elif at_once == 1 or sum(lengths[i] for i in batch) < FEW_TOKENS:
+                yield compiled.alone, chosen
+            else:
+                yield from ((compiled.abreast, chosen[i::at_once]) for i in range(at_once))
 
     def _finish(
         self,
-        passes: Sequence[_Pass],
-        running: _Running | None,
+        size: int,
+        passes: Iterator[_Pass],
+        running: deque[_Running],
         on_batch: Callable[[int], None] | None,
     ) -> np.ndarray:
-        """The rows of all passes; the next is started before the one that runs has ended."""
-        size = sum(len(each.chosen) for each in passes)
+        """The rows of all passes; the next is started before the oldest that runs has ended."""
         out = np.empty((size, len(self.base.reference.label_columns)), dtype=np.float32)
         done = 0
-        for each in [*passes[1:], None]:
-            if running is None:
-                break
-            following = self._start(each) if each else None
-            try:
-                out[running.of.chosen] = self._end(running)
-                done += len(running.of.chosen)
+        with _waited_for(running):
+            while running:
+                running.extend(self._start(each) for each in islice(passes, 1))
+                oldest = running.popleft()
+                out[oldest.of.chosen] = self._end(oldest)
+                done += len(oldest.of.chosen)
                 if on_batch is not None:
                     on_batch(done)
-            except BaseException:
-                if following is not None:
-                    following.request.wait()  # it reads its inputs until then
-                raise
-            running = following
         return out
 
     def _start(self, of: _Pass) -> _Running:
@@ -283,13 +334,13 @@ class OpenVinoEngine:
         if not self.base.config.get("type_vocab_size", 0):
             del packed[graph.TYPES]
         inputs = {**packed, **_mixed(of.compiled, of.predictors)}
-        return _Running(of, of.compiled.start(inputs), inputs)
+        return _Running(of, of.ready.start(inputs), inputs)
 
     def _end(self, running: _Running) -> np.ndarray:
         """Wait for a pass; its logits."""
         running.request.wait()
         pooled = running.request.get_output_tensor(0).data.copy()
-        running.of.compiled.idle.append(running.request)
+        running.of.ready.idle.append(running.request)
         predictors = running.of.predictors
         shape = len(predictors), len(self.base.reference.label_columns)
         logits = np.empty(shape, dtype=np.float32)
@@ -309,23 +360,28 @@ class OpenVinoEngine:
         base = self.base
         adapted = graph.stacks(base.linear_shapes, targets)
         model = graph.build(base.config, weights, adapted, base.reference.max_length)
+        alone = self._ready(model, at_once=1)
+        abreast = self._ready(model, at_once=self.at_once) if self.at_once > 1 else alone
+        nothing = {}
+        for stack in adapted:
+            shape = len(stack.modules), graph.RANK_STEP
+            nothing[f"{stack.role}.A"] = np.zeros((*shape, stack.inputs), dtype=np.float32)
+            nothing[f"{stack.role}.B"] = np.zeros((*shape, stack.outputs), dtype=np.float32)
+        return _Compiled(alone, abreast, adapted, nothing)
+
+    def _ready(self, model: Model, *, at_once: int) -> _Ready:
         compiled = self._core.compile_model(
             model,
             "CPU",
             {
                 "INFERENCE_PRECISION_HINT": self.precision,
                 "INFERENCE_NUM_THREADS": self._threads,
-                "PERFORMANCE_HINT": "LATENCY",  # one pass at a time, on all threads
+                "NUM_STREAMS": at_once,  # passes that share the threads
                 # Several processes serve, and one trains: a thread tied to a core would wait there.
                 "ENABLE_CPU_PINNING": False,
             },
         )
-        nothing = {}
-        for stack in adapted:
-            shape = len(stack.modules), graph.RANK_STEP
-            nothing[f"{stack.role}.A"] = np.zeros((*shape, stack.inputs), dtype=np.float32)
-            nothing[f"{stack.role}.B"] = np.zeros((*shape, stack.outputs), dtype=np.float32)
-        return _Compiled(compiled, adapted, nothing)
+        return _Ready(compiled)
 
     def _head(self, tensors: Mapping[str, np.ndarray], prefix: str) -> _Head:
         name, columns = f"{prefix}{self.base.head}", list(self.base.reference.label_columns)
@@ -360,6 +416,17 @@ def start(
     engine = OpenVinoEngine(load_base(files, reference, tokenizer), threads=threads)
     check(engine, reference, engine.precision)
     return engine
+
+
+@contextmanager
+def _waited_for(running: Iterable[_Running]) -> Iterator[None]:
+    """Whatever cuts this block short, the passes end: they read their inputs until then."""
+    try:
+        yield
+    except BaseException:
+        for each in running:
+            each.request.wait()
+        raise
 
 
 def native_precision(core: Core) -> str:

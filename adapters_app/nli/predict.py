@@ -104,6 +104,7 @@ class TorchEngine:
     """The reference engine: any architecture, any device, fp32; one pass for each adapter."""
 
     name = "torch"
+    at_once = 1  # each call takes all that torch may use
 
     def __init__(self, base: Base) -> None:
         self.base = base
@@ -136,7 +137,7 @@ class TorchEngine:
             done += len(chosen)
         return out
 
-    def begin(self, rows: Sequence[Row]) -> Callable[[], np.ndarray]:
+    def begin(self, rows: Sequence[Row], /, *, abreast: bool = False) -> Callable[[], np.ndarray]:
         """What computes `logits` of the rows; torch computes in the thread that asks."""
         return partial(self.logits, rows)
 

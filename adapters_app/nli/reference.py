@@ -24,6 +24,7 @@ PAIRS_PATH = Path(__file__).parent / "bases" / "golden.jsonl"
 BUNDLED_PATH = BUNDLED_DIR / "reference.json"
 FORMAT = 1
 
+FEW_ROWS = 8  # that an engine is asked for at a time, after it was asked for all at once
 # Largest distance allowed between probabilities, and its mean, by the precision of the engine.
 # The mean is an engine's noise on any pair; a wrong graph is off by far more than either.
 TOLERANCE = {"f32": (1e-3, 1e-4), "bf16": (0.06, 0.01)}
@@ -132,14 +133,26 @@ def as_json(reference: Reference) -> str:
 def check(engine: Engine, reference: Reference, precision: str) -> None:
     """Hold an engine to the stored logits, base and probe mixed in every pass.
 
+    All rows are asked for at once, and then a few at a time, which an engine may compute otherwise.
+
     Raises:
         Disagreement
     """
     adapter = probe(engine.base, reference.target_modules)
     predictors = engine.predictor(), engine.predictor(adapter)
     rows = [(predictor, pair) for pair in golden_pairs() for predictor in predictors]
-    found = _softmax(engine.logits(rows))
     expected = _softmax(np.stack([reference.bare, reference.probed], axis=1).reshape(-1, 3))
+    few = [engine.logits(rows[i : i + FEW_ROWS]) for i in range(0, len(rows), FEW_ROWS)]
+    for found in (engine.logits(rows), np.concatenate(few)):
+        _compare(_softmax(found), expected, precision)
+
+
+def _compare(found: np.ndarray, expected: np.ndarray, precision: str) -> None:
+    """Hold probabilities to the expected ones, each (n, 3).
+
+    Raises:
+        Disagreement
+    """
     away = np.abs(found - expected)
     most, mean = TOLERANCE[precision]
     if not (away.max() <= most and away.mean() <= mean):
