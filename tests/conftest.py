@@ -1,11 +1,13 @@
 """What several test modules need: the cast, the real programs, homes and commands of their own."""
 
+import contextlib
 import os
 import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import environ
 import pytest
@@ -108,22 +110,30 @@ def postgresql_url(postgresql_server: postgres.Server) -> Iterator[str]:
 
 
 @pytest.fixture
-def on_postgresql(postgresql_url: str, django_db_blocker: object) -> Iterator[None]:
+def on_postgresql(postgresql_url: str, django_db_blocker: Any) -> Iterator[None]:
     """The default database of this process, in all its threads, is a fresh PostgreSQL one.
 
     Instead of the `django_db` mark, never with it: what the test commits is committed.
     """
-    sqlite = connections.settings["default"]
+    with django_db_blocker.unblock(), default_database(postgresql_url):
+        yield
+
+
+@contextlib.contextmanager
+def default_database(url: str) -> Iterator[None]:
+    """The default database of this process, in all its threads, is another one."""
+    kept = connections.settings["default"]
     connections["default"].close()
     del connections["default"]
     connections.settings["default"] = connections.configure_settings(
-        {"default": environ.Env.db_url_config(postgresql_url)}
+        {"default": environ.Env.db_url_config(url)}
     )["default"]
-    with django_db_blocker.unblock():
+    try:
         yield
-    connections["default"].close()
-    del connections["default"]
-    connections.settings["default"] = sqlite
+    finally:
+        connections["default"].close()
+        del connections["default"]
+        connections.settings["default"] = kept
 
 
 # --- A browser ------------------------------------------------------------------------------------

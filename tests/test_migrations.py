@@ -1,0 +1,55 @@
+"""Databases of earlier releases: their rows are there after `migrate`, and say what they said."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.management import call_command
+from django.db import connection
+from django.db.migrations.executor import MigrationExecutor
+
+from tests.conftest import default_database
+
+BEFORE = ("adapters_app", "0009_lora_studies")
+AFTER = ("adapters_app", "0010_rows_a_calibrator_was_fitted_on")
+WHEN = ("before", "after")
+
+
+@pytest.fixture
+def on_sqlite_file(tmp_path: Path, django_db_blocker: Any) -> Iterator[None]:
+    """The default database of this process is an empty SQLite file."""
+    url = f"sqlite:///{tmp_path / 'old.sqlite3'}"
+    with django_db_blocker.unblock(), default_database(url):
+        yield
+
+
+@pytest.mark.parametrize("database", ["on_sqlite_file", "on_postgresql"])
+def test_calibrators_of_before_say_that_they_were_fitted_on_the_rows_of_their_figures(
+    database: str, request: pytest.FixtureRequest
+) -> None:
+    request.getfixturevalue(database)
+    call_command("migrate", verbosity=0)
+    call_command("migrate", *BEFORE, verbosity=0)
+    apps = MigrationExecutor(connection).loader.project_state([BEFORE]).apps
+    person = apps.get_model("auth", "User").objects.create(username="ada")
+    figures = dict.fromkeys(
+        [f"{figure}_{when}" for figure in ("brier", "ece", "log_loss") for when in WHEN], 0.25
+    )
+    for number, rows in ((1, 60), (2, 310)):
+        apps.get_model("adapters_app", "CalibrationEvaluation").objects.create(
+            number=number,
+            base_fingerprint="f" * 64,
+            method="temperature",
+            parameters={"temperature": 1.5},
+            rows=rows,
+            bins_before=[],
+            bins_after=[],
+            created_by=person,
+            **figures,
+        )
+
+    call_command("migrate", *AFTER, verbosity=0)
+    now = MigrationExecutor(connection).loader.project_state([AFTER]).apps
+    found = now.get_model("adapters_app", "CalibrationEvaluation").objects.order_by("number")
+    assert list(found.values_list("number", "rows", "fitted_rows")) == [(1, 60, 60), (2, 310, 310)]
