@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 
 from adapters_app import registry, storage
 from adapters_app.models import AdapterVersion, CalibrationEvaluation
+from adapters_app.nli.probabilities import softmax
 from corrections.labels import LABELS, Label
 from inference import monitoring
 from inference.batching import PASS_ERRORS, WHOLE, AtOnce, Batcher, ForwardFailed
@@ -272,7 +273,7 @@ def loaded() -> Loaded:
 
 def _answer(answering: Answering, logits: np.ndarray) -> Answer:
     calibrated = answering.calibrator.predict_proba(logits)
-    raw = _softmax(logits)
+    raw = softmax(logits)
     return Answer(
         results=[_result(*rows) for rows in zip(calibrated, raw, strict=True)],
         adapter=answering.name,
@@ -292,11 +293,6 @@ def _result(calibrated: np.ndarray, raw: np.ndarray) -> Result:
         raw_label=LABELS[top],
         raw_confidence=float(raw[top]),
     )
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
 
 
 def _version(text: str) -> AdapterVersion:

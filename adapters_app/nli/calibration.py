@@ -6,8 +6,9 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 from scipy.optimize import minimize, minimize_scalar
-from scipy.special import expit, log_softmax, softmax
+from scipy.special import expit, log_softmax
 
+from adapters_app.nli.probabilities import softmax
 from corrections.labels import LABELS
 
 # Twice the 15 rows per parameter of Harrell (2015, §4.4): rows of one page are alike.
@@ -51,7 +52,7 @@ class Identity:
 
     def predict_proba(self, logits: np.ndarray) -> np.ndarray:
         """Softmax of (n, 3) logits."""
-        return softmax(np.asarray(logits, dtype=np.float64), axis=1)
+        return softmax(np.asarray(logits))
 
     def to_dict(self) -> dict[str, Any]:
         return {}
@@ -86,7 +87,7 @@ class TemperatureScaling:
 
     def predict_proba(self, logits: np.ndarray) -> np.ndarray:
         """Probabilities (n, 3) of logits (n, 3)."""
-        return softmax(np.asarray(logits, dtype=np.float64) / self.temperature_, axis=1)
+        return softmax(np.asarray(logits, dtype=np.float64) / self.temperature_)
 
     def to_dict(self) -> dict[str, Any]:
         return {"temperature": self.temperature_}
@@ -137,7 +138,7 @@ class BiasCorrectedTemperature:
     def predict_proba(self, logits: np.ndarray) -> np.ndarray:
         """Probabilities (n, 3) of logits (n, 3)."""
         scaled = np.asarray(logits, dtype=np.float64) / self.temperature_
-        return softmax(scaled + np.array(self.offsets_), axis=1)
+        return softmax(scaled + np.array(self.offsets_))
 
     def to_dict(self) -> dict[str, Any]:
         return {"temperature": self.temperature_, "offsets": list(self.offsets_)}

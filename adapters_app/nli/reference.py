@@ -19,6 +19,7 @@ from adapters_app.nli.artifact import Adaptable, Artifact, expected_shapes
 from adapters_app.nli.checkpoint import BUNDLED_DIR, Files
 from adapters_app.nli.encoding import Pair
 from adapters_app.nli.engines import Engine
+from adapters_app.nli.probabilities import softmax
 
 PAIRS_PATH = Path(__file__).parent / "bases" / "golden.jsonl"
 BUNDLED_PATH = BUNDLED_DIR / "reference.json"
@@ -141,10 +142,10 @@ def check(engine: Engine, reference: Reference, precision: str) -> None:
     adapter = probe(engine.base, reference.target_modules)
     predictors = engine.predictor(), engine.predictor(adapter)
     rows = [(predictor, pair) for pair in golden_pairs() for predictor in predictors]
-    expected = _softmax(np.stack([reference.bare, reference.probed], axis=1).reshape(-1, 3))
+    expected = softmax(np.stack([reference.bare, reference.probed], axis=1).reshape(-1, 3))
     few = [engine.logits(rows[i : i + FEW_ROWS]) for i in range(0, len(rows), FEW_ROWS)]
     for found in (engine.logits(rows), np.concatenate(few)):
-        _compare(_softmax(found), expected, precision)
+        _compare(softmax(found), expected, precision)
 
 
 def _compare(found: np.ndarray, expected: np.ndarray, precision: str) -> None:
@@ -164,11 +165,6 @@ def _compare(found: np.ndarray, expected: np.ndarray, precision: str) -> None:
     clear = ordered[:, -1] - ordered[:, -2] > CLEAR_MARGIN
     if (found.argmax(1) != expected.argmax(1))[clear].any():
         raise Disagreement("it gives other labels to golden pairs that are not close calls")
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
 
 
 def _frozen(value: Any) -> Any:
