@@ -38,7 +38,7 @@ from adapters_app.nli.own_process import resident_mb  # noqa: E402
 from inference.batching import AtOnce, Batcher  # noqa: E402
 
 ARMS = ("pipeline", "cross-encoder", "torch", "openvino", "openvino-8-mixed")
-BATCHES = (1, 8, 32)
+BATCHES = (1, 8, 32, 128)
 # glibc gives large blocks back and faults them in again at every pass; with these it keeps them.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "2147483648"}
 # Tokens (premise, hypothesis) of a mix: the issue's, and lengths like those of the real streams.

@@ -39,7 +39,7 @@ class TrainConfig:
     anchor_share: float = 0.75
     # Learnt change is scaled by this before release: 1 = as learnt, 0 = the base (WiSE-FT,
     # Wortsman et al. 2022).
-    interpolation: float = 0.75
+    interpolation: float = 0.9
     label_smoothing: float = 0.0
     # Share τ of the labels' log frequencies that is added to the logits in training only: what is
     # learnt is then not their mix but what tells them apart (Menon et al. 2021).
