@@ -28,9 +28,10 @@ BATCH = 32  # pairs per forward pass
 # Tokens of padding in a pass. Attention alone computes them: from 256 to 1,024 does equally well on
 # a processor without AMX, 128 costs a tenth more for 8 pairs.
 MOST_PADDING = 384
-# Two passes at once, each on half of the processors, wait for one another nowhere: of as many pairs
-# each they do a tenth more than one after the other on all. Fewer tokens than these go in one pass,
-# whose answers come sooner.
+# Two passes at once, each on half of the processors, wait for one another nowhere. With the engine
+# alone that takes a few per cent less processor time than one after the other on all; next to a
+# server's Python, which wants a processor too, a tenth. Fewer tokens than these go in one pass, whose
+# answers come sooner.
 ABREAST, FEW_TOKENS = 2, 768
 # Rows' lengths and the number of tokens are rounded up, so that there are few different shapes:
 # to 8, and from MANY_TOKENS on, where more cost next to nothing, to 32.
