@@ -624,11 +624,15 @@ class StudyAdmin(ReadOnlyAdmin):
 
     @admin.display(description="LoRA's share of Spearman")
     def of_standard(self, study: Study) -> str:
+        if not study.finished:
+            return f"{len(study.fits.all())} of {study.config['fits']} fits"
         shares = Findings(study).embedding.shares(StudyFit.Setting.IDENTICAL)
         return percent(shares.of_standard)
 
     @admin.display(description="of the gain")
     def of_gain(self, study: Study) -> str:
+        if not study.finished:
+            return "–"
         shares = Findings(study).embedding.shares(StudyFit.Setting.IDENTICAL)
         return percent(shares.of_gain)
 
@@ -643,11 +647,14 @@ class StudyAdmin(ReadOnlyAdmin):
     @method_decorator(require_safe)
     def detail_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
         study = self._study(request, number(object_id))
+        title = f"LoRA against standard fine-tuning, study {study.pk}"
+        if not study.finished:
+            return self.page(request, "unfinished", title, study=study)
         found = Findings(study)
         return self.page(
             request,
             "detail",
-            f"LoRA against standard fine-tuning, study {study.pk}",
+            title,
             study=study,
             found=found,
             arms=[name for _, _, name in ARMS],

@@ -410,7 +410,7 @@ def parameters_in_words(count: int) -> str:
 
 
 def export(study: Study) -> dict[str, Any]:
-    """A study as JSON: what it was, what it says, and every fit."""
+    """A study as JSON: what it was, what it says once it is finished, and every fit."""
     found = Findings(study)
     return {
         "study": study.pk,
@@ -422,13 +422,14 @@ def export(study: Study) -> dict[str, Any]:
         "base_fingerprint": study.base_fingerprint,
         "config": study.config,
         "seconds": study.seconds,
+        "finished": study.finished,
         "created_at": study.created_at.isoformat(),
         "created_by": study.created_by.username,
-        "sentences": found.sentences,
+        "sentences": found.sentences if study.finished else [],
         "documents": {method.value: DOCUMENTS[method] for method in Method}
         | {"lora_of_standard": DOCUMENTS_SHARE, "lora_of_gain": DOCUMENTS_SHARES.of_gain},
-        "embedding": found.embedding.to_dict(),
-        "nli": found.nli.to_dict(),
+        "embedding": found.embedding.to_dict() if study.finished else None,
+        "nli": found.nli.to_dict() if study.finished else None,
         "fits": [_fit(fit) for fit in found.fits],
     }
 

@@ -370,6 +370,9 @@ class Study(models.Model):
     base_fingerprint = models.CharField(max_length=64)
     config = models.JSONField(help_text="StudyConfig, every field spelled out.")
     seconds = models.FloatField(help_text="How long it took.")
+    finished = models.BooleanField(
+        default=False, help_text="All of its fits are stored; else the same command goes on."
+    )
     created_at = models.DateTimeField(auto_now_add=True)
     created_by = models.ForeignKey(USER, on_delete=models.PROTECT, related_name="+")
 

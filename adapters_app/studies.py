@@ -18,12 +18,22 @@ from adapters_app import snapshots
 from adapters_app.evaluation import finite
 from adapters_app.models import Snapshot, Study, StudyFit
 from adapters_app.nli import study
-from adapters_app.nli.study import Models, Result, StudyConfig, StudyRow, TooLittleData
+from adapters_app.nli.study import (
+    Key,
+    Models,
+    Outcome,
+    Result,
+    Search,
+    StudyConfig,
+    StudyRow,
+    TooLittleData,
+)
 from adapters_app.nli.train_base import read_rows
 from adapters_app.recipe import CannotTrain, configured_base
 from corrections.labels import Label
 
 VERDICTS = "accepted verdicts"
+INSTALLED = "all-MiniLM-L6-v2"
 
 
 def conduct(
@@ -40,7 +50,8 @@ def conduct(
     Without `data`, a file of labelled pairs or a directory of such files, the verdicts accepted now
     are learnt from, and measured on where their sampling probability is known. `limit` takes whole
     groups at random, up to that many rows. `encoder` is a directory with another sentence encoder
-    than the installed all-MiniLM-L6-v2.
+    than the installed all-MiniLM-L6-v2. Every fit is stored as soon as it is done; a study of the
+    same data, base and configuration that was cut short is gone on with.
 
     Raises:
         CannotTrain: too little data, or a file that cannot be read.
@@ -64,15 +75,8 @@ def conduct(
         threads=settings.LYRA_TORCH_THREADS,
         encoder=encoder,
     )
-    results = []
-    try:
-        for result in study.conduct(rows, models, config):
-            results.append(result)
-            on_result(result)
-    except TooLittleData as error:
-        raise CannotTrain(str(error)) from error
-    with transaction.atomic():
-        stored = Study.objects.create(
+    stored = _unfinished(
+        Study(
             data=name,
             data_digest=_digest(rows),
             snapshot=snapshot,
@@ -80,12 +84,58 @@ def conduct(
             groups=len({row.group for row in rows}),
             base_name=base.name,
             base_fingerprint=base.fingerprint,
-            config=config.to_dict(),
-            seconds=time.monotonic() - started,
+            config=config.to_dict() | {"encoder": str(encoder) if encoder else INSTALLED},
+            seconds=0,
             created_by=by,
         )
-        StudyFit.objects.bulk_create(_row(stored, result) for result in results)
+    )
+    before = stored.seconds
+    known = {_key(fit): _known(fit) for fit in stored.fits.all()} if stored.pk else {}
+    try:
+        for result in study.conduct(rows, models, config, known):
+            if not result.known:
+                stored.seconds = before + time.monotonic() - started
+                _store(stored, result)
+            on_result(result)
+    except TooLittleData as error:
+        raise CannotTrain(str(error)) from error
+    stored.finished = True
+    stored.save()
     return stored
+
+
+def _unfinished(wanted: Study) -> Study:
+    """The study of the same that was cut short, or this one."""
+    begun = Study.objects.filter(
+        finished=False,
+        data_digest=wanted.data_digest,
+        snapshot=wanted.snapshot,
+        base_fingerprint=wanted.base_fingerprint,
+    )
+    return next((study for study in begun if study.config == wanted.config), wanted)
+
+
+@transaction.atomic
+def _store(stored: Study, result: Result) -> None:
+    stored.save()
+    # Another process may carry out the same study: the first result of a fit stays.
+    StudyFit.objects.bulk_create([_row(stored, result)], ignore_conflicts=True)
+
+
+def _key(fit: StudyFit) -> Key:
+    return fit.task, fit.method, fit.setting, fit.split, fit.seed
+
+
+def _known(fit: StudyFit) -> tuple[Outcome, Search]:
+    outcome = Outcome(
+        measures=fit.measures,
+        trainable_parameters=fit.trainable_parameters,
+        artifact_bytes=fit.artifact_bytes,
+        seconds=fit.seconds,
+        idle_mb=fit.idle_mb,
+        peak_mb=fit.peak_mb,
+    )
+    return outcome, {row["learning_rate"]: row["value"] for row in fit.search}
 
 
 def _files(data: Path) -> list[Path]:

@@ -268,6 +268,56 @@ def test_a_limit_takes_whole_groups(recorded, on_tiny, trainer, tmp_path):
     assert (stored.rows, stored.groups) == (99, 33)
 
 
+class CutShortError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [1, 2, 3, 6, 9])
+def test_a_study_that_was_cut_short_goes_on(recorded, on_tiny, trainer, releaser, tmp_path, after):
+    """Wherever it was: fits that are stored are not done again, nor is a search whose result is."""
+    asked = {"by": trainer, "data": written(tmp_path, pairs(40))}
+    config = StudyConfig(splits=1)
+    whole = findings.export(studies.conduct(**asked, config=config))
+    recorded.jobs.clear()
+    recorded.searches.clear()
+    Study.objects.all().delete()
+
+    heard = []
+
+    def cut_short(result):
+        heard.append(result)
+        if len(heard) == after:
+            raise CutShortError
+
+    with pytest.raises(CutShortError):
+        studies.conduct(**asked, config=config, on_result=cut_short)
+    begun = Study.objects.get()
+    assert (begun.finished, begun.fits.count()) == (False, after)
+    client = page_of(releaser)
+    page = client.get(f"/admin/adapters_app/study/{begun.pk}/change/").content.decode()
+    assert f"{after} of 10 fits are stored" in page
+    assert f"{after} of 10 fits" in client.get("/admin/adapters_app/study/").content.decode()
+    told = client.get(f"/admin/adapters_app/study/{begun.pk}/json/").json()
+    assert (told["finished"], len(told["fits"]), told["sentences"]) == (False, after, [])
+
+    # Another one is not mistaken for it.
+    other = studies.conduct(**asked, config=StudyConfig(splits=1, seeds=2))
+    assert other.pk != begun.pk
+    recorded.jobs = [job for job in recorded.jobs if job.config == config]
+    recorded.searches = [job for job in recorded.searches if job.config == config]
+
+    stored = studies.conduct(**asked, config=config)
+    assert (stored.pk, stored.finished, stored.fits.count()) == (begun.pk, True, 10)
+    assert len({job.key for job in recorded.jobs}) == len(recorded.jobs) == 10
+    # A search is known by the first fit at the rate it chose.
+    assert len(recorded.searches) == 4
+    again = findings.export(stored)
+    timed = {"study", "seconds", "created_at"}
+    assert {k: v for k, v in again.items() if k not in timed} == {
+        k: v for k, v in whole.items() if k not in timed
+    }
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [

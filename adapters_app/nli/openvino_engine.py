@@ -30,7 +30,7 @@ BATCH = 32  # pairs per forward pass
 MOST_PADDING = 384
 # Two passes at once, each on half of the processors, wait for one another nowhere. With the engine
 # alone that takes a few per cent less processor time than one after the other on all; next to a
-# server's Python, which wants a processor too, a tenth. Fewer tokens than these go in one pass, whose
+# server's Python, which wants a processor too, a tenth. Fewer tokens than these go in one pass: its
 # answers come sooner.
 ABREAST, FEW_TOKENS = 2, 768
 # Rows' lengths and the number of tokens are rounded up, so that there are few different shapes:

@@ -53,6 +53,10 @@ class TooLittleData(ValueError):
     """Not every label is on both sides of a split."""
 
 
+Key = tuple[str, str, str, int, int]  # of a fit: task, method, setting, split, seed
+Search = dict[float, float | None]  # learning rate → what it was chosen by; None: diverged
+
+
 @dataclass(frozen=True, slots=True)
 class StudyRow:
     """A labelled pair. `weight`: inverse sampling probability; None: not to be measured on."""
@@ -80,7 +84,8 @@ class StudyConfig:
     seeds: int = 1
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {f"{method}_learning_rates": list(RATES[method]) for method in RATES}
+        rates = {f"{method}_learning_rates": list(RATES[method]) for method in RATES}
+        return asdict(self) | rates | {"fits": self.fits}
 
     @property
     def fits(self) -> int:
@@ -114,6 +119,10 @@ class Job:
     setting: str = ""
     split: int = 0
 
+    @property
+    def key(self) -> Key:
+        return self.task, self.method, self.setting, self.split, self.seed
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -129,60 +138,76 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Result:
-    """An outcome, and of what. `search`: learning rate → what it was chosen by; None: diverged."""
+    """An outcome, and of what. `known`: it had been done before."""
 
     job: Job
     outcome: Outcome
-    search: dict[float, float | None] = field(default_factory=dict)
+    search: Search = field(default_factory=dict)
+    known: bool = False
+
+
+Known = Mapping[Key, tuple[Outcome, Search]]
 
 
 def conduct(
-    rows: Sequence[StudyRow], models: Models, config: StudyConfig | None = None
+    rows: Sequence[StudyRow],
+    models: Models,
+    config: StudyConfig | None = None,
+    known: Known | None = None,
 ) -> Iterator[Result]:
     """The study's fits, each as soon as it is done; `config.fits` of them.
+
+    What is `known`, of a study of the same that was cut short, is not done again.
 
     Raises:
         TooLittleData: some label is missing on one side of a split; before any fit.
         TrainingDiverged, ChildProcessError: a fit failed.
     """
-    config = config or StudyConfig()
+    config, known = config or StudyConfig(), known or {}
     dealt = [_dealt(rows, PARTS, number) for number in range(config.splits)]
     for number, (learn, asked) in enumerate(dealt):
         _, choosing = _dealt(learn, INNER_PARTS, 0)
         for task in TASKS:
             job = partial(Job, models, config, task, split=number)
             suits = partial(_suiting, task)
-            yield _fitted(job(BASELINE, 0, None, [], suits(asked)))
+            yield _fitted(job(BASELINE, 0, None, [], suits(asked)), known)
             for method in (STANDARD, LORA):
                 yield from _one_way(
-                    job(method, 0, RATES[method][0], suits(learn), suits(asked)), suits(choosing)
+                    job(method, 0, RATES[method][0], suits(learn), suits(asked)),
+                    suits(choosing),
+                    known,
                 )
 
 
-def _one_way(job: Job, choosing: Sequence[StudyRow]) -> Iterator[Result]:
+def _one_way(job: Job, choosing: Sequence[StudyRow], known: Known) -> Iterator[Result]:
     """A way's fits on one split: at the documents' rate, then at its best, for every seed."""
-    identical = [
-        _fitted(replace(job, seed=seed, setting=IDENTICAL)) for seed in range(job.config.seeds)
-    ]
-    yield from identical
+    identical = []
+    for seed in range(job.config.seeds):
+        identical.append(_fitted(replace(job, seed=seed, setting=IDENTICAL), known))
+        yield identical[-1]
     held = {row.group for row in choosing}
     inner = replace(job, learn=[row for row in job.learn if row.group not in held], asked=choosing)
-    search = in_own_process(search_rates, inner)
+    first = known.get(replace(job, setting=BEST).key)
+    search = first[1] if first else in_own_process(search_rates, inner)
     rate = best_rate(search)
     for result in identical:
         best = replace(result.job, setting=BEST, learning_rate=rate)
-        # The documents' rate was the best: it has been fitted.
-        outcome = result.outcome if rate == job.learning_rate else in_own_process(carry_out, best)
-        yield Result(best, outcome, search)
+        if rate == job.learning_rate and best.key not in known:
+            # The documents' rate was the best: it has been fitted.
+            yield Result(best, result.outcome, search)
+        else:
+            yield replace(_fitted(best, known), search=search)
 
 
-def _fitted(job: Job) -> Result:
+def _fitted(job: Job, known: Known) -> Result:
+    if job.key in known:
+        return Result(job, *known[job.key], known=True)
     return Result(job, in_own_process(carry_out, job))
 
 
-def search_rates(job: Job) -> dict[float, float | None]:
+def search_rates(job: Job) -> Search:
     """For each learning rate what it is chosen by, on the rows asked."""
-    found: dict[float, float | None] = {}
+    found: Search = {}
     for rate in RATES[job.method]:
         try:
             outcome = carry_out(replace(job, learning_rate=rate))

@@ -32,7 +32,8 @@ class Command(ActingCommand):
         "Train the NLI model and all-MiniLM-L6-v2 in full and by LoRA, with the documents' "
         "hyper-parameters and with each way's best learning rate, and compare them on groups held "
         "out. Without --data it takes the accepted verdicts. It trains "
-        "4 × (2 × seeds + rates) times per split."
+        "4 × (2 × seeds + rates) times per split. Every fit is stored as soon as it is done: the "
+        "same command goes on with a study that was cut short."
     )
     permission = "adapters_app.request_training"
 
@@ -81,7 +82,7 @@ class Command(ActingCommand):
 
             def show(result: Result) -> None:
                 progress.advance(task)
-                if not progress.console.is_terminal:
+                if not progress.console.is_terminal and not result.known:
                     self.stderr.write(_line(result))
 
             try:
