@@ -317,7 +317,7 @@ def test_postgresql_takes_back_what_older_code_made(
     assert manage("migrate", **at).returncode == 0
     forced = manage("restore", str(path), "--force", **at)
     assert forced.returncode == 0, forced.stderr
-    assert "Only processes of this LYRA_HOME" in forced.stderr
+    assert "Only processes of this LYRA_HOME and web processes" in forced.stderr
     migrated = manage("migrate", **at)
     assert migrated.returncode == 0, migrated.stderr
     assert manage("adapters", **at).returncode == 0
@@ -337,6 +337,16 @@ def test_postgresql_round_trip(
     assert manage("shell", "-c", drop, DATABASE_URL=postgresql_url).returncode == 0
 
     assert manage("restore", str(path), DATABASE_URL=postgresql_url).returncode == 1
+    seen = (
+        "from adapters_app import liveness; "
+        "liveness.saw_server('far:7', base_name='b', base_fingerprint='f')"
+    )
+    assert manage("shell", "-c", seen, DATABASE_URL=postgresql_url).returncode == 0
+    served = manage("restore", str(path), "--force", DATABASE_URL=postgresql_url)
+    assert served.returncode == 1
+    assert "Web processes answer from this database: far:7." in served.stderr
+    ended = "from adapters_app import liveness; liveness.server_ended('far:7')"
+    assert manage("shell", "-c", ended, DATABASE_URL=postgresql_url).returncode == 0
     forced = manage("restore", str(path), "--force", DATABASE_URL=postgresql_url)
     assert forced.returncode == 0, forced.stderr
     assert "['kept', 'system']" in manage("shell", "-c", count, DATABASE_URL=postgresql_url).stdout
