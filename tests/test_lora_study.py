@@ -318,6 +318,26 @@ def test_a_study_that_was_cut_short_goes_on(recorded, on_tiny, trainer, releaser
     }
 
 
+def test_who_interrupts_the_command_is_told_that_it_can_go_on(
+    recorded, on_tiny, trainer, tmp_path, monkeypatch
+):
+    before = study.in_own_process
+
+    def interrupted(act, job):
+        if len(recorded.jobs) == 3:
+            raise KeyboardInterrupt
+        return before(act, job)
+
+    monkeypatch.setattr(study, "in_own_process", interrupted)
+    data = written(tmp_path, pairs(40))
+    with pytest.raises(CommandError, match="the same command goes on"):
+        call_command("lora_study", data=data, splits=1, as_user="tina")
+    assert Study.objects.get().fits.count() == 3
+    monkeypatch.setattr(study, "in_own_process", before)
+    call_command("lora_study", data=data, splits=1, as_user="tina")
+    assert Study.objects.get().finished
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [

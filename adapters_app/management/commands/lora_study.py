@@ -96,6 +96,10 @@ class Command(ActingCommand):
                 )
             except REFUSALS as error:
                 raise Refused(str(error)) from error
+            except KeyboardInterrupt as error:
+                raise Refused(
+                    "Cut short. The fits that were done are stored; the same command goes on."
+                ) from error
         told = findings.export(stored)
         for sentence in told["sentences"]:
             self.stdout.write(sentence)
