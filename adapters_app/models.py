@@ -359,7 +359,8 @@ class Study(models.Model):
 
     data = models.CharField(max_length=255, help_text="Names of the files, or “accepted verdicts”.")
     data_digest = models.CharField(
-        max_length=64, help_text="SHA-256 over pairs, labels and groups, in order."
+        max_length=64,
+        help_text="SHA-256 over pairs, labels, groups, categories and weights, in order.",
     )
     snapshot = models.ForeignKey(
         Snapshot, null=True, blank=True, on_delete=models.PROTECT, related_name="studies"

@@ -84,7 +84,12 @@ def conduct(
             groups=len({row.group for row in rows}),
             base_name=base.name,
             base_fingerprint=base.fingerprint,
-            config=config.to_dict() | {"encoder": str(encoder) if encoder else INSTALLED},
+            config=config.to_dict()
+            | {
+                "encoder": str(encoder.resolve()) if encoder else INSTALLED,
+                "device": models.device,
+                "threads": models.threads,
+            },
             seconds=0,
             created_by=by,
         )
@@ -100,7 +105,7 @@ def conduct(
     except TooLittleData as error:
         raise CannotTrain(str(error)) from error
     stored.finished = True
-    stored.save()
+    stored.save(update_fields=["finished"])
     return stored
 
 
@@ -117,7 +122,7 @@ def _unfinished(wanted: Study) -> Study:
 
 @transaction.atomic
 def _store(stored: Study, result: Result) -> None:
-    stored.save()
+    stored.save(update_fields=["seconds"] if stored.pk else None)
     # Another process may carry out the same study: the first result of a fit stays.
     StudyFit.objects.bulk_create([_row(stored, result)], ignore_conflicts=True)
 
@@ -195,7 +200,7 @@ def _some_groups(rows: Sequence[StudyRow], limit: int) -> list[StudyRow]:
 def _digest(rows: Iterable[StudyRow]) -> str:
     digest = hashlib.sha256()
     for row in rows:
-        line = [row.premise, row.hypothesis, row.label.value, row.group]
+        line = [*row.pair, row.label.value, row.group, row.category, row.weight]
         digest.update(json.dumps(line).encode() + b"\n")
     return digest.hexdigest()
 

@@ -125,7 +125,7 @@ class _Pass:
 
     def start(self) -> None:
         """Have the model begin. What goes wrong does so again in `finish`, for whom it concerns."""
-        with suppress(Exception):
+        with suppress(BaseException):  # a panic of the tokenizer's is no Exception
             self._rows = self._begin()
 
     def finish(self) -> None:
@@ -180,6 +180,7 @@ class Batcher:
         self._lock = threading.Lock()
         self._queue: deque[_Job] = deque()  # of whom nothing is in a pass
         self._passes = 0  # under way
+        self._items = 0  # in them
         self._abreast = False  # they leave cores to others
         self._sliced = False  # the last pass was of a large request
 
@@ -192,7 +193,6 @@ class Batcher:
         """
         if not len(items):
             return begin(items)()
-        leads: _Pass | None
         job = _Job(begin, items)
         with self._lock:
             # Of a request that was begun, what is left does not wait: it was let in whole.
@@ -202,7 +202,8 @@ class Batcher:
                     f"{waiting} {self._unit} are waiting already; try again in a moment."
                 )
             self._queue.append(job)
-            leads = self._start_next(own=job)
+            passes = self._next()
+        leads = self._start(passes, own=job)
         while not job.done:
             leads = leads or job.mail.get()
             if leads is not None:
@@ -222,21 +223,22 @@ class Batcher:
             with self._lock:
                 current.give_up()
                 self._passes -= 1
+                self._items -= len(current.items)
                 self._queue.extend(part.job for part in current.parts if not part.job.done)
-                following = self._start_next(own)
+                passes = self._next()
+            following = self._start(passes, own)
             for part in current.parts:
                 if part.job.done and part.job is not own:
                     part.job.mail.put(None)
         return following
 
-    def _start_next(self, own: _Job) -> _Pass | None:
-        """Start what may start now; the lock is held. The pass that is `own`'s to lead, if any."""
+    def _start(self, passes: Sequence[_Pass], own: _Job) -> _Pass | None:
+        """Start passes and have them led; the one that is `own`'s to lead, if any.
+
+        Without the lock, which newcomers take: a slice of a large request is encoded here.
+        """
         leads = None
-        for each in self._next():
-            self._passes += 1
-            self._abreast = each.abreast
-            if self._on_pass is not None:
-                self._on_pass(len(each.items))
+        for each in passes:
             each.start()
             if each.leader is own:
                 leads = each
@@ -245,32 +247,47 @@ class Batcher:
         return leads
 
     def _next(self) -> list[_Pass]:
-        """The passes that may start: one on all cores, or as many abreast as there is room for."""
+        """What may start now, taken from the queue and counted; the lock is held.
+
+        One pass on all cores, or as many abreast as there is room for.
+        """
+        passes = self._taken()
+        for each in passes:
+            size = len(each.items)
+            self._passes += 1
+            self._items += size
+            self._abreast = each.abreast
+            if self._on_pass is not None:
+                self._on_pass(size)
+        return passes
+
+    def _taken(self) -> list[_Pass]:
         if not self._queue or (self._passes and not self._abreast):
             return []
         most, room = self._max_pairs, self._at_once - self._passes
-        if not self._passes:
-            small = [job.left for job in self._queue if not job.large]
-            share = -(-sum(small) // self._at_once)
-            # A request that is more than a share has all cores: they would be idle beside it.
-            if self._at_once == 1 or sum(small) < MANY or max(small) > share:
-                return [_Pass(self._take(most), abreast=False)]
-            most = min(most, share)
+        small = [job.left for job in self._queue if not job.large]
+        # Passes abreast are of one size: nobody is in a long one where the next would be short.
+        share = -(-(sum(small) + self._items) // self._at_once)
+        # A request that is more than a share has all cores: they would be idle beside it.
+        few = self._at_once == 1 or sum(small) < MANY or max(small) > share
+        if few and not self._passes:
+            return [_Pass(self._take(most), abreast=False)]
+        most = min(most, share)
         return [_Pass(self._take(most), abreast=True) for _ in range(room) if self._queue]
 
     def _take(self, most: int) -> list[_Part]:
-        """Of a large job a slice; or the oldest small job and all others that fit beside it in a
-        pass of `most` items.
+        """Of a large job a slice; or the oldest small job and all others that fit beside it among
+        `most` items.
 
         Where both wait they take turns. Jobs in a pass want the same model.
         """
         large = next((job for job in self._queue if job.large), None)
         small = [job for job in self._queue if not job.large]
         if large and not (small and self._sliced):
-            alone = self._sliced and len(self._queue) == 1
+            alone = self._sliced and len(self._queue) == 1 and not self._passes
             large.in_a_row = large.in_a_row + 1 if alone else 0
             self._sliced = True
-            return [self._part(large, min(large.left, large.slice, most))]
+            return [self._part(large, min(large.left, large.slice, self._max_pairs))]
         self._sliced = False
         room = max(most, small[0].left)
         parts = []

@@ -4,6 +4,7 @@ import random
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -296,6 +297,30 @@ def test_many_leave_in_passes_abreast_that_end_when_they_end():
         alone.result(10)
 
 
+def test_passes_abreast_are_of_one_size():
+    """Nobody is in a long pass where the next would be short."""
+    model, batcher = Abreast(), Batcher(max_pairs=64, max_waiting=100, at_once=2)
+    with ThreadPoolExecutor(30) as pool:
+        asked = [pool.submit(batcher.run, model.begin, [GOOD])]
+        model.started(1)
+        asked += [pool.submit(batcher.run, model.begin, [GOOD]) for _ in range(10)]
+        queued(batcher, 10)
+        model.ends[0].set()
+        model.started(3)
+        asked += [pool.submit(batcher.run, model.begin, [GOOD]) for _ in range(11)]
+        queued(batcher, 11)
+        model.ends[1].set()
+        model.started(4)
+        # Of the 16 that wait or are in the other pass.
+        assert model.passes[1:] == [(5, True), (5, True), (8, True)]
+        model.ends[2].set()
+        model.started(5)
+        assert model.passes[4] == (3, True)
+        for end in model.ends:
+            end.set()
+        assert [each.result(10).shape for each in asked] == [(1, 1)] * 22
+
+
 def test_few_that_wait_and_who_is_larger_than_a_share_have_all_cores():
     model, batcher = Abreast(), Batcher(max_pairs=64, max_waiting=200, at_once=2)
     with ThreadPoolExecutor(20) as pool:
@@ -314,13 +339,50 @@ def test_few_that_wait_and_who_is_larger_than_a_share_have_all_cores():
             assert model.passes[2 * n + 1] == (sum(sizes), False)
 
 
+def test_a_panic_where_a_pass_begins_is_told_and_holds_up_nobody():
+    """Tokenizers panic with what is no Exception; some other thread may be starting the pass."""
+
+    class PanicError(BaseException):
+        pass
+
+    def begin(items, *, abreast=False):
+        if BAD in items:
+            raise PanicError
+        return model.begin(items, abreast=abreast)
+
+    model, batcher = Abreast(), Batcher(max_pairs=64, max_waiting=1000, at_once=2)
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(batcher.run, begin, [GOOD])
+        model.started(1)
+        bad = pool.submit(batcher.run, begin, [BAD] * 70)
+        queued(batcher, 1)
+        model.ends[0].set()
+        assert first.result(10).shape == (1, 1)
+        assert isinstance(bad.exception(10), PanicError)
+        later = pool.submit(batcher.run, begin, [GOOD])
+        model.started(2)
+        model.ends[1].set()
+        assert later.result(10).shape == (1, 1)
+
+
 @pytest.mark.parametrize("at_once", [1, 2, 3])
 def test_everybody_gets_their_own_rows(at_once):
     """Large and small requests from many threads, some of which the model fails on."""
     batcher = Batcher(max_pairs=32, max_waiting=100_000, at_once=at_once)
+    seen = SimpleNamespace(running=0, most=0, abreast=0)
+    lock, started, gate = threading.Lock(), threading.Event(), threading.Event()
 
     def begin(items, *, abreast=False):
+        with lock:
+            seen.running += 1
+            seen.abreast += abreast
+            seen.most = max(seen.most, seen.running)
+        started.set()
+
         def rows():
+            assert gate.wait(10)
+            with lock:
+                seen.running -= 1
             if any(item < 0 for item in items):
                 raise ValueError("negative")
             return np.array(items, dtype=np.int64)[:, None]
@@ -341,9 +403,17 @@ def test_everybody_gets_their_own_rows(at_once):
             answered += 1
         return answered
 
-    with ThreadPoolExecutor(16) as pool:
-        assert list(pool.map(ask, range(16), timeout=120)) == [60] * 16
+    with ThreadPoolExecutor(17) as pool:
+        first = pool.submit(batcher.run, begin, [7])
+        assert started.wait(10)
+        asked = pool.map(ask, range(16), timeout=120)
+        queued(batcher, 16)
+        gate.set()
+        assert list(asked) == [60] * 16
+        assert first.result(10).tolist() == [[7]]
     assert batcher.run(begin, [7]).tolist() == [[7]]
+    assert seen.most <= at_once
+    assert bool(seen.abreast) == (at_once > 1)
 
 
 def test_nothing_is_answered_with_nothing(model):

@@ -272,12 +272,17 @@ class CutShortError(Exception):
     pass
 
 
-@pytest.mark.parametrize("after", [1, 2, 3, 6, 9])
-def test_a_study_that_was_cut_short_goes_on(recorded, on_tiny, trainer, releaser, tmp_path, after):
+@pytest.mark.parametrize("rates", [[0.2, 0.4, None], [0.4, 0.2, 0.2]], ids=["other", "documents"])
+@pytest.mark.parametrize("after", [1, 2, 4, 5, 6, 17])
+def test_a_study_that_was_cut_short_goes_on(
+    recorded, on_tiny, trainer, releaser, tmp_path, after, rates
+):
     """Wherever it was: fits that are stored are not done again, nor is a search whose result is."""
     asked = {"by": trainer, "data": written(tmp_path, pairs(40))}
-    config = StudyConfig(splits=1)
+    config = StudyConfig(splits=1, seeds=2)
+    recorded.rates = rates
     whole = findings.export(studies.conduct(**asked, config=config))
+    fitted = len(recorded.jobs)
     recorded.jobs.clear()
     recorded.searches.clear()
     Study.objects.all().delete()
@@ -295,20 +300,20 @@ def test_a_study_that_was_cut_short_goes_on(recorded, on_tiny, trainer, releaser
     assert (begun.finished, begun.fits.count()) == (False, after)
     client = page_of(releaser)
     page = client.get(f"/admin/adapters_app/study/{begun.pk}/change/").content.decode()
-    assert f"{after} of 10 fits are stored" in page
-    assert f"{after} of 10 fits" in client.get("/admin/adapters_app/study/").content.decode()
+    assert f"{after} of 18 fits are stored" in page
+    assert f"{after} of 18 fits" in client.get("/admin/adapters_app/study/").content.decode()
     told = client.get(f"/admin/adapters_app/study/{begun.pk}/json/").json()
     assert (told["finished"], len(told["fits"]), told["sentences"]) == (False, after, [])
 
     # Another one is not mistaken for it.
-    other = studies.conduct(**asked, config=StudyConfig(splits=1, seeds=2))
+    other = studies.conduct(**asked, config=StudyConfig(splits=1))
     assert other.pk != begun.pk
     recorded.jobs = [job for job in recorded.jobs if job.config == config]
     recorded.searches = [job for job in recorded.searches if job.config == config]
 
     stored = studies.conduct(**asked, config=config)
-    assert (stored.pk, stored.finished, stored.fits.count()) == (begun.pk, True, 10)
-    assert len({job.key for job in recorded.jobs}) == len(recorded.jobs) == 10
+    assert (stored.pk, stored.finished, stored.fits.count()) == (begun.pk, True, 18)
+    assert len({job.key for job in recorded.jobs}) == len(recorded.jobs) == fitted
     # A search is known by the first fit at the rate it chose.
     assert len(recorded.searches) == 4
     again = findings.export(stored)

@@ -155,6 +155,10 @@ def test_passes_abreast_answer_as_one_alone(engines: Both, threads: int) -> None
     assert heard[-1] == len(rows)
     alone = np.vstack([predictor.logits([pair]) for predictor, pair in rows])
     np.testing.assert_allclose(together, alone, atol=1e-4)
+    # As the server asks where many wait: several at a time, of more than a pass each.
+    begun = [engine.begin(rows[i::3], abreast=True) for i in range(3)]
+    for i, waiting in enumerate(begun):
+        np.testing.assert_allclose(waiting(), alone[i::3], atol=1e-4)
 
 
 def test_rows_may_be_encoded_beforehand(engines: Both) -> None:

@@ -19,4 +19,12 @@ class Migration(migrations.Migration):
             name="finished",
             field=models.BooleanField(default=False, help_text=HELP),
         ),
+        migrations.AlterField(
+            model_name="study",
+            name="data_digest",
+            field=models.CharField(
+                help_text="SHA-256 over pairs, labels, groups, categories and weights, in order.",
+                max_length=64,
+            ),
+        ),
     ]

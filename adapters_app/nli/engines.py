@@ -52,7 +52,7 @@ class Engine(Protocol):
 
     @property
     def at_once(self) -> int:
-        """How many calls of `begin` it computes abreast, none of which waits for another."""
+        """How many calls of `begin` it computes abreast."""
 
     def begin(self, rows: Sequence[Row], /, *, abreast: bool = False) -> Callable[[], np.ndarray]:
         """Start on rows, where the engine can be left alone with them; what is returned waits for

@@ -7,7 +7,7 @@ import os
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -24,7 +24,7 @@ from adapters_app.nli.engines import Row, Unsupported
 from adapters_app.nli.openvino_runtime import CompiledModel, Core, InferRequest, Model
 from adapters_app.nli.reference import NoReference, Reference, check, stored, write
 
-BATCH = 32  # pairs per forward pass
+BATCH = 32  # pairs per forward pass, twice that where they are few tokens
 # Tokens of padding in a pass. Attention alone computes them: from 256 to 1,024 does equally well on
 # a processor without AMX, 128 costs a tenth more for 8 pairs.
 MOST_PADDING = 384
@@ -426,7 +426,8 @@ def _waited_for(running: Iterable[_Running]) -> Iterator[None]:
         yield
     except BaseException:
         for each in running:
-            each.request.wait()
+            with suppress(RuntimeError):  # what went wrong is raised already
+                each.request.wait()
         raise
 
 

@@ -33,7 +33,7 @@ class Command(ActingCommand):
         "hyper-parameters and with each way's best learning rate, and compare them on groups held "
         "out. Without --data it takes the accepted verdicts. It trains "
         "4 × (2 × seeds + rates) times per split. Every fit is stored as soon as it is done: the "
-        "same command goes on with a study that was cut short."
+        "same command goes on with a study that was cut short, as long as the pairs are the same."
     )
     permission = "adapters_app.request_training"
 
