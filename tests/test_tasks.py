@@ -258,7 +258,7 @@ def test_a_killed_worker_takes_its_trainer_along_and_the_run_goes_back(long_run,
     trainer = trainer_of(master)
     worker = next(pid for pid in _descendants(master.pid) if trainer in _children(pid))
     os.kill(worker, signal.SIGKILL)
-    until(is_gone(trainer), seconds=20, what="the trainer ends")
+    until(is_gone(trainer), seconds=60, what="the trainer ends")
     settle_lost_lease(long_run)
     assert state(long_run).status in {Status.QUEUED, Status.RUNNING}
     all_or_nothing(long_run)
@@ -271,7 +271,7 @@ def test_a_killed_cluster_leaves_no_trainer_and_the_next_one_finishes_the_run(ru
     for pid in [master.pid, *_descendants(master.pid)]:
         if pid != trainer:
             _kill(pid, signal.SIGKILL)
-    until(is_gone(trainer), seconds=20, what="the trainer ends")
+    until(is_gone(trainer), seconds=60, what="the trainer ends")
     settle_lost_lease(run)
     all_or_nothing(run)
     cluster()
