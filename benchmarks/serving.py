@@ -35,6 +35,7 @@ from rich.table import Table  # noqa: E402
 from adapters_app.nli import checkpoint, guard, reference  # noqa: E402
 from adapters_app.nli.encoding import Pair  # noqa: E402
 from adapters_app.nli.own_process import resident_mb  # noqa: E402
+from adapters_app.nli.probabilities import softmax  # noqa: E402
 from inference.batching import AtOnce, Batcher  # noqa: E402
 
 ARMS = ("pipeline", "cross-encoder", "torch", "openvino", "openvino-8-mixed")
@@ -82,7 +83,7 @@ def serve(arm: str, home: Path) -> None:
         elif asked["do"] == "open":
             _say(_open_loop(logits, pairs, asked["rate"], batched=arm in OURS))
         else:
-            _say({"probabilities": _softmax(logits(pairs)).tolist()})
+            _say({"probabilities": softmax(logits(pairs)).tolist()})
 
 
 def _closed_loop(logits: Logits, pairs: Sequence[Pair], batch: int) -> dict[str, float]:
@@ -191,11 +192,6 @@ OURS = ("torch", "openvino", "openvino-8-mixed")
 
 def _say(answer: dict[str, Any]) -> None:
     print(json.dumps(answer), flush=True)
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
 
 
 # --- the run --------------------------------------------------------------------------------------

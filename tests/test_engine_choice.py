@@ -1,7 +1,9 @@
 """Which engine answers; versions that share a pass; who is told when it is not the fast one."""
 
 import json
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import torch
 from adapters_app.models import AdapterVersion
 from inference import engine
 from inference.batching import Batcher
+from tests.test_batching import queued
 from tests.tiny import tiny_base
 from tests.versions import PAIR, promote
 
@@ -56,6 +59,35 @@ def test_requests_for_different_versions_share_a_pass(fast, make_version, monkey
         own = logits[2 * number : 2 * number + 2]
         calibrated = engine.serving_predictor(name).calibrator.predict_proba(own)
         np.testing.assert_allclose(calibrated, alone[name], atol=0.06)
+
+
+def test_requests_that_wait_leave_side_by_side(fast, db, settings, monkeypatch):
+    """The queue is told how many passes this engine computes at once."""
+    settings.LYRA_TORCH_THREADS = 2
+    answering, loaded = engine.serving_predictor("base"), engine._models.engine()
+    monkeypatch.setattr(engine, "serving_predictor", lambda _: answering)
+    monkeypatch.setattr(engine, "_batcher", cache(engine._batcher.__wrapped__))
+    expected = probabilities(engine.answer("base", PAIRS[:1]))
+    real, gate, started, seen = loaded.begin, threading.Event(), threading.Event(), []
+
+    def begin(rows, /, *, abreast=False):
+        seen.append(abreast)
+        started.set()
+        waiting = real(rows, abreast=abreast)
+        return lambda: waiting() if gate.wait(60) else None
+
+    monkeypatch.setattr(loaded, "begin", begin)
+    with ThreadPoolExecutor(13) as pool:
+        asked = [pool.submit(engine.answer, "base", PAIRS[:1])]
+        assert started.wait(60)
+        asked += [pool.submit(engine.answer, "base", PAIRS[:1]) for _ in range(12)]
+        try:
+            queued(engine._batcher(loaded.at_once), 12)
+        finally:
+            gate.set()
+        for each in asked:
+            np.testing.assert_allclose(probabilities(each.result(60)), expected, atol=0.06)
+    assert seen == [False, True, True]
 
 
 def test_an_engine_that_fails_its_check_is_replaced_and_everybody_is_told(

@@ -14,9 +14,9 @@ from lyra_site.restore import RestoreRefused, RestoreUnfinished, restore
 
 # What the locks of this home cannot tell.
 UNSEEN = (
-    "Only processes of this LYRA_HOME and web processes that answer are looked for. "
-    "Whatever else uses the "
-    "database, from other homes or hosts, must be stopped too: workers, trainings, commands."
+    "Only processes of this LYRA_HOME and web processes that answer are looked for. Whatever else "
+    "uses the database, from other homes or hosts, must be stopped too: workers, trainings, "
+    "commands."
 )
 
 
