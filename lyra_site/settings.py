@@ -119,7 +119,6 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
-    "inference.admission.Admission",
     "lyra_site.middleware.RequestLimits",
     "lyra_site.middleware.DatabaseUnavailable",
     "django.contrib.sessions.middleware.SessionMiddleware",

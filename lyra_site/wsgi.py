@@ -8,11 +8,18 @@ from django.core.wsgi import get_wsgi_application
 from lyra_site import home
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "lyra_site.settings")
-application = get_wsgi_application()
+django = get_wsgi_application()
 call_command("check")
 home.use()
 
-from inference import engine, presence, tallies  # noqa: E402  models exist once the application does
+from inference import (  # noqa: E402  models exist once the application does
+    admission,
+    engine,
+    presence,
+    tallies,
+)
+
+application = admission.Admission(django)
 
 # Here and not in AppConfig.ready(): only a process that serves loads the model and says so, and
 # keeps tallies.

@@ -6,7 +6,7 @@ import pytest
 from knox.models import AuthToken
 
 from adapters_app.models import PredictionTally
-from inference import admission, engine, tallies
+from inference import engine, tallies
 from inference.batching import Overloaded
 from tests.versions import PAIR, promote
 
@@ -58,28 +58,6 @@ def test_a_prediction_asks_the_database_three_times(
     assert client.post(URL, {"pairs": [PAIR]}, **asked).status_code == 200
     with django_assert_num_queries(3):
         assert client.post(URL, {"pairs": [PAIR]}, **asked).status_code == 200
-
-
-@pytest.mark.parametrize("path", sorted(admission.PATHS))
-def test_at_the_door_too_many_predictions_are_told_when_to_come_back(alice, settings, path):
-    """Nothing else is: some threads stay free for it."""
-    predicting = settings.LYRA_THREADS - settings.LYRA_SPARE_THREADS
-    for _ in range(predicting):
-        assert admission.seats().acquire(blocking=False)
-    try:
-        refused = alice.post(path, b"not even JSON", content_type="application/json")
-        assert (refused.status_code, refused["Retry-After"]) == (503, "1")
-        assert "Too many predictions" in refused.json()["detail"]
-        assert alice.get("/livez").status_code == 200
-    finally:
-        admission.seats().release(predicting)
-
-
-def test_a_seat_is_given_back_whatever_the_answer(alice, client, settings):
-    for _ in range(settings.LYRA_THREADS + 1):
-        assert raw(alice, b"{").status_code == 400
-        assert client.post(URL).status_code == 401
-    assert nli(alice).status_code == 200
 
 
 def test_a_promoted_version_answers_the_next_request(alice, make_version, cast):

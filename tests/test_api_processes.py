@@ -12,8 +12,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
+from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,34 @@ def test_a_server_with_too_much_to_do_says_when_to_come_back_and_recovers(start)
     assert server.who_answers()[0] == "base"
 
 
+def test_whoever_finds_all_seats_taken_is_told_when_to_come_back(start):
+    """By a thread that no prediction gets; the connection can be used again."""
+    server = start("one", LYRA_THREADS="2", LYRA_SPARE_THREADS="1")
+    server.wait_until_it_answers()
+    body = json.dumps({"pairs": [PAIR]}).encode()
+    headers = {"Content-Type": "application/json", "Authorization": f"Token {server.token}"}
+    seated, other = (HTTPConnection("127.0.0.1", server.port, timeout=60) for _ in range(2))
+    with closing(seated), closing(other):
+        seated.putrequest("POST", "/api/v1/nli")
+        for name, value in (headers | {"Content-Length": str(len(body))}).items():
+            seated.putheader(name, value)
+        seated.endheaders(body[:1])  # it is let in, and waits for the rest
+
+        def told() -> HTTPResponse:
+            other.request("POST", "/api/v1/nli", body, headers)
+            answer = other.getresponse()
+            assert json.load(answer)
+            return answer
+
+        until(lambda: told().status == 503, what="the one seat is taken")
+        assert told().headers["Retry-After"] == "1"
+        other.request("GET", "/livez")
+        assert other.getresponse().read()
+        seated.send(body[1:])
+        assert seated.getresponse().status == 200
+        until(lambda: told().status == 200, what="the seat is free")
+
+
 def test_a_server_keeps_its_connection_to_the_database(start):
     server = start("one")
     server.wait_until_it_answers()
@@ -145,8 +174,8 @@ def until(holds: Callable[[], bool], *, what: str) -> None:
 
 
 @pytest.fixture
-def start(on_tiny: Path, settings, cast) -> Iterator[Callable[[str], Host]]:
-    """Start a server in a home of that name, for a releaser."""
+def start(on_tiny: Path, settings, cast) -> Iterator[Callable[..., Host]]:
+    """Start a server in a home of that name, for a releaser; keywords are settings of its own."""
     environment = os.environ | {
         "DATABASE_URL": f"sqlite:///{connection.settings_dict['NAME']}",
         "LYRA_ARTIFACTS": settings.STORAGES["artifacts"]["OPTIONS"]["location"],
@@ -156,7 +185,9 @@ def start(on_tiny: Path, settings, cast) -> Iterator[Callable[[str], Host]]:
     }
     _, token = AuthToken.objects.create(cast["rita"])
     with ExitStack() as stack:
-        yield lambda name: stack.enter_context(_started(on_tiny / name, environment, token))
+        yield lambda name, **own: stack.enter_context(
+            _started(on_tiny / name, environment | own, token)
+        )
 
 
 @pytest.fixture
