@@ -49,6 +49,23 @@ def test_a_killed_trainer_leaves_no_scratch(run: TrainingRun, tmp_path: Path) ->
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+def test_what_runs_beside_the_server_gives_way_to_it() -> None:
+    """A training by its own niceness, and by that of its session where the kernel goes by these."""
+    child = supervise._child("run_training", "--help", stdout=subprocess.PIPE)
+    own_session = Path(f"/proc/{child.pid}/autogroup")
+    try:
+        assert os.getpriority(os.PRIO_PROCESS, child.pid) == supervise.NICENESS
+        if own_session.exists():
+            assert own_session.read_text().endswith(f"nice {supervise.NICENESS}\n")
+            assert Path("/proc/self/autogroup").read_text() != own_session.read_text()
+        output, _ = child.communicate(timeout=60)
+    finally:
+        supervise._kill(child)
+    assert child.returncode == 0
+    assert b"Carry out a queued training run" in output
+    supervise._give_way(child.pid)  # one that has ended is no error
+
+
 def test_the_newest_logs_are_kept_and_those_being_written(run: TrainingRun, tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     logs.mkdir()

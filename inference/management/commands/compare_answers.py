@@ -1,20 +1,16 @@
 """Let the newest candidate answer live answers that are held to be compared; the queue calls it."""
 
-import os
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
 from inference import disagreements, engine
 
-NICENESS = 10  # requests go first
-
 
 class Command(BaseCommand):
     help = "Compare drawn live answers with the newest candidate's; disagreements join the queue."
 
     def handle(self, *args: Any, **options: Any) -> None:
-        os.nice(NICENESS)
         try:
             compared, disagree = disagreements.compare()
         except engine.EngineUnavailable as error:
