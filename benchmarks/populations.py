@@ -4,7 +4,7 @@ A population holds two models' answers to every row of a stream. Its pages are d
 replacement, so the population itself is the truth of what is drawn. Imports no Django.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +28,6 @@ ASKED_WHERE_THEY_DIFFER, ASKED_ELSEWHERE = 0.9, 0.3
 # long pages a user would never get to a second one, and rows come in random order.
 READABLE_PAGE = 8
 SYNTHETIC_ROWS = 20_000
-TRAINING_VERDICTS = 300
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,10 +192,12 @@ def synthetic(name: str, sizes: np.ndarray, *, seed: int = 0) -> Population:
 # --- Real -----------------------------------------------------------------------------------------
 
 
-def real(data: Path, cache: Path) -> list[RealPair]:
-    """The base and an adapter on every stream of `data`.
+def real(
+    data: Path, cache: Path, *, streams: Collection[str] | None, verdicts: int
+) -> list[RealPair]:
+    """The base and an adapter on every stream of `data`, or on those named.
 
-    Each half of a stream's pages is answered by an adapter trained on verdicts about the other
+    Each half of a stream's pages is answered by an adapter trained on `verdicts` about the other
     half, as fold-blind siblings do it. Answers are kept in `cache`, by the base's fingerprint.
     """
     base = load_base("minilm-nli")
@@ -204,9 +205,11 @@ def real(data: Path, cache: Path) -> list[RealPair]:
     found = []
     for path in sorted((data / "stream").glob("*.jsonl.gz")):
         name = path.name.removesuffix(".jsonl.gz")
-        kept = cache / f"gate-{name}-{base.fingerprint[:12]}.npz"
+        if streams and name not in streams:
+            continue
+        kept = cache / f"gate-{name}-{verdicts}-{base.fingerprint[:12]}.npz"
         if not kept.exists():
-            arrays: dict[str, Any] = _answers(base, read([path]))
+            arrays: dict[str, Any] = _answers(base, read([path]), verdicts)
             np.savez_compressed(kept, **arrays)
         with np.load(kept) as stored:
             found.append(_pair_of(name, {key: stored[key] for key in stored.files}))
@@ -229,7 +232,7 @@ def _pair_of(name: str, arrays: dict[str, np.ndarray]) -> RealPair:
     return RealPair(stream, on_guard, arrays["changed"])
 
 
-def _answers(base: Base, rows: Sequence[Row]) -> dict[str, np.ndarray]:
+def _answers(base: Base, rows: Sequence[Row], verdicts: int) -> dict[str, np.ndarray]:
     """Probabilities of base and adapters on the rows of a stream and on the guard set's texts."""
     names = sorted({row["group"] for row in rows})
     number = {name: i for i, name in enumerate(np.random.default_rng(0).permutation(names))}
@@ -242,7 +245,7 @@ def _answers(base: Base, rows: Sequence[Row]) -> dict[str, np.ndarray]:
     held_to = Anchors.answered_by(base, anchors.load())
     for side in (False, True):
         pool = np.random.default_rng(1).permutation(np.flatnonzero(half == side)).tolist()
-        seen = [rows[i] for i in pool[:TRAINING_VERDICTS]]
+        seen = [rows[i] for i in pool[:verdicts]]
         examples = [Example(*_pair(row), Label(row["label"])) for row in seen]
         config = TrainConfig()
         fitted = train(base, examples, config, anchors=held_to, evaluate_each_epoch=False)

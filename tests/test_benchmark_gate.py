@@ -1,6 +1,7 @@
 """The gate's back-tests: their trials have the truth they claim, and broken limits are told."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,24 @@ def test_a_large_gain_is_seen_and_few_verdicts_settle_nothing(population: Popula
     seen = gate.rates(population.draw, 600, population.gain, 15)
     assert seen.better >= 0.8
     assert gate.rates(population.draw, 100, population.gain, 5).inconclusive == 1
+
+
+def test_models_that_hardly_differ_are_judged_as_equals_and_named(population: Population) -> None:
+    """An adapter that learnt next to nothing: what it cannot play is left out, not an error."""
+    almost = np.where(
+        (np.arange(len(population.labels)) % 50 == 0)[:, None], population.b, population.a
+    )
+    alike = replace(population, name="alike", b=almost)
+    assert abs(alike.gain) < 0.05
+    report = gate.back_test([alike], 4)
+    claims = {claim.what for claim in report.claims}
+    assert "alike: “better” of equals" in claims
+    assert not any("alike: recommended at -5" in what for what in claims)
+    assert "width with every row five times, as a multiple" in claims
+    shown = [
+        str(cell) for table in report.tables for column in table.columns for cell in column.cells
+    ]
+    assert sum("they differ by +" in cell for cell in shown) >= 4
 
 
 def test_the_guards_power_is_that_of_simulated_guard_sets() -> None:
