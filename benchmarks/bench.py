@@ -19,6 +19,7 @@ import benchmarks.home  # noqa: F401  Django first
 # isort: split
 from adapters_app.nli import metrics
 from adapters_app.nli.base_model import BUNDLED, Base, load_base
+from adapters_app.nli.calibration import TemperatureScaling
 from adapters_app.nli.encoding import Pair
 from adapters_app.reporting import training_weights
 from adapters_app.snapshots import SnapshotRow
@@ -33,6 +34,7 @@ from corrections.labels import Label
 ACTIVE = "active"  # what served in the second round
 TOO_FEW = "too few verdicts"  # stands in the place of an arm where a budget cannot be met
 FIGURES = ("accuracy", "macro_f1", "log_loss", "ece", "brier")
+LEAST_PROBABILITY = 1e-12  # whose logarithm is taken
 
 
 @dataclass(frozen=True)
@@ -298,9 +300,8 @@ class Bench:
         stream = self.streams[cell.stream]
         labels = stream.labels[stream.split(cell.split).held_out]
         held_out, guard = np.split(result.probabilities, [len(labels)])
-        summary = metrics.summary(held_out, labels)
         return {
-            "figures": {name: summary[name] for name in FIGURES},
+            "figures": figures_of(held_out, labels),
             "guard": self._guard_figures(guard.argmax(1)),
             "answers": digits(held_out.argmax(1)),
             "guard_answers": digits(guard.argmax(1)),
@@ -335,6 +336,22 @@ class Bench:
             highlight=False,
             soft_wrap=True,
         )
+
+
+def figures_of(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
+    """How good (n, 3) probabilities are, and how honest.
+
+    The oracle is a temperature fitted on these very rows: what calibration could still gain.
+    """
+    summary = metrics.summary(probabilities, labels)
+    scores = np.log(np.maximum(probabilities, LEAST_PROBABILITY))
+    best = TemperatureScaling().fit(scores, labels).predict_proba(scores)
+    return {name: summary[name] for name in FIGURES} | {
+        "oracle_log_loss": metrics.log_loss(best, labels),
+        "ece_debiased": metrics.debiased_ece(metrics.ece(probabilities, labels)[1]),
+        "ece_floor": metrics.ece_floor(probabilities),
+        "brier_skill": metrics.brier_skill(probabilities, labels),
+    }
 
 
 def pairs_of(rows: Sequence[Row]) -> list[Pair]:

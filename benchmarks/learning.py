@@ -110,6 +110,7 @@ def publish(bench: Bench, arms: Sequence[Arm], out: Path) -> None:
         title = f"round {number}, {budget} verdicts"
         tables[title] = summary
         bench.console.print(report.figures_table(title, summary))
+        bench.console.print(report.honesty_table(f"{title}: probabilities", summary))
         bench.console.print(report.differences_table(f"{title}: points [95 %]", summary))
         for sentence in report.choices(summary):
             bench.console.print(sentence, highlight=False)

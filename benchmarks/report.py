@@ -177,7 +177,9 @@ def _stream_means(records: Sequence[Record]) -> dict[str, float]:
         }
         for record in records
     ]
-    means = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
+    # Cells of an earlier release have fewer figures.
+    names = [name for name in values[0] if all(v.get(name) is not None for v in values)]
+    means = {name: float(np.mean([v[name] for v in values])) for name in names}
     return means | {"macro_f1_sd": float(np.std([v["macro_f1"] for v in values]))}
 
 
@@ -229,7 +231,7 @@ def figures_table(title: str, summary: Mapping[str, Any]) -> Table:
     """What each arm reached and cost, averaged over domains."""
     table = _table(
         title,
-        "cells", "accuracy", "macro-F1", "± sd", "log loss", "ECE", "guard", "flipped",
+        "cells", "accuracy", "macro-F1", "± sd", "guard", "flipped",
         "trained", "MB", "s", "idle MB", "peak MB",
     )  # fmt: skip
     for name, line in summary.items():
@@ -240,8 +242,6 @@ def figures_table(title: str, summary: Mapping[str, Any]) -> Table:
             f"{mean['accuracy']:.3f}",
             f"{mean['macro_f1']:.3f}",
             f"{mean['macro_f1_sd']:.3f}",
-            f"{mean['log_loss']:.3f}",
-            f"{mean['ece']:.3f}",
             f"{mean['guard_change']:+.3f}",
             f"{mean['guard_flipped']:.3f}",
             f"{mean['parameters']:,.0f}",
@@ -250,6 +250,25 @@ def figures_table(title: str, summary: Mapping[str, Any]) -> Table:
             f"{mean['idle_mb']:,.0f}" if "idle_mb" in mean else "–",
             f"{mean['peak_mb']:,.0f}" if "peak_mb" in mean else "–",
         )
+    return table
+
+
+def honesty_table(title: str, summary: Mapping[str, Any]) -> Table:
+    """How far each arm's probabilities can be believed, averaged over domains."""
+    columns = {
+        "log loss": "log_loss",
+        "with the best temperature": "oracle_log_loss",
+        "Brier": "brier",
+        "skill": "brier_skill",
+        "ECE": "ece",
+        "debiased": "ece_debiased",
+        "of a perfect one": "ece_floor",
+    }
+    table = _table(title, *columns)
+    for name, line in summary.items():
+        mean = line["means"][AVERAGE]
+        shown = (f"{mean[figure]:.3f}" if figure in mean else "–" for figure in columns.values())
+        table.add_row(name, *shown)
     return table
 
 
