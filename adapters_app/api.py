@@ -280,6 +280,7 @@ class StatsView(APIView):
         responses=OpenApiTypes.OBJECT,
     )
     def get(self, request: Request) -> Response:
+        conditions = triggers.conditions()
         return Response(
             {
                 "serving": ServingSerializer(registry.serving()).data,
@@ -293,8 +294,8 @@ class StatsView(APIView):
                 "training_runs": _counts(TrainingRun.objects.all(), "status"),
                 "adapter_versions": AdapterVersion.objects.count(),
                 "training_triggers": {
-                    "should_train": triggers.should_train(),
-                    "conditions": [asdict(condition) for condition in triggers.conditions()],
+                    "should_train": triggers.should_train(conditions),
+                    "conditions": [asdict(condition) for condition in conditions],
                 },
             }
         )

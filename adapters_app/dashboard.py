@@ -7,7 +7,7 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.auth.models import User
-from django.db.models import Count, Sum
+from django.db.models import Count, Q, Sum
 from django.urls import reverse
 from django.utils import timezone
 
@@ -36,16 +36,23 @@ class NextStep:
 
 @dataclass(frozen=True)
 class CorrectionRate:
-    """How often people corrected what was answered in the last `days` days."""
+    """How often people corrected what was answered in the last `days` days.
+
+    `unattributed` corrections do not say who had answered, as those imported from elsewhere: they
+    may be of answers that were never given here.
+    """
 
     corrected: int
+    unattributed: int
     predictions: int
     days: int = RATE_DAYS
 
     @property
     def share(self) -> float | None:
-        """Corrected over answered pairs; None where nothing was answered."""
-        return self.corrected / self.predictions if self.predictions else None
+        """Corrected over answered pairs; None where these are fewer, or no correction is theirs."""
+        if self.predictions < max(1, self.corrected) or (self.unattributed and not self.corrected):
+            return None
+        return self.corrected / self.predictions
 
 
 def context(user: User) -> dict[str, Any]:
@@ -101,15 +108,17 @@ def last_verdict() -> dict[str, Any]:
 
 
 def correction_rate() -> CorrectionRate:
-    """Corrections people chose to report over pairs answered, in the last RATE_DAYS days."""
+    """Corrections people chose to report, and pairs answered, in the last RATE_DAYS days."""
     since = timezone.now() - timedelta(days=RATE_DAYS)
     answered = PredictionTally.objects.filter(hour__gte=since).aggregate(n=Sum("count"))["n"] or 0
-    corrected = Correction.objects.filter(
+    reported = Correction.objects.filter(
         verdict=Correction.Verdict.CORRECTED,
         sampling=Correction.Sampling.USER,
         corrected_at__gte=since,
     ).exclude(status=Correction.Status.REJECTED)
-    return CorrectionRate(corrected.count(), answered)
+    unknown = Count("pk", filter=Q(predicted_digest=""))
+    found = reported.aggregate(all=Count("pk"), unknown=unknown)
+    return CorrectionRate(found["all"] - found["unknown"], found["unknown"], answered)
 
 
 def queue_counts() -> dict[str, int]:
@@ -146,7 +155,8 @@ def _steps(user: User, found: dict[str, Any]) -> Iterator[NextStep]:
             f"Open run {last_run.pk}",
             _change_url("trainingrun", last_run.pk),
         )
-    if user.has_perm("adapters_app.request_training") and not run and triggers.should_train():
+    asks = user.has_perm("adapters_app.request_training") and not run
+    if asks and triggers.should_train(found.get("conditions")):
         yield NextStep(
             "There are enough new verdicts to learn from.",
             "Request training",

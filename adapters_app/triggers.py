@@ -1,16 +1,19 @@
 """Should we train now? The documents' three conditions, each with its numbers and a sentence."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from django.conf import settings
-from django.db.models import F, Sum
+from django.db.models import F, Q, Sum
 from django.utils import timezone
 
-from adapters_app.models import PredictionTally, TrainingRun
-from corrections.models import Correction
+from adapters_app import registry
+from adapters_app.models import AdapterVersion, PredictionTally, TrainingRun
+from corrections.models import Correction, CorrectionQuerySet
 
-Verdict = Correction.Verdict
+Sampling, Verdict = Correction.Sampling, Correction.Verdict
+FEWEST_JUDGED = 30  # of fewer a share of a few per cent is one answer or two
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,10 @@ def conditions() -> list[Condition]:
     return [_enough_corrected(), _rate(), _long_enough_ago(), _something_new()]
 
 
-def should_train() -> bool:
-    """Whether all conditions hold and no training is queued or running."""
+def should_train(found: Sequence[Condition] | None = None) -> bool:
+    """Whether all conditions hold, those `found` if given, and no training is queued or running."""
     busy = TrainingRun.objects.active().filter(kind=TrainingRun.Kind.TRAIN).exists()
-    return not busy and all(condition.holds for condition in conditions())
+    return not busy and all(condition.holds for condition in found or conditions())
 
 
 def _enough_corrected() -> Condition:
@@ -50,31 +53,52 @@ def _rate() -> Condition:
     need = settings.LYRA_TRIGGER_MIN_RATE
     rate, how = _correction_rate()
     if rate is None:
-        sentence = "Cannot be told: no prediction was counted and no verdict was drawn at random."
+        sentence = (
+            "Cannot be told of what serves: none of its answers was counted, and of "
+            f"{FEWEST_JUDGED} drawn or labelled ones there are fewer."
+        )
         return Condition("correction rate", False, None, need, sentence)
     said = f"{rate:.1%} of predictions are corrected ({how}); {need:.1%} is needed."
     return Condition("correction rate", rate >= need, rate, need, said)
 
 
 def _correction_rate() -> tuple[float | None, str]:
-    """Share of predictions that people correct, and what it was computed from.
+    """Share of the answers of what serves that people correct, and what it was computed from.
 
-    From drawn live answers where there are audits among them: labelled sets are nobody's requests,
-    and a row of one weighs nothing like an answer that stands for 1/p. Else from labelled sets.
+    From drawn live answers where there are enough audits among them: labelled sets are nobody's
+    requests, and a row of one weighs nothing like an answer that stands for 1/p. Else from labelled
+    sets, else from what people chose to report.
     """
-    known = Correction.objects.accepted().of_known_probability()
-    if known.filter(sampling=Correction.Sampling.AUDIT).exists():
-        known = known.drawn()
-    weight = Sum(1 / F("sampling_probability"))
-    everything = known.aggregate(total=weight)["total"]
-    if everything:
-        wrong = known.filter(verdict=Verdict.CORRECTED).aggregate(total=weight)["total"] or 0
-        return wrong / everything, f"from {known.count()} drawn verdicts"
-    answered = PredictionTally.objects.aggregate(total=Sum("count"))["total"]
+    serves = registry.serving().version
+    theirs = _answered_by(serves)
+    if theirs.filter(sampling=Sampling.AUDIT).count() >= FEWEST_JUDGED:
+        return _weighted(theirs.drawn()), f"from {theirs.drawn().count()} drawn verdicts"
+    labelled = theirs.filter(sampling=Sampling.COMPLETE)
+    if labelled.count() >= FEWEST_JUDGED:
+        return _weighted(labelled), f"from {labelled.count()} labelled pairs"
+    tallies = PredictionTally.objects.filter(version=serves)
+    answered = tallies.aggregate(total=Sum("count"))["total"]
     if not answered:
         return None, ""
-    corrected = Correction.objects.accepted().filter(verdict=Verdict.CORRECTED).count()
+    corrected = theirs.filter(verdict=Verdict.CORRECTED).count()
     return min(1.0, corrected / answered), f"{corrected} of {answered} answers"
+
+
+def _answered_by(version: AdapterVersion | None) -> CorrectionQuerySet:
+    """Accepted verdicts on answers of a version; of the base, also where nobody says whose."""
+    accepted = Correction.objects.accepted()
+    if version is None:
+        return accepted.filter(predicted_version=None)
+    digests = ("", version.artifact_digest)
+    return accepted.filter(predicted_version=version.number, predicted_digest__in=digests)
+
+
+def _weighted(rows: CorrectionQuerySet) -> float:
+    """The share of corrected ones among drawn rows, each of which stands for 1/p."""
+    weight = Sum(1 / F("sampling_probability"))
+    wrong = Sum(1 / F("sampling_probability"), filter=Q(verdict=Verdict.CORRECTED), default=0.0)
+    found = rows.aggregate(all=weight, wrong=wrong)
+    return float(found["wrong"] / found["all"])
 
 
 def _long_enough_ago() -> Condition:

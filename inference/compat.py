@@ -150,7 +150,7 @@ class CompatNliView(CompatView):
             answer = engine.answer(engine.ACTIVE, pairs)
         except LASTING_FAULTS as error:
             return Response({"ok": False, "results": [], "error": str(error)})
-        tallies.count(answer)
+        tallies.count(answer, raw=True)
         sampling.draw(answer, pairs, raw=True)
         results = [
             {

@@ -38,9 +38,11 @@ _lock = threading.Lock()
 _stop = threading.Event()
 
 
-def count(answer: Answer) -> None:
-    """Add one answered request to the tallies in memory."""
-    labels = Counter(result.label.value for result in answer.results)
+def count(answer: Answer, *, raw: bool = False) -> None:
+    """Add one answered request to the tallies in memory; `raw`: by the label before calibration,
+    which is what the caller was told."""
+    told = (result.raw_label if raw else result.label for result in answer.results)
+    labels = Counter(label.value for label in told)
     hour = timezone.now().replace(minute=0, second=0, microsecond=0)
     with _lock:
         for label, n in labels.items():

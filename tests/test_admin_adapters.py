@@ -12,7 +12,7 @@ from django.contrib.messages import get_messages
 from django.test import Client
 from django.utils import timezone
 
-from adapters_app import liveness, registry, storage, training
+from adapters_app import dashboard, liveness, registry, storage, training
 from adapters_app.forms import CONFIG_HELP, RequestTrainingForm
 from adapters_app.models import (
     AdapterVersion,
@@ -226,11 +226,26 @@ def test_the_correction_rate_is_told_with_its_n(ada, administrator):
         hypothesis="It rained on most days.",
         predicted_label="supports",
         predicted_confidence=0.7,
+        predicted_digest="b" * 64,
         correct_label="neutral",
     )
     page = text_of(ada.get(INDEX))
     assert "2.5 %" in page
     assert "1 of 40 pairs answered in the last 30 days" in page
+    assert "whose answer it was" not in page
+
+
+def test_reports_on_what_was_answered_elsewhere_are_in_no_rate(ada):
+    """As those of an imported Lyra database, on the first day."""
+    hour = timezone.now().replace(minute=0, second=0, microsecond=0)
+    PredictionTally.objects.create(hour=hour, label="supports", count=20)
+    accept(60, sampling="user")
+    page = text_of(ada.get(INDEX))
+    assert "0 of 20 pairs answered in the last 30 days were reported as wrong." in page
+    assert "30 more reports do not say whose answer it was." in page
+    assert "%" not in page.partition("Correction rate")[2].partition("0 of 20")[0]
+    accept(60, start=100, sampling="user", predicted_digest="b" * 64)
+    assert dashboard.correction_rate().share is None  # 30 of 20
 
 
 def test_a_releaser_is_sent_to_a_version_nobody_decided_about(rita, make_version):

@@ -8,8 +8,9 @@ import pytest
 from django.test import Client
 
 from adapters_app import registry
-from adapters_app.models import Promotion
-from inference import engine
+from adapters_app.models import PredictionTally, Promotion
+from corrections.labels import LABELS
+from inference import engine, tallies
 from inference.batching import Overloaded
 from lyra_site.urls import UPSTREAM
 from tests.versions import PAIR, promote
@@ -75,6 +76,21 @@ def test_confidence_stays_raw_when_a_calibrated_version_serves(opened, make_vers
     result = engine.answer("active", [(PAIR["premise"], PAIR["hypothesis"])]).results[0]
     assert told["confidence"] == pytest.approx(result.raw_confidence, abs=1e-5)
     assert told["confidence"] > result.confidence
+
+
+def test_the_label_that_was_told_is_the_one_that_is_counted(opened, make_version, cast):
+    """The calibrator would have said another; upstream is told the raw one."""
+    version = make_version()
+    raw = engine.answer("base", [(PAIR["premise"], PAIR["hypothesis"])]).results[0].raw_label
+    offsets = [-9.0 if label == raw else 4.5 for label in LABELS]
+    version.calibrations.update(method="bcts", parameters={"temperature": 1.0, "offsets": offsets})
+    promote(version, cast["rita"])
+    tallies.flush()
+    told = post(opened, "/nli", {"pairs": [UPSTREAM_PAIR]}).json()["results"][0]["label"]
+    calibrated = engine.answer("active", [(PAIR["premise"], PAIR["hypothesis"])]).results[0].label
+    assert told != calibrated
+    tallies.flush()
+    assert [each.label for each in PredictionTally.objects.filter(version=version)] == [told]
 
 
 def test_no_pairs_is_an_empty_answer(opened):

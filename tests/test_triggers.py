@@ -11,7 +11,9 @@ from adapters_app.models import PredictionTally, TrainingRun
 from corrections.acting import system_user
 from corrections.models import Correction
 from tests.verdicts import accept
+from tests.versions import promote
 
+pytest_plugins = ("tests.serving",)
 pytestmark = pytest.mark.django_db
 
 
@@ -78,6 +80,27 @@ def test_labelled_sets_do_not_dilute_what_was_drawn_from_live_answers():
     rate = triggers.conditions()[1]
     assert rate.have == pytest.approx(0.5)
     assert "from 60 drawn verdicts" in rate.sentence
+
+
+def test_what_an_older_version_got_wrong_is_no_reason_to_train(make_version, cast):
+    """The base was wrong in half of 90 drawn answers; of the version that serves now, in none."""
+    accept(90, sampling="audit", sampling_probability=0.5)
+    assert triggers.conditions()[1].have == pytest.approx(0.5)
+    version = make_version()
+    promote(version, cast["rita"])
+    told = triggers.conditions()[1]
+    assert (told.have, told.holds) == (None, False)
+    assert "Cannot be told of what serves" in told.sentence
+    theirs = {"predicted_version": 1, "predicted_digest": version.artifact_digest}
+    accept(60, start=100, sampling="audit", sampling_probability=0.5, **theirs)
+    Correction.objects.filter(**theirs, verdict="corrected").delete()
+    assert triggers.conditions()[1].have == 0
+
+
+def test_a_few_drawn_answers_do_not_stand_in_for_a_labelled_set():
+    accept(90)
+    accept(triggers.FEWEST_JUDGED - 1, start=100, sampling="audit", sampling_probability=0.5)
+    assert "from 90 labelled pairs" in triggers.conditions()[1].sentence
 
 
 def test_where_nothing_was_drawn_answers_are_the_denominator():

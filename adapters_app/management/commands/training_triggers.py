@@ -18,6 +18,6 @@ class Command(ActingCommand):
         for condition in found:
             self.stdout.write(f"{'✓' if condition.holds else '✗'} {condition.sentence}")
         return {
-            "should_train": triggers.should_train(),
+            "should_train": triggers.should_train(found),
             "conditions": [asdict(condition) for condition in found],
         }
