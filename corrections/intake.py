@@ -185,6 +185,7 @@ class ImportReport:
     corrected: int = 0
     confirmed: int = 0
     accepted: int = 0
+    by_choice: int = 0  # what people chose to report: it trains, and is no evidence
     quarantined: int = 0
     predicted: int = 0
     refused: list[RefusedRow] = field(default_factory=list)
@@ -204,17 +205,20 @@ def import_corrections(
     partial: bool = False,
     restore: bool = False,
     predict: Predict | None = None,
-    sampling: str = Correction.Sampling.USER,
+    sampling: str | None = None,
     progress: Progress | None = None,
 ) -> ImportReport:
     """Record the rows of a file in one transaction, all or nothing unless `partial`.
 
     `predict` answers for rows without a prediction; a stored prediction of the same pair is kept.
     `restore` takes over the review that an export carries. A dry run predicts and writes nothing.
+    `sampling` is of rows that do not name theirs; None = reported by choice where a row states what
+    was predicted, since somebody saw that answer, and else a row of a complete labelled set.
     """
     report = ImportReport()
     progress = progress or _no_progress
     lines = _checked(rows, report, sampling, progress)
+    report.by_choice = sum(d.sampling == Correction.Sampling.USER for d in lines.values())
     _adopt_predictions(lines)
     if predict is None:
         _refuse_unpredicted(lines, report)
@@ -234,7 +238,7 @@ def import_corrections(
 
 
 def _checked(
-    rows: Iterable[ParsedRow], report: ImportReport, sampling: str, progress: Progress
+    rows: Iterable[ParsedRow], report: ImportReport, sampling: str | None, progress: Progress
 ) -> dict[int, Draft]:
     """Drafts by line; what cannot be recorded goes to the report."""
     drafts: dict[int, Draft] = {}
@@ -260,13 +264,15 @@ def _checked(
     return drafts
 
 
-def _draft(row: ParsedRow, sampling: str) -> Draft:
+def _draft(row: ParsedRow, sampling: str | None) -> Draft:
     if row.problem:
         raise ValidationError(row.problem)
     named = dict(row.fields)
     if not named.get("external_id"):
         named["external_id"] = content_id(named)
-    return check(named, sampling=sampling)
+    kinds = Correction.Sampling
+    usual = kinds.USER if named.get("predicted_label") else kinds.COMPLETE
+    return check(named, sampling=sampling or usual)
 
 
 def _adopt_predictions(lines: dict[int, Draft]) -> None:

@@ -67,12 +67,25 @@ def refused(*arguments: Any) -> tuple[list[dict[str, Any]], str]:
 def test_a_labelled_set_is_imported_as_complete(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "a.jsonl", *(row(n) for n in range(6)))
 
-    result = run(file)
+    result = run(file, sampling="complete")
 
     assert (result["created"], result["corrected"], result["confirmed"]) == (6, 4, 2)
+    assert result["by_choice"] == 0
     stored = Correction.objects.get(external_id="r1")
     assert (stored.sampling, stored.sampling_probability) == ("complete", 1.0)
     assert (stored.status, stored.verdict) == ("pending", "corrected")
+
+
+@pytest.mark.django_db
+def test_what_was_reported_about_a_stated_prediction_is_no_evidence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody says that the answers people were content with are in the file, too."""
+    result = run(jsonl(tmp_path / "a.jsonl", *(row(n) for n in range(6))))
+
+    assert result["by_choice"] == 6
+    assert not Correction.objects.of_known_probability().exists()
+    assert "6 are taken for what people chose to report" in capsys.readouterr().err
 
 
 @pytest.mark.django_db
@@ -338,7 +351,9 @@ def test_missing_predictions_make_corrections_or_confirmations(curator: User) ->
     )
 
     assert (report.predicted, report.corrected, report.confirmed) == (3, 2, 1)
+    assert report.by_choice == 0  # the model was asked about every row
     stored = Correction.objects.get(external_id="u1")
+    assert stored.sampling == "complete"
     assert (stored.predicted_label, stored.predicted_version) == ("supports", 4)
     assert stored.predicted_digest == "d" * 64
 

@@ -30,6 +30,7 @@ from inference import engine
 
 SHOWN_REFUSALS = 200
 DRAW_EVERY = 50  # rows
+BY_CHOICE = Correction.Sampling.USER.value
 
 
 class Command(ActingCommand):
@@ -54,9 +55,10 @@ class Command(ActingCommand):
         )
         parser.add_argument(
             "--sampling",
-            choices=[Correction.Sampling.USER.value, Correction.Sampling.COMPLETE.value],
+            choices=[BY_CHOICE, Correction.Sampling.COMPLETE.value],
             help="how rows that do not say so were chosen: by people, or a complete labelled set "
-            "(default: complete; user for a Lyra database)",
+            "(default: by people in a Lyra database and where a row states what was predicted, "
+            "else complete)",
         )
 
     def act(
@@ -85,16 +87,18 @@ class Command(ActingCommand):
                     partial=partial,
                     restore=may_review,
                     predict=_predict if predict_missing else None,
-                    sampling=sampling or _usual_sampling(source.format),
+                    sampling=sampling or (BY_CHOICE if source.format == "lyra" else None),
                     progress=progress,
                 )
         except importers.FileMissing as error:
             raise WrongUsage(str(error)) from error
         except (importers.FileUnreadable, engine.EngineUnavailable) as error:
             raise Refused(str(error)) from error
-        return self._tell(file, report, dry_run=dry_run)
+        return self._tell(file, report, dry_run=dry_run, guessed=sampling is None)
 
-    def _tell(self, file: Path, report: intake.ImportReport, *, dry_run: bool) -> dict[str, Any]:
+    def _tell(
+        self, file: Path, report: intake.ImportReport, *, dry_run: bool, guessed: bool
+    ) -> dict[str, Any]:
         for refused in report.refused[:SHOWN_REFUSALS]:
             self.stderr.write(f"line {refused.line}: {refused.reason}")
         if len(report.refused) > SHOWN_REFUSALS:
@@ -113,13 +117,12 @@ class Command(ActingCommand):
             f"{report.confirmed} confirmed; {report.accepted} accepted, "
             f"{report.quarantined} quarantined, {report.predicted} predicted."
         )
+        if guessed and report.by_choice:
+            self.stdout.write(
+                f"{report.by_choice} are taken for what people chose to report: such rows train, "
+                "but no figure counts them. Is it all of a labelled set? --sampling complete."
+            )
         return result
-
-
-def _usual_sampling(format: str) -> str:
-    """People choose what to correct in Lyra; a labelled set is complete."""
-    user, complete = Correction.Sampling.USER, Correction.Sampling.COMPLETE
-    return user if format == "lyra" else complete
 
 
 def _predict(pairs: intake.Pairs) -> list[Prediction]:
