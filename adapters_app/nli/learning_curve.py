@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import norm
 
+from adapters_app.nli.bootstrap import redrawn_sums
 from corrections.labels import LABELS
 
 LEVEL = 0.8  # of every interval here
@@ -62,8 +63,11 @@ def measure(
     tables = _confusions(predicted, labels, groups, weights)
     count = len(tables)
     rng = np.random.default_rng(0)
-    drawn = rng.multinomial(count, np.full(count, 1 / count), size=_BOOTSTRAP_DRAWS)
-    every, redrawn = tables.sum(axis=0), np.tensordot(drawn, tables, axes=1)
+    even = np.full(count, 1 / count)
+    redrawn = redrawn_sums(
+        tables, _BOOTSTRAP_DRAWS, lambda rows: rng.multinomial(count, even, size=rows)
+    )
+    every = tables.sum(axis=0)
     return {
         name: Measured(figure(every), np.atleast_2d(np.cov(figure(redrawn), rowvar=False)))
         for name, figure in (("accuracy", _accuracy), ("macro_f1", _macro_f1))

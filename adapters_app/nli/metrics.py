@@ -14,6 +14,7 @@ from scipy.stats import binom
 from scipy.stats import t as t_distribution
 from sklearn.metrics import f1_score
 
+from adapters_app.nli.bootstrap import redrawn_sums
 from adapters_app.nli.hajek import effective_groups, group_sums, jackknife_error
 from corrections.labels import LABELS
 
@@ -310,10 +311,15 @@ def paired_difference(
 def _studentised(total: np.ndarray, size: np.ndarray, *, floor: float, seed: int) -> np.ndarray:
     """(DRAWS,) deviations of bootstrapped ratios from the ratio, in their own standard errors."""
     count = len(size)
-    chosen = np.random.default_rng(seed).integers(count, size=(DRAWS, count))
-    chosen += count * np.arange(DRAWS)[:, None]
-    copies = np.bincount(chosen.ravel(), minlength=DRAWS * count).reshape(DRAWS, count)
-    sums = copies @ np.stack([total, size, total**2, total * size, size**2], axis=1)
+    rng = np.random.default_rng(seed)
+
+    def copies(rows: int) -> np.ndarray:
+        chosen = rng.integers(count, size=(rows, count))
+        chosen += count * np.arange(rows)[:, None]
+        return np.bincount(chosen.ravel(), minlength=rows * count).reshape(rows, count)
+
+    moments = np.stack([total, size, total**2, total * size, size**2], axis=1)
+    sums = redrawn_sums(moments, DRAWS, copies)
     weighted, sizes, squares, products, square_sizes = sums.T
     ratios = weighted / sizes
     # Linearised, as `ratio_error`: a jackknife of every draw costs much and changes little.
