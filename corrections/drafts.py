@@ -17,7 +17,7 @@ from django.core.exceptions import ValidationError
 from django.utils.dateparse import parse_datetime
 
 from corrections.labels import LABELS, Label
-from corrections.models import FOLDS, Correction
+from corrections.models import FOLDS, MIN_PROBABILITY, Correction
 
 # Longest value of the short text fields, in characters; those of the model's columns.
 SHORT_TEXTS = {
@@ -263,8 +263,12 @@ class _Reader:
             return 1.0
         if sampling == Correction.Sampling.USER and value is not None:
             self._refuse(name, "is given, but nobody knows it of rows that people chose to report.")
-        elif sampling != Correction.Sampling.USER and not value and name not in self.problems:
-            self._refuse(name, f"must be above 0 where sampling is {sampling}.")
+        elif sampling != Correction.Sampling.USER and (value or 0) < MIN_PROBABILITY:
+            said = "is missing" if value is None else f"is {value:g}"
+            self._refuse(
+                name,
+                f"{said}; it must be at least {MIN_PROBABILITY:g} where sampling is {sampling}.",
+            )
         return value
 
     def restored(self) -> Restored:

@@ -11,6 +11,9 @@ from django.db.models import Exists, F, OuterRef, Q
 from corrections.labels import Label
 
 FOLDS = 5
+# Smallest recorded chance of being drawn. A row stands for 1/p answers: at a millionth one row
+# outweighs a million others, and sums of 1/p stay far from what a double can hold.
+MIN_PROBABILITY = 1e-6
 
 
 class Fold(models.Model):
@@ -224,7 +227,8 @@ class Correction(models.Model):
             models.CheckConstraint(
                 condition=Q(sampling="user", sampling_probability__isnull=True)
                 | (
-                    ~Q(sampling="user") & Q(sampling_probability__gt=0, sampling_probability__lte=1)
+                    ~Q(sampling="user")
+                    & Q(sampling_probability__gte=MIN_PROBABILITY, sampling_probability__lte=1)
                 ),
                 name="correction_sampling_probability_recorded",
             ),

@@ -7,7 +7,7 @@ from rest_framework import serializers
 
 from corrections.drafts import MAX_NOTE
 from corrections.labels import LABELS
-from corrections.models import AuditSample, Correction, CorrectionEvent
+from corrections.models import MIN_PROBABILITY, AuditSample, Correction, CorrectionEvent
 
 
 class NumberField(serializers.FloatField):
@@ -80,7 +80,11 @@ class NewCorrectionSerializer(serializers.Serializer[Any]):
         required=False,
         help_text="Other than “user” only for those who may import.",
     )
-    sampling_probability = NumberField(required=False, allow_null=True)
+    sampling_probability = NumberField(
+        required=False,
+        allow_null=True,
+        help_text=f"Chance that it was drawn, {MIN_PROBABILITY:f} to 1; not of what users chose.",
+    )
     reason = Text(required=False)
     domain = Text(required=False)
     page_id = Text(required=False, help_text="The page or document the premise came from.")

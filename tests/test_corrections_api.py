@@ -92,6 +92,18 @@ def test_only_those_who_import_may_say_how_rows_were_drawn(caller: User, curator
     assert as_(curator).post(URL, complete).json()["sampling_probability"] == 1
 
 
+def test_stats_answer_whatever_probability_somebody_sends(
+    curator: User, administrator: User
+) -> None:
+    drawn = VERDICT | {"sampling": "audit", "predicted_digest": "d" * 64}
+
+    refused = as_(curator).post(URL, drawn | {"sampling_probability": 1e-320})
+    assert refused.status_code == 400
+    assert "at least 1e-06" in refused.json()["sampling_probability"][0]
+    assert as_(curator).post(URL, drawn | {"sampling_probability": 1e-6}).status_code == 201
+    assert as_(administrator).get("/api/v1/stats").status_code == 200
+
+
 def test_nobody_revises_what_another_sent_but_a_reviewer(caller: User, curator: User) -> None:
     sent(caller, external_id="mine")
     other = User.objects.create_user("cleo")

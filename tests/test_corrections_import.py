@@ -201,6 +201,10 @@ HOSTILE_LINES: list[tuple[Any, str]] = [
     (row(1, predicted_confidence="0.5"), "predicted_confidence is '0.5'; it must be a number"),
     (row(1, predicted_confidence=None), "predicted_confidence are missing"),
     (row(1, corrected_at="2026-02-30T00:00:00"), "corrected_at is '2026-02-30T00:00:00'"),
+    (
+        row(1, sampling="audit", sampling_probability=1e-320),
+        "it must be at least 1e-06 where sampling is audit",
+    ),
     (row(0, reason="twice"), "is on line 1 too"),
     ("[1, 2]", "not a JSON object"),
     ("{", "not JSON"),

@@ -85,11 +85,27 @@ def test_what_cannot_be_is_refused_and_the_field_named(
 
 
 def test_a_drawn_row_needs_its_probability(caller: User) -> None:
-    with pytest.raises(ValidationError, match="above 0"):
+    with pytest.raises(ValidationError, match="is missing; it must be at least 1e-06"):
         record(caller, sampling="audit")
 
     assert record(caller, sampling="audit", sampling_probability=0.1).sampling_probability == 0.1
     assert record(caller, sampling="complete").sampling_probability == 1
+
+
+@pytest.mark.parametrize("sampling", ["audit", "disagreement", "complete"])
+def test_a_probability_that_figures_cannot_divide_by_is_refused(
+    caller: User, sampling: str
+) -> None:
+    for far_too_small in (0, 1e-320, 9.99e-7):
+        with pytest.raises(ValidationError) as refused:
+            record(caller, sampling=sampling, sampling_probability=far_too_small)
+        [said] = refused.value.message_dict["sampling_probability"]
+        assert said.startswith(f"sampling_probability is {far_too_small:g}; it must be at least")
+        assert "1e-06" in said
+
+    row = record(caller, sampling=sampling, sampling_probability=1e-6)
+    with pytest.raises(IntegrityError), transaction.atomic():
+        Correction.objects.filter(pk=row.pk).update(sampling_probability=1e-320)
 
 
 def test_the_same_content_under_a_known_id_changes_nothing(caller: User) -> None:
