@@ -76,8 +76,13 @@ class CorrectionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Generi
     def create(self, request: Request) -> Response:
         sent = NewCorrectionSerializer(data=request.data)
         sent.is_valid(raise_exception=True)
-        _check_may_send(request, sent.validated_data)
-        correction, created = intake.record_correction(by=_user(request), **sent.validated_data)
+        _check_may_draw(request, sent.validated_data)
+        correction, created = intake.record_correction(
+            by=_user(request),
+            **sent.validated_data,
+            # Where it is written: before, somebody else might still take the external_id.
+            then=lambda row: _check_may_revise(request, row),
+        )
         return Response(
             CorrectionSerializer(correction).data,
             status=status.HTTP_201_CREATED if created else status.HTTP_200_OK,
@@ -196,13 +201,16 @@ def _user(request: Request) -> User:
     return request.user
 
 
-def _check_may_send(request: Request, values: dict[str, Any]) -> None:
-    """A caller reports what they saw; how a set was drawn and others' rows are for curators."""
+def _check_may_draw(request: Request, values: dict[str, Any]) -> None:
+    """A caller reports what they saw; how a set was drawn is for curators to say."""
     if values.get("sampling", Correction.Sampling.USER) != Correction.Sampling.USER:
         _require(request, "corrections.import_correction", "say how rows were sampled")
-    recorded = CorrectionEvent.objects.filter(action=CorrectionEvent.Action.RECORDED)
-    known = recorded.filter(correction__external_id=values.get("external_id") or None)
-    if known.exclude(by=_user(request)).exists():
+
+
+def _check_may_revise(request: Request, row: Correction) -> None:
+    """What somebody else recorded is for reviewers to revise; one's own row is one's own."""
+    recorded = row.events.filter(action=CorrectionEvent.Action.RECORDED)
+    if recorded.exclude(by=_user(request)).exists():
         _require(request, "corrections.review_correction", "revise what somebody else sent")
 
 

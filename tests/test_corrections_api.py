@@ -6,7 +6,8 @@ import pytest
 from django.contrib.auth.models import User
 from rest_framework.test import APIClient
 
-from corrections.models import Correction
+from corrections import folds
+from corrections.models import Correction, PremiseText
 
 pytestmark = pytest.mark.django_db
 URL = "/api/v1/corrections"
@@ -112,6 +113,29 @@ def test_nobody_revises_what_another_sent_but_a_reviewer(caller: User, curator: 
 
     assert as_(other).post(URL, changed).status_code == 403
     assert as_(curator).post(URL, changed).status_code == 200
+
+
+def test_nobody_takes_an_id_that_another_takes_while_theirs_is_compared(
+    caller: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = User.objects.create_user("cleo")
+    other.groups.add(*caller.groups.all())
+    changed = VERDICT | {"external_id": "mine", "correct_label": "refutes", "premise": "Mine!"}
+    compare = folds.Survey
+
+    def compare_late(*args: Any, **options: Any) -> folds.Survey:
+        monkeypatch.undo()
+        sent(caller, external_id="mine")
+        return compare(*args, **options)
+
+    monkeypatch.setattr(folds, "Survey", compare_late)
+    answer = as_(other).post(URL, changed)
+
+    assert (answer.status_code, "somebody else" in answer.json()["detail"]) == (403, True)
+    row = Correction.objects.get()
+    assert (row.revision, row.correct_label, row.annotator) == (1, "supports", "carla")
+    assert [event.by for event in row.events.all()] == [caller]
+    assert PremiseText.objects.count() == 1
 
 
 def test_the_list_is_narrowed_by_its_filters(caller: User, curator: User) -> None:
