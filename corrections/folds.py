@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import numpy as np
 from django.db import connection
-from django.db.models import Count, F, Max
+from django.db.models import F, Max
 from numpy.typing import NDArray
 
 from corrections.labels import LABELS, Label
@@ -29,10 +29,11 @@ SHINGLE = 5  # characters
 BANDS, ROWS = 14, 5
 NEAR = 0.8  # Jaccard similarity from which two premises are near-duplicates
 
-# A bucket full of boilerplate must not cost more than this; any member of a cluster will do, since
-# all of its members already share a fold.
+# A bucket full of boilerplate must not cost more rows or comparisons than this; any member of a
+# cluster will do, since all of its members already share a fold.
 MAX_CANDIDATES = 64
 MAX_SHARED_BUCKET = 16
+MAX_ID = 2**63 - 1
 IN_CHUNK = 900  # SQLite takes at most 999 parameters in old builds
 
 T = TypeVar("T")
@@ -115,22 +116,44 @@ _OFFSETS = _COUNTERS[BANDS * ROWS :]
 
 
 def near_duplicate(text: str) -> PremiseText | None:
-    """The known premise most like `text`, itself included, or None if none reaches 0.8."""
+    """The known premise most like `text`, itself included, or None if none reaches 0.8.
+
+    Of a bucket with more than MAX_CANDIDATES premises the first ones stand for the others.
+    """
     normalised = normalise(text)
     known = PremiseText.objects.filter(digest=premise_digest(normalised)).first()
     if known:
         return known
     grams = shingles(normalised)
-    likely = (
-        MinHashBand.objects.filter(bucket__in=buckets(grams))
-        .values("premise_id")
-        .annotate(shared=Count("id"))
-        .order_by("-shared", "premise_id")[:MAX_CANDIDATES]
-    )
-    candidates = PremiseText.objects.filter(pk__in=[row["premise_id"] for row in likely])
+    shared = Counter(premise_id for _, premise_id in first_in(buckets(grams)))
+    likely = sorted(shared, key=lambda pk: (-shared[pk], pk))[:MAX_CANDIDATES]
+    candidates = PremiseText.objects.filter(pk__in=likely)
     scored = [(jaccard(grams, shingles(row.text)), -row.pk, row) for row in candidates]
     best = max(scored, default=None)
     return best[2] if best and best[0] >= NEAR else None
+
+
+def first_in(buckets: Sequence[int]) -> list[tuple[int, int]]:
+    """(bucket, premise id) of the first MAX_CANDIDATES known premises in each of IN_CHUNK buckets.
+
+    By premise id. However full a bucket is, no more of it is read: the index leads to its last
+    candidate, where numbering its rows with a window function would go through all of them.
+    """
+    table = connection.ops.quote_name(MinHashBand._meta.db_table)
+    wanted = ", ".join(["(%s)"] * len(buckets))
+    statement = f"""
+        WITH wanted (bucket) AS (VALUES {wanted}), upto (bucket, last) AS (
+            SELECT bucket, COALESCE((
+                SELECT premise_id FROM {table} AS crowd WHERE crowd.bucket = wanted.bucket
+                ORDER BY premise_id LIMIT 1 OFFSET %s
+            ), %s) FROM wanted
+        )
+        SELECT band.bucket, band.premise_id FROM upto JOIN {table} AS band
+        ON band.bucket = upto.bucket AND band.premise_id <= upto.last ORDER BY 2, 1
+    """  # noqa: S608
+    with connection.cursor() as cursor:
+        cursor.execute(statement, [*buckets, MAX_CANDIDATES - 1, MAX_ID])
+        return cursor.fetchall()
 
 
 # --- Surveying many, outside any transaction ------------------------------------------------------
@@ -254,8 +277,7 @@ class Survey:
         if not self._seen.premise:
             return
         for chunk in chunks(self._owners, IN_CHUNK):
-            known = MinHashBand.objects.filter(bucket__in=chunk)
-            self._match(known.values_list("bucket", "premise_id"))
+            self._match(first_in(chunk))
 
     def _match(self, bands: Iterable[tuple[int, int]]) -> None:
         """Compare exactly the known premises that share a bucket with one of ours."""
@@ -265,16 +287,18 @@ class Survey:
             if bucket in self._owners and crowd[bucket] < MAX_CANDIDATES:
                 crowd[bucket] += 1
                 pairs[premise_id].update(owner.digest for owner in self._owners[bucket])
-        for chunk in chunks(pairs, IN_CHUNK):
-            for row in PremiseText.objects.filter(pk__in=chunk).select_related("group"):
+        for chunk in chunks(sorted(pairs), IN_CHUNK):
+            known = PremiseText.objects.filter(pk__in=chunk).select_related("group")
+            for row in known.order_by("pk"):
                 self._compare_with(row, pairs[row.pk])
 
     def _compare_with(self, known: PremiseText, digests: Iterable[str]) -> None:
+        near = (self.premises[digest] for digest in digests)
+        unmatched = [premise for premise in near if known.group_id not in premise.near_known]
+        if not unmatched:
+            return
         grams = shingles(known.text)
-        for digest in digests:
-            premise = self.premises[digest]
-            if known.group_id in premise.near_known:
-                continue
+        for premise in unmatched:
             similarity = jaccard(grams, shingles(premise.text))
             if similarity >= NEAR:
                 premise.near_known[known.group_id] = similarity

@@ -83,8 +83,8 @@ class MinHashBand(models.Model):
     bucket = models.BigIntegerField()
 
     class Meta:
-        # folds.near_duplicate() probes this with one IN (...) of all bands.
-        indexes = [models.Index(fields=["bucket"], name="minhash_bucket")]
+        # folds.first_in() reads the first premises of a bucket from it, and nothing else.
+        indexes = [models.Index(fields=["bucket", "premise"], name="minhash_bucket_premise")]
 
     def __str__(self) -> str:
         return f"{self.premise_id}:{self.bucket}"

@@ -1,5 +1,7 @@
 """Near-duplicates are found, folds are balanced and never change, bridges are quarantined."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import pytest
 from django.contrib.auth.models import User
@@ -7,7 +9,14 @@ from django.contrib.auth.models import User
 from corrections import folds
 from corrections.intake import edit_correction, record_correction
 from corrections.labels import Label
-from corrections.models import Correction, Fold, JoinedPage, PremiseText, SourceGroup
+from corrections.models import (
+    Correction,
+    Fold,
+    JoinedPage,
+    MinHashBand,
+    PremiseText,
+    SourceGroup,
+)
 
 TEXT = (
     "In a cohort of 4,210 adults the new anticoagulant was associated with fewer strokes than "
@@ -192,3 +201,45 @@ def test_looking_up_costs_three_queries_however_much_is_stored(
 
     with django_assert_max_num_queries(3):  # type: ignore[operator]
         folds.near_duplicate(NEARLY)
+
+
+@pytest.mark.parametrize("database", ["db", "on_postgresql"])
+def test_of_a_crowded_bucket_the_first_premises_stand_for_all(
+    database: str, request: pytest.FixtureRequest
+) -> None:
+    request.getfixturevalue(database)
+    group = SourceGroup.objects.create(key="page:1", fold=0)
+    texts = [PremiseText(digest=f"{n:064}", text=str(n), group=group) for n in range(200)]
+    premises = [text.pk for text in PremiseText.objects.bulk_create(texts)]
+    crowded, quiet, empty, other = -(2**63), 2, 3, 2**63 - 1
+    stored = [(pk, crowded) for pk in reversed(premises)]
+    stored += [(pk, quiet) for pk in premises[-3:]] + [(premises[0], other)]
+    MinHashBand.objects.bulk_create(MinHashBand(premise_id=pk, bucket=b) for pk, b in stored)
+
+    found = folds.first_in([crowded, quiet, empty])
+
+    first = [(crowded, pk) for pk in premises[: folds.MAX_CANDIDATES]]
+    assert found == first + [(quiet, pk) for pk in premises[-3:]]
+
+
+@pytest.mark.django_db
+def test_texts_made_from_a_template_are_not_all_read_for_one_more(
+    curator: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = "The trial enrolled {} patients at eleven centres and followed them for two years."
+    first = record(curator, template.format(0))
+    for number in range(1, 40):
+        record(curator, template.format(number))
+    match = folds.Survey._match
+    read: list[tuple[int, int]] = []
+
+    def counting(survey: folds.Survey, bands: Iterable[tuple[int, int]]) -> None:
+        read.extend(bands)
+        match(survey, read)
+
+    monkeypatch.setattr(folds.Survey, "_match", counting)
+    monkeypatch.setattr(folds, "MAX_CANDIDATES", 8)
+    one_more = record(curator, template.format(977))
+
+    assert 0 < len(read) <= folds.BANDS * 8
+    assert one_more.group == first.group
