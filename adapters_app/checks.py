@@ -8,6 +8,8 @@ from django.apps import AppConfig
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, register
 
+from corrections.models import MIN_PROBABILITY
+
 ENGINES = ("auto", "openvino", "torch")
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
@@ -18,6 +20,12 @@ def _at_least(minimum: float) -> tuple[Callable[[Any], bool], str]:
 
 def _between(low: float, high: float) -> tuple[Callable[[Any], bool], str]:
     return lambda value: low <= value <= high, f"between {low:g} and {high:g}"
+
+
+def _chance() -> tuple[Callable[[Any], bool], str]:
+    """Recorded with every answer that is drawn, which then stands for 1/p of them."""
+    least = MIN_PROBABILITY
+    return lambda value: value == 0 or least <= value <= 1, f"0, or between {least:g} and 1"
 
 
 # id → (setting, what it must be)
@@ -33,11 +41,11 @@ LIMITS: dict[str, tuple[str, tuple[Callable[[Any], bool], str]]] = {
     "lyra.E009": ("LYRA_MAX_BODY_BYTES", _at_least(1024)),
     "lyra.E010": ("LYRA_RESIDENT_ADAPTERS", _at_least(1)),
     "lyra.E011": ("LYRA_TORCH_THREADS", _at_least(0)),
-    "lyra.E017": ("LYRA_AUDIT_SHARE", _between(0, 1)),
+    "lyra.E017": ("LYRA_AUDIT_SHARE", _chance()),
     "lyra.E018": ("LYRA_AUDIT_DAYS", _between(1, 3650)),
     "lyra.E019": ("LYRA_AUDIT_WAITING", _between(1, 100_000)),
     "lyra.E024": ("LYRA_MAX_WAITING_PAIRS", _at_least(1)),
-    "lyra.E022": ("LYRA_DISAGREEMENT_SHARE", _between(0, 1)),
+    "lyra.E022": ("LYRA_DISAGREEMENT_SHARE", _chance()),
 }
 
 

@@ -326,8 +326,8 @@ LYRA_RESIDENT_ADAPTERS = env.int("LYRA_RESIDENT_ADAPTERS", default=4)
 LYRA_COMPAT_OPEN = env.bool("LYRA_COMPAT_OPEN", default=False)
 
 # --- Audit: live answers drawn at random for people to judge, see corrections.audits --------------
-# Share of live answers that is drawn, 0 to 1: what live accuracy is estimated from. Off by default,
-# since it stores what callers send. Draw no more than curators answer.
+# Share of live answers that is drawn, 0 or 1e-6 to 1: what live accuracy is estimated from. Off by
+# default, since it stores what callers send. Draw no more than curators answer.
 LYRA_AUDIT_SHARE = env.float("LYRA_AUDIT_SHARE", default=0.0)
 # Share of those live answers that is drawn besides on which the newest candidate disagrees, 0 to 1;
 # needs audits as well, since they stand for the rest. Such verdicts tell most of whether the

@@ -30,6 +30,7 @@ def test_the_settings_as_shipped_are_right():
         ("LYRA_TORCH_THREADS", -1, "lyra.E011"),
         ("LYRA_AUDIT_SHARE", 1.1, "lyra.E017"),
         ("LYRA_AUDIT_SHARE", float("nan"), "lyra.E017"),
+        ("LYRA_AUDIT_SHARE", 1e-7, "lyra.E017"),  # no such verdict could be recorded
         ("LYRA_AUDIT_DAYS", 0, "lyra.E018"),
         ("LYRA_AUDIT_WAITING", 0, "lyra.E019"),
         ("LYRA_DISAGREEMENT_SHARE", 1.1, "lyra.E022"),
