@@ -232,7 +232,7 @@ class CorrectionAdmin(admin.ModelAdmin):
         except intake.ReviewRefused as error:
             return _refuse_review(request, row, str(error), HTTPStatus.CONFLICT)
         if _wants_json(request):
-            return JsonResponse({"status": status, "counts": _counts()})
+            return JsonResponse({"status": status, "counts": _counts_after(row, status)})
         messages.success(request, f"Row {pk} is {status}.")
         return HttpResponseRedirect(_next_url(row))
 
@@ -267,7 +267,11 @@ class CorrectionAdmin(admin.ModelAdmin):
         row = _row(object_id)
         if row:
             same = Correction.objects.filter(pair_digest=row.pair_digest).exclude(pk=row.pk)
-            context |= {"others": same.order_by("-pk")[:20], "pending": _counts()["pending"]}
+            # Both ask the database where they are shown, not before.
+            context |= {
+                "others": same.order_by("-pk")[:20],
+                "pending": Correction.objects.pending().count,
+            }
         try:
             return self._changeform_view(request, object_id, form_url, context)  # type: ignore[attr-defined]
         except intake.ReviewRefused as error:
@@ -509,12 +513,27 @@ def _cut(text: str) -> str:
 
 def _counts() -> dict[str, int]:
     """Rows by status, and those that need a person to sort them out."""
-    found = dict(Correction.objects.order_by().values_list("status").annotate(rows=Count("pk")))
     return {
-        **{status.value: found.get(status.value, 0) for status in Status},
+        **_by_status(),
         "quarantined": Correction.objects.exclude(quarantine="").count(),
         "conflicts": Correction.objects.conflicts().count(),
     }
+
+
+def _counts_after(row: Correction, status: str) -> dict[str, int]:
+    """Those of `_counts` that may be others since `row`, as it was, got its new status."""
+    # Only a row that was or is rejected, and has a rival, makes or ends a conflict.
+    rivals = Correction.objects.filter(pair_digest=row.pair_digest).exclude(
+        correct_label=row.correct_label
+    )
+    if Status.REJECTED in {row.status, status} and rivals.exists():
+        return _by_status() | {"conflicts": Correction.objects.conflicts().count()}
+    return _by_status()
+
+
+def _by_status() -> dict[str, int]:
+    found = dict(Correction.objects.order_by().values_list("status").annotate(rows=Count("pk")))
+    return {status.value: found.get(status.value, 0) for status in Status}
 
 
 def _accepted_by_label() -> dict[str, int]:

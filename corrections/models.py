@@ -208,7 +208,26 @@ class Correction(models.Model):
         ]
         indexes = [
             models.Index(fields=["status", "-id"], name="correction_queue"),  # review queue
-            models.Index(fields=["pair_digest"], name="correction_pair"),  # duplicates, conflicts
+            # Duplicates and, without a look at the rows, conflicts.
+            models.Index(fields=["pair_digest", "status", "correct_label"], name="correction_pair"),
+            # What home page, stats and triggers count and sum, all of it: no long text is read.
+            models.Index(
+                fields=[
+                    "status",
+                    "sampling",
+                    "verdict",
+                    "correct_label",
+                    "sampling_probability",
+                    "corrected_at",
+                    "reviewed_at",
+                    "predicted_version",
+                    "predicted_digest",
+                    "group",
+                ],
+                name="correction_figures",
+            ),
+            # The few that are quarantined, on the list's count and filter.
+            models.Index(fields=["id"], condition=~Q(quarantine=""), name="correction_quarantined"),
         ]
         constraints = [
             models.CheckConstraint(

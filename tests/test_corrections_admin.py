@@ -5,7 +5,9 @@ from urllib.parse import urlencode
 
 import pytest
 from django.contrib.auth.models import Permission, User
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from corrections.intake import record_correction
@@ -115,6 +117,37 @@ def test_a_key_press_in_the_list_is_answered_with_the_new_counts(
 
     assert answer.json()["status"] == "accepted"
     assert (answer.json()["counts"]["pending"], answer.json()["counts"]["accepted"]) == (0, 1)
+
+
+def test_a_key_press_that_makes_or_ends_a_conflict_says_so(caller: User, curator: User) -> None:
+    row = recorded(caller)
+    recorded(caller, correct_label="refutes")
+    url = reverse("admin:corrections_correction_review", args=[row.pk])
+
+    for status, conflicts in (("rejected", 0), ("accepted", 2)):
+        answer = as_(curator).post(url, {"status": status}, headers={"Accept": "application/json"})
+        assert answer.json()["counts"]["conflicts"] == conflicts
+
+
+@pytest.mark.parametrize("status", ["accepted", "rejected"])
+def test_neither_a_key_press_nor_a_page_counts_what_it_does_not_show(
+    caller: User, curator: User, status: str
+) -> None:
+    row = recorded(caller)
+    client = as_(curator)
+
+    with CaptureQueriesContext(connection) as asked:
+        opened = client.get(page(row))
+        pressed = client.post(
+            reverse("admin:corrections_correction_review", args=[row.pk]),
+            {"status": status},
+            headers={"Accept": "application/json"},
+        )
+
+    assert "1 pending" in opened.text
+    assert pressed.json()["counts"].keys() == {"pending", "accepted", "rejected"}
+    over_all_pairs = [query["sql"] for query in asked if "EXISTS(" in query["sql"]]
+    assert over_all_pairs == []
 
 
 @pytest.mark.parametrize(
