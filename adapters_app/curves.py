@@ -73,7 +73,7 @@ def draw(
     predicted = np.stack(answers)[:, known.index]
     measured = learning_curve.measure(predicted, known.labels, known.groups, known.weights)
     return LearningCurve.objects.create(
-        snapshot=snapshot,
+        snapshot=snapshots.keep(snapshot, rows),
         base_name=base.name,
         base_fingerprint=base.fingerprint,
         config=config.to_dict(),

@@ -7,7 +7,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import models
-from django.db.models import Q
+from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
 
 USER = settings.AUTH_USER_MODEL
@@ -19,8 +19,25 @@ class Scope(models.TextChoices):
     USER = "user", "user"
 
 
+class SnapshotQuerySet(models.QuerySet["Snapshot"]):
+    def unneeded(self) -> "SnapshotQuerySet":
+        """Named by nothing, or only by runs that failed or were cancelled.
+
+        Versions, evaluations, curves and studies keep theirs for ever: it is their evidence.
+        """
+        ended = [TrainingRun.Status.FAILED, TrainingRun.Status.CANCELLED]
+        keeping = (
+            TrainingRun.objects.exclude(status__in=ended),
+            *(model.objects for model in (AdapterVersion, ShadowEvaluation, LearningCurve, Study)),
+        )
+        return self.filter(*(~Exists(kept.filter(snapshot=OuterRef("pk"))) for kept in keeping))
+
+
 class Snapshot(models.Model):
-    """An immutable training set: JSON Lines in artifact storage, named by its SHA-256."""
+    """An immutable training set: JSON Lines in artifact storage, named by its SHA-256.
+
+    While nothing names it, it can be pruned once it was last frozen an hour ago.
+    """
 
     digest = models.CharField(max_length=64, unique=True)
     rows = models.PositiveIntegerField()
@@ -28,14 +45,25 @@ class Snapshot(models.Model):
     label_counts = models.JSONField(help_text="{label: rows}")
     verdict_counts = models.JSONField(help_text="{corrected: rows, confirmed: rows}")
     left_out = models.JSONField(help_text="{reason: rows} of accepted rows that are not in it")
+    file_mark = models.CharField(
+        max_length=8,
+        blank=True,
+        help_text="Ends its file's name: that of a pruned snapshot is not given again.",
+    )
     created_at = models.DateTimeField(auto_now_add=True)
+    frozen_at = models.DateTimeField(
+        default=timezone.now, help_text="When these verdicts were last asked for."
+    )
+
+    objects = SnapshotQuerySet.as_manager()
 
     def __str__(self) -> str:
         return f"{self.digest[:12]} ({self.rows} rows)"
 
     @property
     def storage_name(self) -> str:
-        return f"snapshots/{self.digest}.jsonl"
+        mark = f"-{self.file_mark}" if self.file_mark else ""
+        return f"snapshots/{self.digest}{mark}.jsonl"
 
 
 class TrainingRunQuerySet(models.QuerySet["TrainingRun"]):

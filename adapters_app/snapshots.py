@@ -1,7 +1,8 @@
-"""Freezing accepted verdicts into an immutable, hashed training set, and reading it back."""
+"""Freezing accepted verdicts into an immutable, hashed training set, reading and pruning it."""
 
 import hashlib
 import json
+import secrets
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -9,10 +10,12 @@ from typing import Any
 
 from django.core.files.base import ContentFile
 from django.core.files.storage import storages
+from django.db import transaction
+from django.utils import timezone
 
-from adapters_app.models import Snapshot
+from adapters_app.models import Snapshot, SnapshotQuerySet
 from adapters_app.nli.config import TrainConfig
-from adapters_app.storage import reaching_store
+from adapters_app.storage import ORPHAN_AGE, reaching_store
 from corrections.labels import Label
 from corrections.models import Correction
 
@@ -102,35 +105,28 @@ def select() -> Selection:
 
 @reaching_store()
 def freeze() -> Snapshot:
-    """Store the accepted verdicts of now as an immutable file named by its SHA-256, and its row.
+    """Store the accepted verdicts of now as an immutable file under its SHA-256, and its row.
 
-    The same verdicts give the same file and the same row.
+    The same verdicts give the same row. Whatever names it has to do so within ORPHAN_AGE, or
+    `keep` it first.
 
     Raises:
         OSError: artifact storage cannot be written.
     """
     selection = select()
-    rows = _read(selection.ids)
-    content = b"".join(_line(row) for row in rows)
-    snapshot = Snapshot(
-        digest=hashlib.sha256(content).hexdigest(),
-        rows=len(rows),
-        groups=len({row.group_id for row in rows}),
-        label_counts={label.value: 0 for label in Label} | Counter(row.label for row in rows),
-        verdict_counts=Counter(row.verdict for row in rows),
-        left_out=selection.left_out,
-    )
-    store = storages["artifacts"]
-    if not store.exists(snapshot.storage_name):
-        store.save(snapshot.storage_name, ContentFile(content))
-    kept, _ = Snapshot.objects.get_or_create(
-        digest=snapshot.digest,
-        defaults={
-            name: getattr(snapshot, name)
-            for name in ("rows", "groups", "label_counts", "verdict_counts", "left_out")
-        },
-    )
-    return kept
+    return _stored(_read(selection.ids), selection.left_out)
+
+
+@reaching_store()
+def keep(snapshot: Snapshot, rows: Sequence[SnapshotRow]) -> Snapshot:
+    """The snapshot, stored again if it was pruned during hours of work on its rows.
+
+    Raises:
+        OSError: artifact storage cannot be written.
+    """
+    if Snapshot.objects.filter(pk=snapshot.pk).update(frozen_at=timezone.now()):
+        return snapshot
+    return _stored(rows, snapshot.left_out)
 
 
 @reaching_store()
@@ -156,12 +152,71 @@ def load(snapshot: Snapshot) -> list[SnapshotRow]:
     return [SnapshotRow(**json.loads(line)) for line in content.splitlines()]
 
 
+@reaching_store()
+def prune(*, dry_run: bool = False) -> dict[str, list[int]]:
+    """Delete old snapshots that nothing needs; {storage name: ended runs that named it}.
+
+    Runs may start meanwhile: what they freeze is not old any more, or stored anew. A row goes
+    before its file, so that what is cut off leaves an orphan for `storage.prune_orphans`.
+
+    Raises:
+        OSError: artifact storage cannot be written.
+    """
+    pruned = {}
+    for snapshot in list(_prunable()):
+        runs = list(snapshot.trainingrun_set.order_by("pk").values_list("pk", flat=True))
+        if not dry_run:
+            if not _forget(snapshot):
+                continue
+            storages["artifacts"].delete(snapshot.storage_name)
+        pruned[snapshot.storage_name] = runs
+    return pruned
+
+
 def fingerprint(rows: Iterable[SnapshotRow]) -> str:
     """SHA-256 over ids, pairs and labels: which rows two models were compared on."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(f"{row.correction_id} {row.pair_digest} {row.label}\n".encode())
     return digest.hexdigest()
+
+
+def _stored(rows: Sequence[SnapshotRow], left_out: dict[str, int]) -> Snapshot:
+    content = b"".join(_line(row) for row in rows)
+    digest = hashlib.sha256(content).hexdigest()
+    same = Snapshot.objects.filter(digest=digest)
+    # Renewed before it is read: from here on nobody prunes it.
+    present = same.get() if same.update(frozen_at=timezone.now()) else None
+    facts = {
+        "file_mark": secrets.token_hex(4),
+        "rows": len(rows),
+        "groups": len({row.group_id for row in rows}),
+        "label_counts": {label.value: 0 for label in Label} | Counter(row.label for row in rows),
+        "verdict_counts": Counter(row.verdict for row in rows),
+        "left_out": left_out,
+    }
+    snapshot = present or Snapshot(digest=digest, **facts)
+    store = storages["artifacts"]
+    if not store.exists(snapshot.storage_name):
+        store.save(snapshot.storage_name, ContentFile(content))
+    # Somebody else may have frozen the same meanwhile; then our file is an orphan.
+    return present or Snapshot.objects.get_or_create(digest=digest, defaults=facts)[0]
+
+
+def _prunable() -> SnapshotQuerySet:
+    return Snapshot.objects.unneeded().filter(frozen_at__lt=timezone.now() - ORPHAN_AGE)
+
+
+@transaction.atomic
+def _forget(snapshot: Snapshot) -> bool:
+    """Delete the row, and what ended runs say of it; False where it has come into use."""
+    # Locked: whoever freezes the same verdicts now waits, and then finds no row.
+    locked = _prunable().select_for_update().filter(pk=snapshot.pk).first()
+    if locked is None:
+        return False
+    locked.trainingrun_set.update(snapshot=None)
+    locked.delete()
+    return True
 
 
 def _read(ids: Sequence[int]) -> list[SnapshotRow]:

@@ -162,7 +162,7 @@ def size(digest: str) -> int:
 
 @reaching_store()
 def prune_orphans(*, dry_run: bool = False) -> list[str]:
-    """Delete stored artifacts and snapshots that nothing names; returns their storage names.
+    """Delete stored artifacts and snapshot files that no row names; returns their storage names.
 
     What a killed process left half-written goes with them, in the store and in this host's cache;
     of these the last part of the path is returned. Nothing is deleted while a run is running: it
@@ -177,11 +177,11 @@ def prune_orphans(*, dry_run: bool = False) -> list[str]:
         for digest in _listed(store, ARTIFACTS)[0]
         if digest not in named and _is_old(store, _files_of(store, digest))
     ]
-    snapshots = set(Snapshot.objects.values_list("digest", flat=True))
+    snapshots = {snapshot.storage_name for snapshot in Snapshot.objects.only("digest", "file_mark")}
     orphans += [
-        f"snapshots/{name}"
-        for name in _listed(store, "snapshots")[1]
-        if PurePosixPath(name).stem not in snapshots and _is_old(store, [f"snapshots/{name}"])
+        name
+        for name in (f"snapshots/{file}" for file in _listed(store, "snapshots")[1])
+        if name not in snapshots and _is_old(store, [name])
     ]
     unfinished = _unfinished(store)
     if not dry_run:

@@ -16,7 +16,7 @@ from django.db import transaction
 
 from adapters_app import snapshots
 from adapters_app.evaluation import finite
-from adapters_app.models import Snapshot, Study, StudyFit
+from adapters_app.models import Study, StudyFit
 from adapters_app.nli import study
 from adapters_app.nli.study import (
     Key,
@@ -30,6 +30,7 @@ from adapters_app.nli.study import (
 )
 from adapters_app.nli.train_base import read_rows
 from adapters_app.recipe import CannotTrain, configured_base
+from adapters_app.snapshots import SnapshotRow
 from corrections.labels import Label
 
 VERDICTS = "accepted verdicts"
@@ -59,12 +60,14 @@ def conduct(
     """
     started = time.monotonic()
     config = config or StudyConfig()
+    frozen: list[SnapshotRow] = []
     if data:
         files, snapshot = _files(data), None
         name, rows = ", ".join(file.name for file in files), _of_files(files)
     else:
         snapshot = snapshots.freeze()
-        name, rows = VERDICTS, _of_snapshot(snapshot)
+        frozen = snapshots.load(snapshot)
+        name, rows = VERDICTS, _of_snapshot(frozen)
     if limit:
         rows = _some_groups(rows, limit)
     base = configured_base()
@@ -100,6 +103,8 @@ def conduct(
         for result in study.conduct(rows, models, config, known):
             if not result.known:
                 stored.seconds = before + time.monotonic() - started
+                if stored.snapshot and not stored.pk:  # nothing has named it for the first fit
+                    stored.snapshot = snapshots.keep(stored.snapshot, frozen)
                 _store(stored, result)
             on_result(result)
     except TooLittleData as error:
@@ -168,7 +173,7 @@ def _of_files(files: Iterable[Path]) -> list[StudyRow]:
     ]
 
 
-def _of_snapshot(snapshot: Snapshot) -> list[StudyRow]:
+def _of_snapshot(frozen: Sequence[SnapshotRow]) -> list[StudyRow]:
     return [
         StudyRow(
             premise=row.premise,
@@ -178,7 +183,7 @@ def _of_snapshot(snapshot: Snapshot) -> list[StudyRow]:
             category=row.domain or "no domain",
             weight=row.weight if row.known else None,
         )
-        for row in snapshots.load(snapshot)
+        for row in frozen
     ]
 
 

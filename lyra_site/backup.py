@@ -1,7 +1,7 @@
 """A whole system into one tar file, while it runs; `archive` says what is in it.
 
 The database is copied first: what it names is in artifact storage before it is committed, so it is
-there for the copy after it.
+there for the copy after it. Only a snapshot that nothing kept names may have been pruned meanwhile.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ def _fill(archive: Writer, database: Path, *, secret_key: bool) -> dict[str, Mem
         try:
             file = storage.open(name)
         except FileNotFoundError:
-            continue  # an orphan, pruned meanwhile: no row of the copy names it
+            continue  # pruned meanwhile
         archive.add(ARTIFACTS + name, file)
     if secret_key:
         archive.add(SECRET_KEY, io.BytesIO(settings.SECRET_KEY.encode()))

@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 from django.core.management import call_command
 from django.core.management.base import CommandError
+from django.utils import timezone
 from sklearn.metrics import accuracy_score, f1_score
 
-from adapters_app import curves
-from adapters_app.models import LearningCurve
+from adapters_app import curves, snapshots, storage
+from adapters_app.models import LearningCurve, Snapshot
 from adapters_app.nli import learning_curve
 from adapters_app.nli.config import TrainConfig
 from adapters_app.nli.learning_curve import Measured, Projection, Range
+from corrections.labels import LABELS
 from tests.verdicts import accept
 
 pytest_plugins = ("tests.serving",)
@@ -132,6 +134,21 @@ def test_a_curve_is_measured_on_nested_parts_and_stored(on_tiny, trainer, monkey
     ahead = curve.projections["macro_f1"]["ahead"]
     assert (ahead[0]["verdicts"], ahead[-1]["verdicts"]) == (0, 720)
     assert all(row["low"] <= row["median"] <= row["high"] for row in ahead)
+
+
+def test_a_snapshot_pruned_while_a_curve_is_measured_is_stored_again(on_tiny, trainer, monkeypatch):
+    accept(180, pages=30)
+    monkeypatch.setattr(
+        curves, "_answers", lambda _base, rows, *_: np.arange(len(rows)) % len(LABELS)
+    )
+
+    def hours_later(*_):
+        Snapshot.objects.update(frozen_at=timezone.now() - 2 * storage.ORPHAN_AGE)
+        snapshots.prune()
+
+    curve = curves.draw(by=trainer, points=2, config=QUICK, on_point=hours_later)
+    curve.refresh_from_db()
+    assert len(snapshots.load(curve.snapshot)) == 180
 
 
 @pytest.mark.parametrize(

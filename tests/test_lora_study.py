@@ -14,15 +14,16 @@ from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.core.management.base import CommandError
 from django.test import Client
+from django.utils import timezone
 from peft import TaskType
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss
 from sklearn.metrics import f1_score, roc_auc_score
 
-from adapters_app import findings, studies
+from adapters_app import findings, snapshots, storage, studies
 from adapters_app.findings import Findings, Shares
-from adapters_app.models import Study, StudyFit
+from adapters_app.models import Snapshot, Study, StudyFit
 from adapters_app.nli import similarity, study
 from adapters_app.nli.checkpoint import encoder_directory
 from adapters_app.nli.embedding import BiEncoder, SentenceEncoder
@@ -259,6 +260,23 @@ def test_only_rows_of_known_probability_are_measured_on(recorded, on_tiny, train
         assert {row.weight for row in job.asked} == {2.0}
     learnt = {row.weight for job in recorded.jobs for row in job.learn}
     assert learnt == {None, 2.0}
+
+
+def test_a_snapshot_pruned_before_the_first_fit_is_stored_again(
+    recorded, on_tiny, trainer, monkeypatch
+):
+    accept(180, pages=60)
+    fit = study.in_own_process
+
+    def hours_later(act, job):
+        Snapshot.objects.update(frozen_at=timezone.now() - 2 * storage.ORPHAN_AGE)
+        snapshots.prune()
+        return fit(act, job)
+
+    monkeypatch.setattr(study, "in_own_process", hours_later)
+    stored = studies.conduct(by=trainer, config=StudyConfig(splits=1))
+    stored.refresh_from_db()
+    assert len(snapshots.load(stored.snapshot)) == 180
 
 
 def test_a_limit_takes_whole_groups(recorded, on_tiny, trainer, tmp_path):

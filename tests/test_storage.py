@@ -4,7 +4,9 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,12 +14,14 @@ import pytest
 from django.conf import settings as current
 from django.core.files.base import ContentFile
 from django.core.files.storage import storages
+from django.db import connection
 from django.utils import timezone
 
 from adapters_app import snapshots, storage
 from adapters_app.models import Snapshot, TrainingRun
 from adapters_app.storage import ArtifactCorrupt, ArtifactMissing, StoreUnavailable
 from corrections.acting import system_user
+from tests.verdicts import accept
 
 pytest_plugins = ("tests.s3",)
 
@@ -270,3 +274,33 @@ def test_nothing_is_pruned_while_a_run_may_be_about_to_name_it(written, store):
     assert storage.prune_orphans() == []
     TrainingRun.objects.filter(pk=run.pk).update(status="cancelled")
     assert len(storage.prune_orphans()) == 1
+
+
+def frozen_and_pruned_at_once() -> None:
+    """A worker freezes the verdicts that a failed run left, while somebody prunes."""
+    accept(6)
+    for _ in range(15):
+        snapshots.freeze()
+        Snapshot.objects.update(frozen_at=timezone.now() - 2 * storage.ORPHAN_AGE)
+        gate = threading.Barrier(2)
+
+        def at_once(act: Callable[[], object], gate: threading.Barrier = gate) -> object:
+            gate.wait()
+            try:
+                return act()
+            finally:
+                connection.close()
+
+        with ThreadPoolExecutor(2) as pool:
+            frozen, _ = pool.map(at_once, (snapshots.freeze, snapshots.prune))
+        assert Snapshot.objects.get() == frozen
+        assert len(snapshots.load(frozen)) == 6
+
+
+def test_what_is_frozen_while_it_is_pruned_is_there_on_postgresql(on_postgresql):
+    frozen_and_pruned_at_once()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_is_frozen_while_it_is_pruned_is_there_on_sqlite():
+    frozen_and_pruned_at_once()
