@@ -252,7 +252,7 @@ class ShadowEvaluationViewSet(ReadOnly):
 )
 class CalibrationViewSet(ReadOnly):
     queryset = CalibrationEvaluation.objects.select_related(
-        "version", "replaces__version", "created_by"
+        "version", "replaces__version", "snapshot", "created_by"
     )
     serializer_class = CalibrationSerializer
     filters = VersionFilterSerializer

@@ -23,12 +23,16 @@ class SnapshotQuerySet(models.QuerySet["Snapshot"]):
     def unneeded(self) -> "SnapshotQuerySet":
         """Named by nothing, or only by runs that failed or were cancelled.
 
-        Versions, evaluations, curves and studies keep theirs for ever: it is their evidence.
+        What else names one keeps it for ever: it is its evidence.
         """
         ended = [TrainingRun.Status.FAILED, TrainingRun.Status.CANCELLED]
         keeping = (
             TrainingRun.objects.exclude(status__in=ended),
-            *(model.objects for model in (AdapterVersion, ShadowEvaluation, LearningCurve, Study)),
+            AdapterVersion.objects,
+            CalibrationEvaluation.objects,
+            ShadowEvaluation.objects,
+            LearningCurve.objects,
+            Study.objects,
         )
         return self.filter(*(~Exists(kept.filter(snapshot=OuterRef("pk"))) for kept in keeping))
 
@@ -231,6 +235,13 @@ class CalibrationEvaluation(models.Model):
     )
     number = models.PositiveIntegerField(help_text="1, 2, … within its version; never reused.")
     base_fingerprint = models.CharField(max_length=64)
+    snapshot = models.ForeignKey(
+        Snapshot,
+        null=True,
+        blank=True,
+        on_delete=models.PROTECT,
+        help_text="The verdicts it was fitted on; empty in rows of releases that did not note it.",
+    )
     method = models.CharField(max_length=11, choices=Method.choices)
     parameters = models.JSONField()
     fitted_rows = models.PositiveIntegerField(help_text="Out-of-fold rows it was fitted on.")

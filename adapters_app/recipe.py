@@ -7,7 +7,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any, TypeVar
@@ -239,7 +239,8 @@ def calibrate_again(
     """
     base = configured_base()
     _check_fits(base, version)
-    rows = snapshots.load(snapshots.freeze())
+    snapshot = snapshots.freeze()
+    rows = snapshots.load(snapshot)
     sample = evaluation.representative(rows)
     if len(sample.rows) < CALIBRATION_ROWS:
         raise CannotTrain(
@@ -250,6 +251,7 @@ def calibrate_again(
     logits = _sibling_logits(base, version.sibling_digests, rows, on_batch)
     present = registry.present_calibration(version)
     _, fitted = evaluation.calibrate(logits, rows, replaces=present)
+    fitted = replace(fitted, snapshot=snapshots.keep(snapshot, rows))
     return registry.record_calibration(version, fitted, by=by)
 
 

@@ -5,7 +5,7 @@ Only promote() and rollback() write the Serving row. No torch here.
 
 import getpass
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -75,6 +75,7 @@ class NewCalibration:
     reliability_after: dict[str, Any]
     replaces: CalibrationEvaluation | None = None
     replaced: dict[str, float] = field(default_factory=dict)
+    snapshot: Snapshot | None = None  # whose rows it was fitted on
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,8 @@ def register(
             created_by=run.requested_by,
             **_fields(version),
         )
-        fitted = _add_calibration(registered, calibration, by=run.requested_by)
+        learnt = replace(calibration, snapshot=registered.snapshot)
+        fitted = _add_calibration(registered, learnt, by=run.requested_by)
         _add_evaluation(registered, run, fitted, evaluation)
     return registered
 

@@ -111,6 +111,7 @@ class AdapterVersionSerializer(serializers.ModelSerializer[AdapterVersion]):
 class CalibrationSerializer(serializers.ModelSerializer[CalibrationEvaluation]):
     version = VersionName(help_text="Null = the base model.")
     name = serializers.CharField(source="__str__", read_only=True)
+    snapshot = SnapshotDigest()
     replaces = CalibrationName(help_text="What it was compared with on the same pairs.")
     created_by = UserName()
 

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 
 import numpy as np
 import pytest
 from django.contrib.auth.models import User
+from django.utils import timezone
 
 from adapters_app import evaluation, fitting, recipe, registry, snapshots, storage, training
-from adapters_app.models import AdapterVersion, ShadowEvaluation, TrainingRun
+from adapters_app.models import AdapterVersion, ShadowEvaluation, Snapshot, TrainingRun
 from adapters_app.nli import artifact, guard
 from adapters_app.nli.config import TrainConfig
 from adapters_app.nli.predict import Predictor
@@ -349,6 +351,10 @@ def test_a_version_is_calibrated_again_on_more_verdicts(carry_out, tina):
     third = recipe.calibrate_again(version, by=tina)
     assert (third.number, third.rows, third.created_by) == (3, 120, tina)
     assert third.replaces == second
+    assert (first.snapshot, second.snapshot) == (version.snapshot, version.snapshot)
+    assert third.snapshot.rows == 120
+    Snapshot.objects.update(frozen_at=timezone.now() - timedelta(days=1))
+    assert snapshots.prune() == {}  # its evidence stays
     assert third.replaced["log_loss"] != pytest.approx(own["log_loss"], abs=1e-6)
 
 
