@@ -1,13 +1,21 @@
-"""The admin site of the house."""
+"""The admin site of the house, and what each of its lists does with an address that asks for
+nonsense. Whose rows a page shows, and who may see it, is said where the model is registered."""
 
-from collections.abc import Iterable
-from typing import Any, cast
+from collections.abc import Callable, Iterable
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 from django.contrib.admin import AdminSite, ModelAdmin
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.contrib.admin.options import IncorrectLookupParameters
+from django.contrib.admin.views.main import ERROR_FLAG, ChangeList
 from django.contrib.auth.models import User
-from django.db.models import Model
+from django.core.exceptions import SuspiciousOperation, ValidationError
+from django.db import DataError, NotSupportedError
+from django.db.models import Model, QuerySet
 from django.db.models.base import ModelBase
-from django.http import HttpRequest
+from django.db.models.constants import LOOKUP_SEP
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect
 from django.template.response import TemplateResponse
 
 from adapters_app import dashboard
@@ -15,6 +23,61 @@ from adapters_app import dashboard
 # django-q2's admin runs arbitrary dotted paths (Schedule) and resubmits tasks without a permission;
 # knox's shows digests and makes tokens nobody ever sees. Each has a page of ours instead.
 HIDDEN_APPS = {"django_q", "knox"}
+# No page of the admin asks by these. Django hands their values on unread: a pattern that is none,
+# or a range of three ends, is found out by the database, and by each in another way.
+UNREAD_LOOKUPS = {"regex", "iregex", "range"}
+# What a value raises that no column can hold, on its way to the database or there; and a lookup
+# that only another database knows.
+UNASKABLE = (ValueError, OverflowError, DataError, NotSupportedError)
+# Each is a condition of its own, and SQLite nests no more than a thousand of them.
+SEARCHED_WORDS = 200
+
+View = TypeVar("View", bound=Callable[..., HttpResponseBase])
+
+
+class AskedAnything(ModelAdmin):
+    """Comes before the admin class of every model: a list of rows answers whatever it is asked for.
+
+    What Django recognises as a bad lookup it answers itself, with the whole list; so are here those
+    that it lets through to the database.
+    """
+
+    def lookup_allowed(self, lookup: str, value: Any, request: HttpRequest) -> bool:
+        if lookup.rpartition(LOOKUP_SEP)[2] in UNREAD_LOOKUPS:
+            return False
+        return bool(super().lookup_allowed(lookup, value, request))
+
+    def get_changelist_instance(self, request: HttpRequest) -> ChangeList:
+        try:
+            return super().get_changelist_instance(request)
+        except UNASKABLE as error:
+            if not request.GET.keys() - {ERROR_FLAG}:
+                raise  # nobody asked for anything: that is our mistake
+            raise IncorrectLookupParameters(error) from error
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        words = search_term.split()
+        if len(words) > SEARCHED_WORDS:
+            search_term = " ".join(words[:SEARCHED_WORDS])
+        return super().get_search_results(request, queryset, search_term)
+
+    def response_action(  # type: ignore[override]  # the stubs are of a later Django
+        self, request: HttpRequest, queryset: QuerySet[Any]
+    ) -> HttpResponse | None:
+        chosen = request.POST.getlist(ACTION_CHECKBOX_NAME)
+        if not all(self._may_be_a_key(str(text)) for text in chosen):
+            return HttpResponseRedirect(f"{request.path}?{ERROR_FLAG}=1")
+        return super().response_action(request, queryset)
+
+    def _may_be_a_key(self, text: str) -> bool:
+        key = self.opts.pk
+        try:
+            key.run_validators(key.to_python(text))
+        except ValidationError:
+            return False
+        return "\0" not in text
 
 
 class LyraAdminSite(AdminSite):
@@ -31,7 +94,11 @@ class LyraAdminSite(AdminSite):
             [model_or_iterable] if isinstance(model_or_iterable, ModelBase) else model_or_iterable
         )
         shown = [model for model in models if model._meta.app_label not in HIDDEN_APPS]
-        super().register(shown, admin_class, **options)
+        super().register(shown, _asked_anything(admin_class or ModelAdmin), **options)
+
+    def admin_view(self, view: View, cacheable: bool = False) -> View:
+        """The door to every page but the one for signing in; 400 where the address holds a NUL."""
+        return super().admin_view(_without_nul(view), cacheable)
 
     def index(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
@@ -39,3 +106,21 @@ class LyraAdminSite(AdminSite):
         """The first page: how the loop stands and what to do next."""
         found = dashboard.context(cast(User, request.user))  # admin_view let only users in
         return super().index(request, {**found, **(extra_context or {})})
+
+
+def _asked_anything(admin_class: type[ModelAdmin]) -> type[ModelAdmin]:
+    bases = (AskedAnything, admin_class)
+    return type(admin_class.__name__, bases, {"__module__": admin_class.__module__})
+
+
+def _without_nul(view: View) -> View:
+    """PostgreSQL compares no text with a NUL, and no text that it stores holds one."""
+
+    @wraps(view)
+    def guarded(request: HttpRequest, *args: Any, **named: Any) -> HttpResponseBase:
+        queried = (text for name, values in request.GET.lists() for text in (name, *values))
+        if "\0" in request.path or any("\0" in str(text) for text in queried):
+            raise SuspiciousOperation("A NUL in the address of an admin page.")
+        return view(request, *args, **named)
+
+    return cast(View, guarded)

@@ -244,7 +244,7 @@ def test_no_query_of_the_lists_is_a_crash(caller: User, curator: User, query: st
         assert as_(curator).get(f"{address}?{query}").status_code in {200, 302, 400}
 
 
-@pytest.mark.parametrize("odd", ["x", "\0", "9" * 25, "-1"])
+@pytest.mark.parametrize("odd", ["x", "\0", "9" * 25])
 def test_an_odd_choice_of_rows_is_not_a_crash(curator: User, odd: str) -> None:
     body = urlencode({"action": "reject", "_selected_action": odd})
 
