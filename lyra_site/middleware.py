@@ -15,10 +15,11 @@ ENCODINGS = {"utf-8", "ascii", "iso8859-1"}
 
 class RequestLimits:
     """413 for API bodies over LYRA_MAX_BODY_BYTES, 411 for bodies of no stated length, 415 for
-    declared encodings that are not text.
+    declared encodings that are not text, 400 for a NUL in a cookie.
 
     DRF reads the request as a stream, past Django's own DATA_UPLOAD_MAX_MEMORY_SIZE; and Django
-    decodes query strings by whatever codec the Content-Type names, rot13 included.
+    decodes query strings by whatever codec the Content-Type names, rot13 included. A cookie may
+    spell a NUL ("\\000"), and PostgreSQL refuses to look a session up by it.
     """
 
     def __init__(self, get_response: Respond) -> None:
@@ -28,6 +29,8 @@ class RequestLimits:
         charset = (request.content_params or {}).get("charset", "utf-8")
         if not _is_text_encoding(charset):
             return refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Send UTF-8.")
+        if any("\0" in value for value in request.COOKIES.values()):
+            return refusal(HTTPStatus.BAD_REQUEST, "A cookie holds a NUL.")
         if is_machine_path(request) and "Transfer-Encoding" in request.headers:
             # Django reads no further than Content-Length says: such a body would look empty.
             return refusal(HTTPStatus.LENGTH_REQUIRED, "Send Content-Length; chunks are not read.")

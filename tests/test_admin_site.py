@@ -194,3 +194,9 @@ def test_no_account_to_sign_in_with_is_a_crash(ada):
         )
         assert answer.status_code == 200
         assert answer.context["form"].errors
+
+
+@pytest.mark.parametrize("path", ["/admin/", "/admin/login/", "/api/v1/adapters", "/tokens"])
+def test_no_cookie_is_a_crash(ada, path):
+    visitor = Client(raise_request_exception=False, headers={"Cookie": r'sessionid="a\000bcdefgh"'})
+    assert (visitor.get(path).status_code, visitor.post(path).status_code) == (400, 400)
