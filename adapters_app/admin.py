@@ -151,6 +151,11 @@ class TrainingRunAdmin(ReadOnlyAdmin):
     search_fields = ("reason", "domain")
     list_select_related = ("requested_by", "version", "produced")
 
+    def get_queryset(self, request: HttpRequest) -> QuerySet[TrainingRun]:
+        details = [*AdapterVersion.details("version__"), *AdapterVersion.details("produced__")]
+        runs = super().get_queryset(request)
+        return runs.defer("config", "loss_curve", "log_tail", *details)
+
     def routes(self) -> list[tuple[str, Any, str]]:
         return [
             ("request/", self.request_view, "request"),
@@ -339,14 +344,12 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
         ]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[AdapterVersion]:
-        newest_first = ShadowEvaluation.objects.select_related(
-            "candidate", "incumbent", "candidate_calibration"
-        )
         return (
             super()
             .get_queryset(request)
             .select_related("snapshot")
-            .prefetch_related(Prefetch("evaluations", newest_first.order_by("-pk")))
+            .prefetch_related(Prefetch("evaluations", _newest_evaluations(), "newest"))
+            .defer(*AdapterVersion.details())
             .annotate(
                 promoted=Exists(Promotion.objects.filter(version=OuterRef("pk"))),
                 serves=Exists(Serving.objects.filter(version=OuterRef("pk"))),
@@ -367,7 +370,7 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
 
     @admin.display(description="accuracy, out of fold")
     def accuracy(self, version: AdapterVersion) -> str:
-        found = _first(version.evaluations.all())
+        found = _newest(version)
         compared = _against_incumbent(found)
         if not compared:
             return "–"
@@ -375,7 +378,7 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
 
     @admin.display(description="difference")
     def difference(self, version: AdapterVersion) -> str:
-        found = _first(version.evaluations.all())
+        found = _newest(version)
         compared = _against_incumbent(found)
         if not (found and compared):
             return "–"
@@ -384,7 +387,7 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
 
     @admin.display(description="verdict")
     def verdict(self, version: AdapterVersion) -> str:
-        found = _first(version.evaluations.all())
+        found = _newest(version)
         return pill(found.get_verdict_display(), found.verdict) if found else "–"
 
     @admin.display(description="made", ordering="created_at")
@@ -546,7 +549,16 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
         return HttpResponseRedirect(change_url(run))
 
     def _version(self, request: HttpRequest, pk: int) -> AdapterVersion:
-        versions = self.get_queryset(request).select_related("snapshot", "run", "created_by")
+        """One version with all that its pages show; the pairs flipped are read where shown."""
+        evaluations = ShadowEvaluation.objects.select_related("incumbent", "candidate_calibration")
+        without = evaluations.defer("flips", *AdapterVersion.details("incumbent__"))
+        versions = (
+            self.get_queryset(request)
+            .defer(None)
+            .select_related("snapshot", "run", "created_by")
+            .prefetch_related(None)
+            .prefetch_related(Prefetch("evaluations", without.order_by("-pk")))
+        )
         return get_object_or_404(versions, pk=pk)
 
 
@@ -686,14 +698,21 @@ class PromotionAdmin(ReadOnlyAdmin):
     list_display = ("revision_", "when", "action_", "change", "actor", "reason", "on_evidence")
     list_display_links = None
     search_fields = ("reason", "by__username")
-    list_select_related = (
-        "version",
-        "previous_version",
-        "calibration",
-        "previous_calibration",
-        "by",
-        "evidence__candidate",
-    )
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Promotion]:
+        """With no more of what a line names than its name; evaluations and versions are long."""
+        named = [
+            "version__number",
+            "previous_version__number",
+            "calibration__number",
+            "previous_calibration__number",
+            "by__username",
+            "evidence__verdict",
+            "evidence__candidate__number",
+        ]
+        own = [field.name for field in self.opts.concrete_fields]
+        related = {path.rpartition("__")[0] for path in named}
+        return super().get_queryset(request).select_related(*related).only(*own, *named)
 
     def routes(self) -> list[tuple[str, Any, str]]:
         return [("rollback/", self.rollback_view, "rollback")]
@@ -876,6 +895,18 @@ def _calibrators(
 
 def _against_incumbent(evaluation: ShadowEvaluation | None) -> dict[str, Any] | None:
     return evaluation.figures.get("against_incumbent") if evaluation else None
+
+
+def _newest_evaluations() -> QuerySet[ShadowEvaluation]:
+    """Of each version the newest, with what the list of versions says of it."""
+    newer = ShadowEvaluation.objects.filter(candidate=OuterRef("candidate"), pk__gt=OuterRef("pk"))
+    newest = ShadowEvaluation.objects.filter(~Exists(newer)).select_related("incumbent")
+    return newest.only("candidate", "verdict", "figures", "incumbent__number")
+
+
+def _newest(version: AdapterVersion) -> ShadowEvaluation | None:
+    """Its newest evaluation; of versions of the list."""
+    return _first(version.newest)  # type: ignore[attr-defined]
 
 
 def _first(found: Iterable[ShadowEvaluation]) -> ShadowEvaluation | None:

@@ -40,6 +40,7 @@ from adapters_app.models import (
     TrainingRun,
 )
 from adapters_app.serializers import (
+    AdapterSummarySerializer,
     AdapterVersionSerializer,
     CalibrationSerializer,
     PromoteSerializer,
@@ -105,7 +106,7 @@ class ReadOnly(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericViewSet[
 class TrainingRunViewSet(ReadOnly):
     queryset = TrainingRun.objects.select_related(
         "version", "produced", "snapshot", "requested_by", "cancel_requested_by"
-    )
+    ).defer(*AdapterVersion.details("version__"), *AdapterVersion.details("produced__"))
     serializer_class = TrainingRunSerializer
     filters = RunFilterSerializer
     required_permission = {
@@ -142,16 +143,18 @@ class TrainingRunViewSet(ReadOnly):
 
 
 @extend_schema_view(
-    list=extend_schema(summary="Adapter versions, newest first."),
+    list=extend_schema(summary="Adapter versions, newest first, without their metrics."),
     retrieve=extend_schema(summary="One version: its recipe, metrics and digests."),
 )
 class AdapterViewSet(ReadOnly):
-    queryset = AdapterVersion.objects.select_related("snapshot", "created_by")
-    serializer_class = AdapterVersionSerializer
+    queryset = AdapterVersion.objects.select_related("snapshot", "created_by").defer("metrics")
     lookup_field = "number"
     lookup_url_kwarg = "version"
     lookup_value_regex = VERSION_PATTERN
     required_permission = {"GET": "adapters_app.view_adapterversion"}
+
+    def get_serializer_class(self) -> type[BaseSerializer[Any]]:
+        return AdapterSummarySerializer if self.action == "list" else AdapterVersionSerializer
 
     def get_object(self) -> AdapterVersion:
         try:
@@ -228,14 +231,21 @@ class AdapterViewSet(ReadOnly):
 
 @extend_schema_view(
     list=extend_schema(
-        parameters=[VersionFilterSerializer], summary="Shadow evaluations, newest first."
+        parameters=[VersionFilterSerializer],
+        summary="Shadow evaluations, newest first, without their flipped pairs.",
     ),
     retrieve=extend_schema(summary="One evaluation, with its flipped pairs."),
 )
 class ShadowEvaluationViewSet(ReadOnly):
-    queryset = ShadowEvaluation.objects.select_related("candidate", "incumbent", "snapshot")
+    queryset = ShadowEvaluation.objects.select_related("candidate", "incumbent", "snapshot").defer(
+        *AdapterVersion.details("candidate__"), *AdapterVersion.details("incumbent__")
+    )
     filters = VersionFilterSerializer
     required_permission = {"GET": "adapters_app.view_shadowevaluation"}
+
+    def get_queryset(self) -> QuerySet[ShadowEvaluation]:
+        found = super().get_queryset()
+        return found.defer("flips") if self.action == "list" else found
 
     def get_serializer_class(self) -> type[BaseSerializer[Any]]:
         return ShadowSummarySerializer if self.action == "list" else ShadowEvaluationSerializer
@@ -253,7 +263,7 @@ class ShadowEvaluationViewSet(ReadOnly):
 class CalibrationViewSet(ReadOnly):
     queryset = CalibrationEvaluation.objects.select_related(
         "version", "replaces__version", "snapshot", "created_by"
-    )
+    ).defer(*AdapterVersion.details("version__"), *AdapterVersion.details("replaces__version__"))
     serializer_class = CalibrationSerializer
     filters = VersionFilterSerializer
     required_permission = {"GET": "adapters_app.view_calibrationevaluation"}
@@ -267,7 +277,9 @@ class CalibrationViewSet(ReadOnly):
     retrieve=extend_schema(summary="One entry of the ledger."),
 )
 class PromotionViewSet(ReadOnly):
-    queryset = Promotion.objects.select_related("version", "previous_version", "by")
+    queryset = Promotion.objects.select_related("version", "previous_version", "by").defer(
+        *AdapterVersion.details("version__"), *AdapterVersion.details("previous_version__")
+    )
     serializer_class = PromotionSerializer
     required_permission = {"GET": "adapters_app.view_promotion"}
 

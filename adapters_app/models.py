@@ -215,6 +215,14 @@ class AdapterVersion(models.Model):
         """What people and the upstream's client call it, e.g. “v7”."""
         return f"v{self.number}"
 
+    @staticmethod
+    def details(path: str = "") -> list[str]:
+        """The long columns, shown on a version's own page alone: to defer() for who needs its name.
+
+        `path` leads to the version, e.g. “incumbent__”. A thousand doubted verdicts are `metrics`.
+        """
+        return [f"{path}{name}" for name in ("config", "metrics", "sibling_digests")]
+
 
 class CalibrationEvaluation(models.Model):
     """A fitted calibrator bound to a version (or the base), with figures before and after."""

@@ -92,11 +92,19 @@ class TrainingRequestSerializer(serializers.Serializer[Any]):
         return attrs
 
 
-class AdapterVersionSerializer(serializers.ModelSerializer[AdapterVersion]):
+class AdapterSummarySerializer(serializers.ModelSerializer[AdapterVersion]):
+    """Without the metrics, which list every verdict that the siblings doubt."""
+
     name = serializers.CharField(read_only=True)
     snapshot = SnapshotDigest()
     created_by = UserName()
 
+    class Meta:
+        model = AdapterVersion
+        exclude = ["id", "metrics"]
+
+
+class AdapterVersionSerializer(AdapterSummarySerializer):
     class Meta:
         model = AdapterVersion
         exclude = ["id"]

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from django.contrib import admin
 from django.contrib.messages import get_messages
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from adapters_app import dashboard, liveness, registry, storage, training
@@ -786,6 +788,28 @@ def test_the_ledger_tells_who_what_why_and_on_what_evidence(rita, three_promoted
     assert "complaints" in page
     assert "the base → v1" in page
     assert "better" in page
+
+
+@pytest.mark.parametrize("path", [VERSIONS, LEDGER, RUNS])
+def test_a_list_reads_as_often_for_many_rows_as_for_one_and_nothing_long(
+    rita, releaser, make_version, path
+):
+    def asked():
+        with CaptureQueriesContext(connection) as found:
+            assert rita.get(path).status_code == 200
+        return [query["sql"] for query in found]
+
+    previous = make_version()
+    promote(previous, releaser)
+    asked()  # content types and the like are read once
+    once = asked()
+    for _ in range(3):
+        previous = make_version(against=previous)
+        promote(previous, releaser)
+    often = asked()
+    assert len(often) == len(once)
+    for column in ("flips", "metrics", "sibling_digests", "log_tail", "loss_curve"):
+        assert not [sql for sql in often if f'"{column}"' in sql], column
 
 
 # --- The queue ------------------------------------------------------------------------------------

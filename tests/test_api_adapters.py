@@ -5,6 +5,8 @@ import io
 import zipfile
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 
 from adapters_app import storage, training
 from adapters_app.models import Promotion, TrainingRun
@@ -243,6 +245,61 @@ def test_runs_are_filtered(tom, make_version, cast):
     assert tom.get(f"{API}/training-runs?status=queued").json()["count"] == 1
     assert tom.get(f"{API}/training-runs?status=succeeded&kind=train").json()["count"] == 1
     assert tom.get(f"{API}/training-runs?status=%00").status_code == 400
+
+
+# --- what lists leave out -------------------------------------------------------------------------
+
+
+def test_the_verdicts_in_doubt_are_on_a_versions_own_page_and_not_in_the_list(rita, make_version):
+    doubted = [{"correction_id": number, "given": "neutral"} for number in range(50)]
+    make_version(metrics={"suspicious": doubted, "chosen_epoch": 2})
+    (listed,) = rita.get(f"{API}/adapters").json()["results"]
+    shown = rita.get(f"{API}/adapters/v1").json()
+    assert shown["metrics"] == {"suspicious": doubted, "chosen_epoch": 2}
+    assert listed == {name: value for name, value in shown.items() if name != "metrics"}
+
+
+def test_the_schema_says_what_lists_leave_out(rita):
+    schema = rita.get(f"{API}/schema?format=json").json()
+
+    def fields(path, *, listed):
+        content = schema["paths"][path]["get"]["responses"]["200"]["content"]
+        found = resolved(content["application/json"]["schema"])
+        return set(resolved(found["results"]["items"]) if listed else found)
+
+    def resolved(reference):
+        name = reference["$ref"].rpartition("/")[2]
+        return schema["components"]["schemas"][name]["properties"]
+
+    for name, item, left_out in (
+        ("adapters", "{version}", {"metrics"}),
+        ("shadow-evaluations", "{id}", {"flips"}),
+    ):
+        whole = fields(f"/api/v1/{name}/{item}", listed=False)
+        assert whole - fields(f"/api/v1/{name}", listed=True) == left_out
+
+
+@pytest.mark.parametrize(
+    "path", ["adapters", "shadow-evaluations", "promotions", "calibrations", "training-runs"]
+)
+def test_a_list_reads_as_often_for_many_rows_as_for_one_and_nothing_long(
+    rita, make_version, cast, path
+):
+    def asked():
+        with CaptureQueriesContext(connection) as found:
+            assert rita.get(f"{API}/{path}").json()["count"]
+        return [query["sql"] for query in found]
+
+    previous = make_version()
+    promote(previous, cast["rita"])
+    once = asked()
+    for _ in range(3):
+        previous = make_version(against=previous)
+        promote(previous, cast["rita"])
+    often = asked()
+    assert len(often) == len(once)
+    for column in ("flips", "metrics"):
+        assert not [sql for sql in often if f'"{column}"' in sql], column
 
 
 # --- evaluations, calibrations, ledger, stats -----------------------------------------------------
