@@ -26,6 +26,7 @@ from adapters_app.nli.learning_curve import HORIZON, OUT_OF_REACH, Measured, Nee
 from adapters_app.nli.predict import Predictor
 from adapters_app.recipe import CannotTrain, configured_base
 from adapters_app.snapshots import SnapshotRow
+from adapters_app.templatetags.figures import percent
 from corrections.models import FOLDS
 
 POINTS = 4
@@ -130,7 +131,7 @@ def _sentence(
     if math.isinf(needed.verdicts.median):
         return (
             f"Whether {name} of {target:.2f} can be reached with {HORIZON} times as many verdicts "
-            f"cannot be told: the chance is about {needed.chance:.0%} (now {present:.2f})."
+            f"cannot be told: the chance is about {percent(needed.chance, 0)} (now {present:.2f})."
         )
     few, many = (max(0.0, end - now) for end in (needed.verdicts.low, needed.verdicts.high))
     at_most = "more than can be foreseen" if math.isinf(many) else f"{_rounded(many)}"

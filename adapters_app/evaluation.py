@@ -28,6 +28,7 @@ from adapters_app.nli.calibration import (
 from adapters_app.nli.guard import GuardSet, unlabelled
 from adapters_app.registry import NewCalibration, NewEvaluation
 from adapters_app.snapshots import SnapshotRow
+from adapters_app.templatetags.figures import percent
 from corrections.labels import LABELS, Label
 from corrections.models import Correction
 
@@ -462,11 +463,12 @@ def _advice(
         )
     if domain.b["accuracy"] < WANTED_ACCURACY:
         said.append(
-            f"Accuracy is {domain.b['accuracy']:.1%} on {domain.rows} pairs, below the wished-for "
-            f"{WANTED_ACCURACY:.0%}."
+            f"Accuracy is {percent(domain.b['accuracy'])} on {domain.rows} pairs, below the "
+            f"wished-for {percent(WANTED_ACCURACY, 0)}."
         )
     if domain.b["accuracy"] < to_base.a["accuracy"]:
-        said.append(f"It answers fewer pairs right than the base ({to_base.a['accuracy']:.1%}).")
+        of_base = percent(to_base.a["accuracy"])
+        said.append(f"It answers fewer pairs right than the base ({of_base}).")
     if domain.brier.p_gain < metrics.LOSS_LEVEL:
         said.append("Its probabilities are worse than those of what serves (Brier score).")
     return said

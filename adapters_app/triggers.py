@@ -9,7 +9,9 @@ from django.db.models import F, Q, Sum
 from django.utils import timezone
 
 from adapters_app import registry
+from adapters_app.evidence import name_of
 from adapters_app.models import AdapterVersion, PredictionTally, TrainingRun
+from adapters_app.templatetags.figures import percent
 from corrections.models import Correction, CorrectionQuerySet
 
 Sampling, Verdict = Correction.Sampling, Correction.Verdict
@@ -53,12 +55,13 @@ def _rate() -> Condition:
     need = settings.LYRA_TRIGGER_MIN_RATE
     rate, how = _correction_rate()
     if rate is None:
+        name = name_of(registry.serving().version)
         sentence = (
-            "Cannot be told of what serves: none of its answers was counted, and of "
-            f"{FEWEST_JUDGED} drawn or labelled ones there are fewer."
+            f"Cannot be told of {name}: it has answered nothing yet, and fewer than "
+            f"{FEWEST_JUDGED} of its answers that were drawn, or of a labelled set, were judged."
         )
         return Condition("correction rate", False, None, need, sentence)
-    said = f"{rate:.1%} of predictions are corrected ({how}); {need:.1%} is needed."
+    said = f"{percent(rate)} of predictions are corrected ({how}); {percent(need)} is needed."
     return Condition("correction rate", rate >= need, rate, need, said)
 
 

@@ -121,7 +121,7 @@ def figures():
             "unlabelled": {"n": 3180, "flipped": 0.0412, "loss_at_most": 0.0523},
             "phenomena": {"role_swap": {"n": 50, "base": 0.7, "incumbent": 0.7, "candidate": 0.66}},
         },
-        "advice": ["Accuracy is 55.0% on 200 pairs, below the wished-for 85%."],
+        "advice": ["Accuracy is 55.0 % on 200 pairs, below the wished-for 85 %."],
     }
 
 
@@ -424,7 +424,7 @@ def test_a_version_shows_its_evidence_with_every_n(rita, make_version):
     assert "on 600 general pairs the base has 72.0 % right and v1 71.0 %" in page
     assert "role swap" in page
     assert "Two of nine wards stopped using the drug." in page
-    assert "below the wished-for 85%" in page
+    assert "below the wished-for 85 %" in page
     assert "fitted on 200 out-of-fold pairs" in page
 
 

@@ -90,7 +90,7 @@ def test_what_an_older_version_got_wrong_is_no_reason_to_train(make_version, cas
     promote(version, cast["rita"])
     told = triggers.conditions()[1]
     assert (told.have, told.holds) == (None, False)
-    assert "Cannot be told of what serves" in told.sentence
+    assert "Cannot be told of v1: it has answered nothing yet, and fewer than 30" in told.sentence
     theirs = {"predicted_version": 1, "predicted_digest": version.artifact_digest}
     accept(60, start=100, sampling="audit", sampling_probability=0.5, **theirs)
     Correction.objects.filter(**theirs, verdict="corrected").delete()
