@@ -8,7 +8,7 @@ from django.core.wsgi import get_wsgi_application
 from lyra_site import home
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "lyra_site.settings")
-django = get_wsgi_application()
+site = get_wsgi_application()
 call_command("check")
 home.use()
 
@@ -19,7 +19,7 @@ from inference import (  # noqa: E402  models exist once the application does
     tallies,
 )
 
-application = admission.Admission(django)
+application = admission.Admission(site)
 
 # Here and not in AppConfig.ready(): only a process that serves loads the model and says so, and
 # keeps tallies.
