@@ -52,6 +52,7 @@ from adapters_app.serializers import (
     ShadowSummarySerializer,
     TrainingRequestSerializer,
     TrainingRunSerializer,
+    TrainingSummarySerializer,
     VersionFilterSerializer,
 )
 from corrections.api import Conflict
@@ -100,19 +101,28 @@ class ReadOnly(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericViewSet[
 
 
 @extend_schema_view(
-    list=extend_schema(parameters=[RunFilterSerializer], summary="Training runs, newest first."),
+    list=extend_schema(
+        parameters=[RunFilterSerializer],
+        summary="Training runs, newest first, without their loss curves and logs.",
+    ),
     retrieve=extend_schema(summary="Follow a run: stage, steps, ETA, loss curve, log tail."),
 )
 class TrainingRunViewSet(ReadOnly):
     queryset = TrainingRun.objects.select_related(
         "version", "produced", "snapshot", "requested_by", "cancel_requested_by"
     ).defer(*AdapterVersion.details("version__"), *AdapterVersion.details("produced__"))
-    serializer_class = TrainingRunSerializer
     filters = RunFilterSerializer
     required_permission = {
         "GET": "adapters_app.view_trainingrun",
         "POST": "adapters_app.request_training",
     }
+
+    def get_queryset(self) -> QuerySet[TrainingRun]:
+        found = super().get_queryset()
+        return found.defer("loss_curve", "log_tail") if self.action == "list" else found
+
+    def get_serializer_class(self) -> type[BaseSerializer[Any]]:
+        return TrainingSummarySerializer if self.action == "list" else TrainingRunSerializer
 
     @extend_schema(
         summary="Request a training run, or the shadow evaluation of a version.",

@@ -45,7 +45,9 @@ class SnapshotDigest(serializers.SlugRelatedField[Snapshot]):
         super().__init__(slug_field="digest", read_only=True)
 
 
-class TrainingRunSerializer(serializers.ModelSerializer[TrainingRun]):
+class TrainingSummarySerializer(serializers.ModelSerializer[TrainingRun]):
+    """Without the loss curve and the log, which a list of a hundred runs need not carry."""
+
     version = VersionName(help_text="The version evaluated (kind = shadow).")
     produced = serializers.SerializerMethodField(help_text="The version this run made.")
     snapshot = SnapshotDigest()
@@ -54,11 +56,17 @@ class TrainingRunSerializer(serializers.ModelSerializer[TrainingRun]):
 
     class Meta:
         model = TrainingRun
-        exclude = ["fencing_token"]
+        exclude = ["fencing_token", "loss_curve", "log_tail"]
 
     def get_produced(self, run: TrainingRun) -> str | None:
         produced = getattr(run, "produced", None)
         return produced.name if produced else None
+
+
+class TrainingRunSerializer(TrainingSummarySerializer):
+    class Meta:
+        model = TrainingRun
+        exclude = ["fencing_token"]
 
 
 class TrainingRequestSerializer(serializers.Serializer[Any]):

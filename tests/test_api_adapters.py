@@ -274,6 +274,7 @@ def test_the_schema_says_what_lists_leave_out(rita):
     for name, item, left_out in (
         ("adapters", "{version}", {"metrics"}),
         ("shadow-evaluations", "{id}", {"flips"}),
+        ("training-runs", "{id}", {"loss_curve", "log_tail"}),
     ):
         whole = fields(f"/api/v1/{name}/{item}", listed=False)
         assert whole - fields(f"/api/v1/{name}", listed=True) == left_out
@@ -298,7 +299,7 @@ def test_a_list_reads_as_often_for_many_rows_as_for_one_and_nothing_long(
         promote(previous, cast["rita"])
     often = asked()
     assert len(often) == len(once)
-    for column in ("flips", "metrics"):
+    for column in ("flips", "metrics", "loss_curve", "log_tail"):
         assert not [sql for sql in often if f'"{column}"' in sql], column
 
 
