@@ -23,6 +23,7 @@ from adapters_app.nli.calibration import Identity, TemperatureScaling
 from adapters_app.nli.config import TrainConfig
 from adapters_app.nli.data import Example
 from adapters_app.nli.encoding import Pair
+from adapters_app.nli.hajek import group_sums, ratio_error
 from adapters_app.nli.train import Anchors, Step, TrainResult, below_adapter, passes_over, train
 from adapters_app.reporting import training_weights
 from adapters_app.snapshots import SnapshotRow
@@ -156,14 +157,41 @@ def _judged(
     rows: Sequence[SnapshotRow],
     config: TrainConfig,
 ) -> tuple[np.ndarray, list[dict[str, Any]], int]:
-    """Logits (rows, 3) out of fold after the best epoch, figures of all epochs, the best's number.
+    """Logits (rows, 3) out of fold after the chosen epoch, figures of all epochs, its number.
 
-    The best is the one with the least loss out of fold.
+    It is chosen by the loss of all rows, weighted as in training: those of known probability, on
+    which alone figures stand, are too few to choose by.
     """
     logits = _pooled_logits(siblings, held, len(rows), config.epochs)
-    epochs = _epoch_figures(siblings, logits, rows, config)
-    chosen = int(min(epochs, key=lambda figures: figures["choice_log_loss"])["epoch"])
-    return logits[chosen - 1], epochs, chosen
+    losses, weights = _calibrated_losses(logits, rows, config), row_weights(rows, config)
+    epochs = [
+        {
+            "epoch": e + 1,
+            "train_loss": float(np.mean([r.epochs[e].train_loss for r in siblings.values()])),
+            "choice_log_loss": float(np.average(losses[e], weights=weights)),
+            "choice_rows": len(rows),
+            "out_of_fold": evaluation.figures_on(Identity().predict_proba(answers), rows),
+        }
+        for e, answers in enumerate(logits)
+    ]
+    chosen = latest_as_good(losses, weights, np.array([row.group_id for row in rows]))
+    return logits[chosen], epochs, chosen + 1
+
+
+def latest_as_good(losses: np.ndarray, weights: np.ndarray, groups: np.ndarray) -> int:
+    """The last epoch within one standard error of the best, from 0; `losses` (epochs, n).
+
+    The rule of Breiman et al. (1984, §3.4.3), by groups (n,). The rate falls to zero over all
+    epochs: what is taken earlier is taken in mid-course, and mere luck must not take it.
+    """
+    best = int(np.argmin(np.average(losses, axis=1, weights=weights)))
+    for epoch in range(len(losses) - 1, best, -1):
+        total, size = group_sums(losses[epoch] - losses[best], weights, groups)
+        worse = total.sum() / size.sum()
+        # Of one group nothing says how much chance there is in it.
+        if len(size) < 2 or worse <= ratio_error(total, size, worse):
+            return epoch
+    return best
 
 
 def _side_by_side(
@@ -258,31 +286,17 @@ def _pooled_logits(
     return pooled
 
 
-def _epoch_figures(
-    siblings: dict[int, TrainResult],
-    logits: np.ndarray,
-    rows: Sequence[SnapshotRow],
-    config: TrainConfig,
-) -> list[dict[str, Any]]:
-    """Per epoch: mean training loss, out-of-fold figures, and the loss the epoch is chosen by.
-
-    That is over all rows, weighted as in training: those of known probability, on which alone
-    figures stand, are too few to choose by. And it is the loss after a temperature of its own: how
-    sure of itself an epoch is will be set right by calibration.
-    """
+def _calibrated_losses(
+    logits: np.ndarray, rows: Sequence[SnapshotRow], config: TrainConfig
+) -> np.ndarray:
+    """(epochs, rows) log loss, nats, each epoch after a temperature of its own: how sure of itself
+    an epoch is will be set right by calibration."""
     labels, weights = evaluation.label_columns(rows), row_weights(rows, config)
-    figures = []
-    for e, answers in enumerate(logits):
-        probabilities = Identity().predict_proba(answers)
-        scaled = TemperatureScaling().fit(answers, labels, weights).predict_proba(answers)
-        results = [result.epochs[e] for result in siblings.values()]
-        figures.append(
-            {
-                "epoch": e + 1,
-                "train_loss": float(np.mean([result.train_loss for result in results])),
-                "choice_log_loss": metrics.log_loss(scaled, labels, weights),
-                "choice_rows": len(rows),
-                "out_of_fold": evaluation.figures_on(probabilities, rows),
-            }
-        )
-    return figures
+    return np.stack(
+        [
+            metrics.log_losses(
+                TemperatureScaling().fit(answers, labels, weights).predict_proba(answers), labels
+            )
+            for answers in logits
+        ]
+    )

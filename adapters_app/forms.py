@@ -22,7 +22,7 @@ CONFIG_HELP = {
     "target_modules": "“auto” = the attention's query and value projections; or names and commas.",
     "layer_share": "Share of the layers, from the top, that get an adapter.",
     "learning_rate": "Peak rate of the optimiser, after the warm-up.",
-    "epochs": "Upper limit. The number used is the one that is best out of fold.",
+    "epochs": "Upper limit. Fewer are used where that is clearly better out of fold.",
     "batch_size": "Pairs per optimiser step. Smaller needs less memory.",
     "warmup_share": "Share of all steps over which the learning rate climbs.",
     "weight_decay": "Pull of the weights towards zero.",

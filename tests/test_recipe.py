@@ -123,7 +123,7 @@ def test_a_run_ends_with_a_version_its_calibrator_and_its_evidence(carry_out, mo
     assert 0 < flips["flipped"] < flips["loss_at_most"] <= 1
     compared = evidence.figures["against_incumbent"]
     assert compared["gained"] + compared["lost"] <= len(evidence.flips)
-    # The word that gives the label away is easily learnt: the chosen epoch is the best one.
+    # The word that gives the label away is easily learnt: the last epoch is the best one.
     assert compared["b"]["log_loss"] < compared["a"]["log_loss"]
     epochs = version.metrics["epochs"]
     best = min(epochs, key=lambda epoch: epoch["choice_log_loss"])
@@ -390,14 +390,33 @@ def test_the_epoch_that_tells_best_is_chosen_however_sure_of_itself_it_is():
     held = {k: np.arange(k, 30, 2) for k in (0, 1)}
     siblings = {
         k: TrainResult(
-            [EpochResult(e + 1, 1.0, z[of], None) for e, z in enumerate((vague, sure))], 0, 0
+            [EpochResult(e + 1, 1.0, z[of], None) for e, z in enumerate((sure, vague))], 0, 0
         )
         for k, of in held.items()
     }
     logits, epochs, chosen = fitting._judged(siblings, held, rows, TrainConfig(epochs=2))
-    assert chosen == 2
+    assert chosen == 1
     assert (logits == sure).all()
     assert {epoch["choice_rows"] for epoch in epochs} == {30}
+
+
+@pytest.mark.parametrize(
+    ("behind", "pages", "chosen"),
+    [
+        ((0.0, 0.5, 0.5), 30, 0),  # clearly worse from the second on
+        ((0.5, 0.0, 0.5), 30, 1),
+        ((0.0, 0.5, 0.01), 30, 2),  # no worse than chance would have it: the schedule's end
+        ((0.0, 0.01, 0.5), 30, 1),
+        ((0.0, 0.5, 0.5), 1, 2),  # of one page there is no telling
+    ],
+)
+def test_the_last_epoch_is_taken_unless_an_earlier_one_is_better_by_more_than_chance(
+    behind, pages, chosen
+):
+    noise = np.random.default_rng(0).normal(scale=0.5, size=(3, 300))
+    noise -= noise.mean(axis=1, keepdims=True)
+    losses = 1 + np.array(behind)[:, None] + noise
+    assert fitting.latest_as_good(losses, np.ones(300), np.arange(300) % pages) == chosen
 
 
 def row(number: int, label: str, annotator: str = "") -> snapshots.SnapshotRow:

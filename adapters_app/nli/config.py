@@ -25,7 +25,7 @@ class TrainConfig:
     # pair never changes, and is computed once for all epochs and fits.
     layer_share: float = 1.0
     learning_rate: float = 2e-3
-    # Upper limit; the number actually used is chosen out of fold.
+    # Upper limit; fewer are used where that is clearly better out of fold.
     epochs: int = 3
     batch_size: int = 16
     # Share of all steps over which the rate climbs: a fixed 100 steps never ends on 100 rows.

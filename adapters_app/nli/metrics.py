@@ -85,12 +85,18 @@ def macro_f1(
     )
 
 
+def log_losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Negative log-likelihood per row (n,), nats; probabilities are floored at 1e-12."""
+    right = probabilities[np.arange(len(labels)), labels]
+    losses: np.ndarray = -np.log(np.maximum(right, 1e-12))
+    return losses
+
+
 def log_loss(
     probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
 ) -> float:
-    """Mean negative log-likelihood, nats; probabilities are floored at 1e-12."""
-    right = probabilities[np.arange(len(labels)), labels]
-    return _mean(-np.log(np.maximum(right, 1e-12)), weights)
+    """Mean of `log_losses`."""
+    return _mean(log_losses(probabilities, labels), weights)
 
 
 def brier_rows(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
