@@ -77,7 +77,18 @@ def _config_field(name: str, value: Any) -> forms.Field:
     return forms.CharField(**shared)
 
 
-class RequestTrainingForm(forms.Form):
+class OwnForm(forms.Form):
+    """A form on a page of ours: sent back with errors, it opens at the first field to correct."""
+
+    def full_clean(self) -> None:
+        super().full_clean()
+        wrong = (field for field in self.visible_fields() if field.name in self.errors)
+        first = next(wrong, None)
+        if first is not None:  # it may be far below the evidence
+            first.field.widget.attrs["autofocus"] = True
+
+
+class RequestTrainingForm(OwnForm):
     """What the adapter is for, and every field of TrainConfig, starting from a preset."""
 
     preset = forms.ChoiceField(choices=[(name, name) for name in PRESETS], widget=forms.HiddenInput)
@@ -142,7 +153,7 @@ class RequestTrainingForm(forms.Form):
         return any(name in self.errors for name in self.config_names)
 
 
-class ReleaseForm(forms.Form):
+class ReleaseForm(OwnForm):
     """What every change of who answers asks for: why, and which state the person was looking at."""
 
     expected_revision = forms.IntegerField(min_value=0, widget=forms.HiddenInput)

@@ -566,6 +566,38 @@ def test_without_a_reason_nothing_is_promoted(rita, make_version):
     assert registry.serving().version is None
 
 
+@pytest.mark.parametrize("page", ["promote", "rollback", "request"])
+def test_a_form_sent_back_says_so_and_opens_at_the_first_field_to_correct(
+    rita, tina, three_promoted, page
+):
+    if page == "promote":
+        response = confirm(rita, make_comparable(three_promoted), reason=" ")
+    elif page == "rollback":
+        response = rita.post(ROLLBACK, {"expected_revision": 3, "reason": " "})
+    else:
+        response = tina.post(REQUEST, config_data(reason=" ", rank=0))
+    html = response.content.decode()
+    assert re.search(r'<p class="errornote" role="alert">Please correct the fields? marked', html)
+    [focused] = re.findall(r"<(?:input|select|textarea)[^>]* autofocus[^>]*>", html)
+    assert 'name="reason"' in focused
+
+
+def make_comparable(versions):
+    """The first of them, compared with the last, which serves."""
+    first, *_, last = versions
+    first.evaluations.update(incumbent=last)
+    return first
+
+
+@pytest.mark.parametrize("page", ["promote", "rollback"])
+def test_a_browser_asks_for_the_reason_before_it_sends_a_decision(rita, three_promoted, page):
+    first = make_comparable(three_promoted)
+    html = rita.get(url(first, "promote") if page == "promote" else ROLLBACK).content.decode()
+    form = re.search(r'<form class="stacked".*?</form>', html, flags=re.S)[0]
+    assert "novalidate" not in form
+    assert re.search(r'<textarea name="reason"[^>]* required', form)
+
+
 def test_a_stale_confirmation_is_refused_naming_who_was_faster(rita, administrator, make_version):
     first, second = make_version(), make_version()
     shown = rita.get(url(second, "promote")).context["form"]["expected_revision"].value()
