@@ -2,6 +2,7 @@
 `training` or `registry`, and no page can write around those."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from django.contrib import admin, messages
@@ -496,6 +497,7 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
         evaluation = _first(
             found for found in version.evaluations.all() if found.incumbent_id == serving.version_id
         )
+        serves = serving.version_id == version.pk
         worse = registry.calibrates_worse(newer, serving.calibration) if newer else []
         if form is None:
             form = PromoteForm(
@@ -513,7 +515,8 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
             f"Use the newer calibrator of {version}?" if newer else f"Promote {version}?",
             status=status,
             version=version,
-            serves=serving.version_id == version.pk,
+            serves=serves,
+            changes=bool(newer or (evaluation and not serves)),
             standing=standing(version),
             form=form,
             revision=serving.revision,
@@ -690,6 +693,16 @@ class StudyAdmin(ReadOnlyAdmin):
         return get_object_or_404(studies, pk=pk)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where one can roll back to: what it is called, its ?to=, the promotion it restores."""
+
+    name: str
+    to: str
+    restores: Promotion | None  # None = the base
+    chosen: bool = False
+
+
 @admin.register(Promotion)
 class PromotionAdmin(ReadOnlyAdmin):
     """The ledger: who put what in front of users, when, why and on what evidence."""
@@ -787,6 +800,7 @@ class PromotionAdmin(ReadOnlyAdmin):
         if form is None:
             form = ReleaseForm(initial={"expected_revision": serving.revision, "reason": reason})
         version = restored.version if restored else None
+        calibration = restored.calibration if restored else None
         undone = serving.version and serving.version.evaluations.filter(incumbent=version).first()
         return self.page(
             request,
@@ -795,10 +809,10 @@ class PromotionAdmin(ReadOnlyAdmin):
             status=status,
             form=form,
             revision=serving.revision,
-            nothing=serving.version is None and version is None,
+            nothing=(version, calibration) == (serving.version, serving.calibration),
             now=evidence.answerer(serving.version, serving.calibration),
-            then=evidence.answerer(version, restored.calibration if restored else None),
-            choices=self._choices(request, serving),
+            then=evidence.answerer(version, calibration),
+            places=_places(serving, restored),
             **evidence.context(undone or None),
         )
 
@@ -821,16 +835,6 @@ class PromotionAdmin(ReadOnlyAdmin):
             return registry.find_version(to)
         except registry.VersionUnknown as unknown:
             raise Http404(str(unknown)) from unknown
-
-    def _choices(self, request: HttpRequest, serving: Serving) -> list[tuple[str, str, bool]]:
-        """(text, ?to=, chosen) of every place one can roll back to."""
-        to = request.GET.get("to", "")
-        served = AdapterVersion.objects.filter(promotions__action=Promotion.Action.PROMOTE)
-        names = [version.name for version in served.distinct() if version != serving.version]
-        before = registry.rollback_default()
-        previous = f"the one before ({evidence.name_of(before.version if before else None)})"
-        places = [(previous, ""), *((name, name) for name in names), ("the base", "base")]
-        return [(text, value, value == to) for text, value in places]
 
 
 def _arms_figure(task: TaskFindings) -> charts.Figure:
@@ -911,6 +915,22 @@ def _newest(version: AdapterVersion) -> ShadowEvaluation | None:
 
 def _first(found: Iterable[ShadowEvaluation]) -> ShadowEvaluation | None:
     return next(iter(found), None)
+
+
+def _places(serving: Serving, chosen: Promotion | None) -> list[Place]:
+    """Everything that a rollback can restore, each once, the default first."""
+    promotions = Promotion.objects.filter(action=Promotion.Action.PROMOTE).order_by("pk")
+    served = promotions.select_related("version").defer(*AdapterVersion.details("version__"))
+    last = {entry.version: entry for entry in served}
+    last.pop(serving.version, None)
+    places = [Place(evidence.name_of(version), str(version), last[version]) for version in last]
+    if serving.version is not None:
+        before = registry.rollback_default()
+        places = [place for place in places if place.restores != before]
+        name = evidence.name_of(before.version if before else None)
+        places.insert(0, Place(f"{name}, which answered before", "", before))
+        places += [Place("the base", registry.BASE, None)] if before else []
+    return [replace(place, chosen=place.restores == chosen) for place in places]
 
 
 def _first_or_404(promotions: QuerySet[Promotion]) -> Promotion:

@@ -801,6 +801,58 @@ def test_there_is_nowhere_to_go_back_to_from_the_base(rita, db):
     assert "The base already serves." in text_of(rita.get(ROLLBACK))
 
 
+def test_nothing_is_said_to_change_where_nothing_would(rita, releaser, make_version):
+    version = make_version()
+    promote(version, releaser)
+    assert "Afterwards" not in text_of(rita.get(url(version, "promote")))
+    assert "Afterwards" not in text_of(rita.get(ROLLBACK, {"to": "v1"}))
+    back(rita)
+    page = text_of(rita.get(ROLLBACK))
+    assert "The base already serves. Choose what is to answer instead." in page
+    assert "Afterwards" not in page
+    assert "nothing to roll back to" not in page
+    assert "Answered by the base v1" in text_of(rita.get(ROLLBACK, {"to": "v1"}))
+
+
+def places(response):
+    """What one can choose on the page, the chosen one in brackets."""
+    links = re.findall(
+        r'<a href="\?to=[^"]*"\s*(aria-current="true")?>([^<]*)</a>', html_of(response)
+    )
+    return [f"[{name}]" if chosen else name for chosen, name in links]
+
+
+def html_of(response):
+    return response.content.decode()
+
+
+def test_every_place_to_roll_back_to_is_offered_once(rita, releaser, make_version):
+    first = make_version()
+    promote(first, releaser)
+    assert places(rita.get(ROLLBACK)) == ["[the base, which answered before]"]
+    promote(make_version(against=first), releaser)
+    assert places(rita.get(ROLLBACK)) == ["[v1, which answered before]", "the base"]
+    assert places(rita.get(ROLLBACK, {"to": "v1"})) == places(rita.get(ROLLBACK))
+    assert places(rita.get(ROLLBACK, {"to": "base"})) == [
+        "v1, which answered before",
+        "[the base]",
+    ]
+    back(rita, to="base")
+    assert places(rita.get(ROLLBACK)) == ["v1", "v2"]
+
+
+def test_a_version_that_served_says_when_to_promote_it_and_when_to_roll_back(
+    rita, releaser, make_version
+):
+    version = make_version()
+    assert "Rolling back brings it back" not in text_of(rita.get(url(version)))
+    promote(version, releaser)
+    back(rita)
+    page = text_of(rita.get(url(version)))
+    assert "Rolling back brings it back exactly as it answered then" in page
+    assert "Promoting asks for a comparison with the base, which serves now" in page
+
+
 @pytest.mark.parametrize("to", ["v9", "../etc", "2"])
 def test_a_version_that_never_served_is_not_rolled_back_to(rita, make_version, to):
     make_version(), make_version()
