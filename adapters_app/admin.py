@@ -141,12 +141,11 @@ class TrainingRunAdmin(ReadOnlyAdmin):
     list_display = (
         "title",
         "state",
-        "progress",
-        purpose,
-        "requested_by",
+        "outcome",
         "when",
         "took",
-        "outcome",
+        purpose,
+        "requested_by",
     )
     list_filter = ("status", "kind")
     search_fields = ("reason", "domain")
@@ -174,13 +173,6 @@ class TrainingRunAdmin(ReadOnlyAdmin):
     def state(self, run: TrainingRun) -> SafeString:
         return pill(run.get_status_display(), run.status)
 
-    @admin.display(description="progress")
-    def progress(self, run: TrainingRun) -> str:
-        if run.status != TrainingRun.Status.RUNNING:
-            return "–"
-        share = fraction(run)
-        return stage(run) if share is None else f"{stage(run)}, {percent(share, 0)}"
-
     @admin.display(description="requested", ordering="requested_at")
     def when(self, run: TrainingRun) -> str:
         return moment(run.requested_at)
@@ -191,6 +183,10 @@ class TrainingRunAdmin(ReadOnlyAdmin):
 
     @admin.display(description="outcome")
     def outcome(self, run: TrainingRun) -> str:
+        """The version that was made or what went wrong; of a running one how far it is."""
+        if run.status == TrainingRun.Status.RUNNING:
+            share = fraction(run)
+            return stage(run) if share is None else f"{stage(run)}, {percent(share, 0)}"
         version = getattr(run, "produced", None)
         if version is None:
             return run.error[:90] or "–"
@@ -326,14 +322,14 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
     list_title = "Adapter versions"
     list_display = (
         "name_",
+        "verdict",
+        "buttons",
         "standing",
-        purpose,
-        "learnt_from",
         "accuracy",
         "difference",
-        "verdict",
+        "learnt_from",
+        purpose,
         "when",
-        "buttons",
     )
     search_fields = ("domain",)
 

@@ -180,6 +180,10 @@ def text_of(response):
     return " ".join(re.sub(r"<[^>]+>", " ", body).split())
 
 
+def html_of(response):
+    return response.content.decode()
+
+
 def said(response):
     return [str(message) for message in get_messages(response.wsgi_request)]
 
@@ -288,6 +292,16 @@ def test_the_list_of_runs_names_state_and_outcome(tina, trainer, make_version):
     assert "succeeded" in page
     assert "Calibrating, 90 %" in page
     assert "v1" in page
+
+
+@pytest.mark.parametrize(
+    ("path", "columns"),
+    [(RUNS, ["title", "state", "outcome"]), (VERSIONS, ["name_", "verdict", "buttons"])],
+)
+def test_what_matters_most_is_where_a_narrow_window_shows_it(rita, make_version, path, columns):
+    make_version()
+    row = re.search(r"<tbody>.*?</tr>", html_of(rita.get(path)), flags=re.S)[0]
+    assert re.findall(r'class="field-(\w+)', row)[:3] == columns
 
 
 def test_a_failed_run_explains_itself(tina, trainer):
@@ -576,7 +590,7 @@ def test_a_form_sent_back_says_so_and_opens_at_the_first_field_to_correct(
         response = rita.post(ROLLBACK, {"expected_revision": 3, "reason": " "})
     else:
         response = tina.post(REQUEST, config_data(reason=" ", rank=0))
-    html = response.content.decode()
+    html = html_of(response)
     assert re.search(r'<p class="errornote" role="alert">Please correct the fields? marked', html)
     [focused] = re.findall(r"<(?:input|select|textarea)[^>]* autofocus[^>]*>", html)
     assert 'name="reason"' in focused
@@ -592,7 +606,7 @@ def make_comparable(versions):
 @pytest.mark.parametrize("page", ["promote", "rollback"])
 def test_a_browser_asks_for_the_reason_before_it_sends_a_decision(rita, three_promoted, page):
     first = make_comparable(three_promoted)
-    html = rita.get(url(first, "promote") if page == "promote" else ROLLBACK).content.decode()
+    html = html_of(rita.get(url(first, "promote") if page == "promote" else ROLLBACK))
     form = re.search(r'<form class="stacked".*?</form>', html, flags=re.S)[0]
     assert "novalidate" not in form
     assert re.search(r'<textarea name="reason"[^>]* required', form)
@@ -820,10 +834,6 @@ def places(response):
         r'<a href="\?to=[^"]*"\s*(aria-current="true")?>([^<]*)</a>', html_of(response)
     )
     return [f"[{name}]" if chosen else name for chosen, name in links]
-
-
-def html_of(response):
-    return response.content.decode()
 
 
 def test_every_place_to_roll_back_to_is_offered_once(rita, releaser, make_version):
