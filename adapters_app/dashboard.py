@@ -7,7 +7,7 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.auth.models import User
-from django.db.models import Count, Q, Sum
+from django.db.models import Count, F, Q, Sum
 from django.urls import reverse
 from django.utils import timezone
 
@@ -23,6 +23,7 @@ from adapters_app.progress import progress
 from corrections.models import AuditSample, Correction
 
 RATE_DAYS = 30
+LAST_ENDED = F("finished_at").desc(nulls_last=True)
 
 
 @dataclass(frozen=True)
@@ -35,24 +36,24 @@ class NextStep:
 
 
 @dataclass(frozen=True)
-class CorrectionRate:
-    """How often people corrected what was answered in the last `days` days.
+class ReportedErrors:
+    """How many of the pairs answered in the last `days` days people reported as wrong.
 
-    `unattributed` corrections do not say who had answered, as those imported from elsewhere: they
-    may be of answers that were never given here.
+    `unattributed` reports do not say who had answered, as those imported from elsewhere: they may
+    be of answers that were never given here.
     """
 
-    corrected: int
+    reported: int
     unattributed: int
-    predictions: int
+    answered: int
     days: int = RATE_DAYS
 
     @property
     def share(self) -> float | None:
-        """Corrected over answered pairs; None where these are fewer, or no correction is theirs."""
-        if self.predictions < max(1, self.corrected) or (self.unattributed and not self.corrected):
+        """Reported over answered pairs; None where these are fewer, or no report is of theirs."""
+        if self.answered < max(1, self.reported) or (self.unattributed and not self.reported):
             return None
-        return self.corrected / self.predictions
+        return self.reported / self.answered
 
 
 def context(user: User) -> dict[str, Any]:
@@ -66,7 +67,7 @@ def context(user: User) -> dict[str, Any]:
             "answerer": evidence.answerer(serving.version, serving.calibration),
             "last_change": Promotion.objects.select_related("by").first(),
             "conditions": triggers.conditions(),
-            "rate": correction_rate(),
+            "reported": reported_errors(),
             **live_figures(serving),
         }
     if user.has_perm("corrections.view_correction"):
@@ -78,7 +79,7 @@ def context(user: User) -> dict[str, Any]:
         found |= {
             "run": run,
             "progress": progress(run) if run else None,
-            "last_run": TrainingRun.objects.select_related("produced").first(),
+            "last_run": TrainingRun.objects.select_related("produced").order_by(LAST_ENDED).first(),
             "silent": liveness.silent_workers(),
         }
     if sees_releases:
@@ -107,8 +108,8 @@ def last_verdict() -> dict[str, Any]:
     }
 
 
-def correction_rate() -> CorrectionRate:
-    """Corrections people chose to report, and pairs answered, in the last RATE_DAYS days."""
+def reported_errors() -> ReportedErrors:
+    """Errors people chose to report, and pairs answered, in the last RATE_DAYS days."""
     since = timezone.now() - timedelta(days=RATE_DAYS)
     answered = PredictionTally.objects.filter(hour__gte=since).aggregate(n=Sum("count"))["n"] or 0
     reported = Correction.objects.filter(
@@ -118,7 +119,7 @@ def correction_rate() -> CorrectionRate:
     ).exclude(status=Correction.Status.REJECTED)
     unknown = Count("pk", filter=Q(predicted_digest=""))
     found = reported.aggregate(all=Count("pk"), unknown=unknown)
-    return CorrectionRate(found["all"] - found["unknown"], found["unknown"], answered)
+    return ReportedErrors(found["all"] - found["unknown"], found["unknown"], answered)
 
 
 def queue_counts() -> dict[str, int]:

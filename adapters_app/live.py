@@ -19,6 +19,7 @@ from django.db.models import Count, F, Q, Sum
 from adapters_app import training
 from adapters_app.models import Serving
 from adapters_app.nli.hajek import Share, share_of_groups
+from adapters_app.triggers import FEWEST_JUDGED
 from corrections import audits
 from corrections.audits import PredictedBy, Responses
 from corrections.models import AuditSample, Correction
@@ -40,6 +41,15 @@ class LiveFigures:
     def name(self) -> str:
         """What pages call it."""
         return "the base" if self.version is None else f"v{self.version}"
+
+    @property
+    def needed(self) -> int:
+        """Judged answers without which pages tell no share; programs read the interval."""
+        return FEWEST_JUDGED
+
+    @property
+    def enough_judged(self) -> bool:
+        return self.accuracy is not None and self.accuracy.rows >= FEWEST_JUDGED
 
     @property
     def correction_rate(self) -> Share | None:

@@ -44,47 +44,50 @@ def _enough_corrected() -> Condition:
     have = Correction.objects.accepted().filter(verdict=Verdict.CORRECTED).count()
     need = settings.LYRA_TRIGGER_MIN_CORRECTED
     sentence = (
-        f"There are {have} accepted corrections; by policy {need} start a run."
-        if have >= need
-        else f"{have} of the {need} accepted corrections that start a run by policy."
+        f"{have} accepted corrected verdicts, confirmations not counted; by policy {need} start a "
+        "run."
     )
     return Condition("corrected verdicts", have >= need, have, need, sentence)
 
 
 def _rate() -> Condition:
     need = settings.LYRA_TRIGGER_MIN_RATE
-    rate, how = _correction_rate()
+    version = registry.serving().version
+    rate, found = _correction_rate(version)
     if rate is None:
-        name = name_of(registry.serving().version)
-        sentence = (
-            f"Cannot be told of {name}: it has answered nothing yet, and fewer than "
-            f"{FEWEST_JUDGED} of its answers that were drawn, or of a labelled set, were judged."
-        )
-        return Condition("correction rate", False, None, need, sentence)
-    said = f"{percent(rate)} of predictions are corrected ({how}); {percent(need)} is needed."
+        return Condition("correction rate", False, None, need, found)
+    said = f"{found}; by policy {percent(need)} or more start a run."
     return Condition("correction rate", rate >= need, rate, need, said)
 
 
-def _correction_rate() -> tuple[float | None, str]:
-    """Share of the answers of what serves that people correct, and what it was computed from.
+def _correction_rate(version: AdapterVersion | None) -> tuple[float | None, str]:
+    """Share of the answers of what serves that people correct, and it in words.
 
     From drawn live answers where there are enough audits among them: labelled sets are nobody's
     requests, and a row of one weighs nothing like an answer that stands for 1/p. Else from labelled
     sets, else from what people chose to report.
     """
-    serves = registry.serving().version
-    theirs = _answered_by(serves)
+    name = name_of(version)
+    theirs = _answered_by(version)
     if theirs.filter(sampling=Sampling.AUDIT).count() >= FEWEST_JUDGED:
-        return _weighted(theirs.drawn()), f"from {theirs.drawn().count()} drawn verdicts"
+        drawn = theirs.drawn()
+        wrong = _weighted(drawn)
+        how = f"estimated from {drawn.count()} drawn verdicts"
+        return wrong, f"Of its live answers {name} has {percent(wrong)} wrong, {how}"
     labelled = theirs.filter(sampling=Sampling.COMPLETE)
     if labelled.count() >= FEWEST_JUDGED:
-        return _weighted(labelled), f"from {labelled.count()} labelled pairs"
-    tallies = PredictionTally.objects.filter(version=serves)
+        wrong = _weighted(labelled)
+        return wrong, f"Of {labelled.count()} labelled pairs {name} has {percent(wrong)} wrong"
+    tallies = PredictionTally.objects.filter(version=version)
     answered = tallies.aggregate(total=Sum("count"))["total"]
     if not answered:
-        return None, ""
+        return None, (
+            f"Cannot be told of {name}: it has answered nothing yet, and fewer than "
+            f"{FEWEST_JUDGED} of its answers that were drawn, or of a labelled set, were judged."
+        )
     corrected = theirs.filter(verdict=Verdict.CORRECTED).count()
-    return min(1.0, corrected / answered), f"{corrected} of {answered} answers"
+    share = min(1.0, corrected / answered)
+    return share, f"Of {answered} answers of {name} people corrected {corrected} ({percent(share)})"
 
 
 def _answered_by(version: AdapterVersion | None) -> CorrectionQuerySet:
@@ -109,7 +112,8 @@ def _long_enough_ago() -> Condition:
     last = _last_start()
     need = settings.LYRA_TRIGGER_MIN_DAYS
     if last is None:
-        return Condition("days since the last run", True, None, need, "Nothing was trained yet.")
+        never = f"Nothing was trained yet; by policy {need:g} days pass between two trainings."
+        return Condition("days since the last run", True, None, need, never)
     have = (timezone.now() - last) / timedelta(days=1)
     sentence = (
         f"The last training began {have:.1f} days ago; by policy {need:g} days pass between two."

@@ -3,6 +3,7 @@
 import functools
 import re
 from dataclasses import fields
+from datetime import timedelta
 from html.parser import HTMLParser
 
 import numpy as np
@@ -205,7 +206,10 @@ def url(version, what="change"):
 def test_a_new_system_says_that_the_base_serves_and_what_is_missing(ada, db):
     page = text_of(ada.get(INDEX))
     assert "The base" in page
-    assert "0 of the 100 accepted corrections that start a run by policy." in page
+    assert (
+        "0 accepted corrected verdicts, confirmations not counted; by policy 100 start a run"
+        in page
+    )
     assert "Nothing waits for you" in page
 
 
@@ -223,7 +227,7 @@ def test_a_curator_is_told_how_much_waits_for_review(curt, curator):
     assert "Last shadow verdict" not in page  # not theirs to see
 
 
-def test_the_correction_rate_is_told_with_its_n(ada, administrator):
+def test_the_share_of_reported_errors_is_told_with_its_n(ada, administrator):
     hour = timezone.now().replace(minute=0, second=0, microsecond=0)
     PredictionTally.objects.create(hour=hour, label="supports", count=40)
     intake.record_correction(
@@ -236,22 +240,39 @@ def test_the_correction_rate_is_told_with_its_n(ada, administrator):
         correct_label="neutral",
     )
     page = text_of(ada.get(INDEX))
-    assert "2.5 %" in page
-    assert "1 of 40 pairs answered in the last 30 days" in page
+    assert "2.5 % of the pairs answered in the last 30 days were reported as wrong." in page
+    assert "1 of 40. People report by choice" in page
     assert "whose answer it was" not in page
 
 
-def test_reports_on_what_was_answered_elsewhere_are_in_no_rate(ada):
+def test_reports_on_what_was_answered_elsewhere_are_in_no_share(ada):
     """As those of an imported Lyra database, on the first day."""
     hour = timezone.now().replace(minute=0, second=0, microsecond=0)
     PredictionTally.objects.create(hour=hour, label="supports", count=20)
     accept(60, sampling="user")
     page = text_of(ada.get(INDEX))
-    assert "0 of 20 pairs answered in the last 30 days were reported as wrong." in page
-    assert "30 more reports do not say whose answer it was." in page
-    assert "%" not in page.partition("Correction rate")[2].partition("0 of 20")[0]
+    card = page.partition("Errors that people reported")[2].partition("Live accuracy")[0]
+    assert "of 20 pairs answered in the last 30 days none is known to have been reported." in card
+    assert "30 more reports do not say whose answer it was." in card
+    assert "%" not in card
     accept(60, start=100, sampling="user", predicted_digest="b" * 64)
-    assert dashboard.correction_rate().share is None  # 30 of 20
+    assert dashboard.reported_errors().share is None
+    page = text_of(ada.get(INDEX))
+    assert "30 were reported in the last 30 days, and only 20 answered." in page
+
+
+def test_a_condition_is_met_or_not_met(ada, db):
+    page = text_of(ada.get(INDEX))
+    assert "met Nothing was trained yet; by policy 7 days pass between two trainings." in page
+    assert "not met Nothing" not in page
+    assert "not met 0 accepted corrected verdicts" in page
+
+
+def test_the_last_run_is_the_one_that_ended_last(tina, trainer):
+    now = timezone.now()
+    long = make_run(trainer, status="succeeded", finished_at=now)
+    make_run(trainer, status="cancelled", finished_at=now - timedelta(minutes=8))
+    assert f"The last run, run {long.pk} : succeeded" in text_of(tina.get(INDEX))
 
 
 def test_a_releaser_is_sent_to_a_version_nobody_decided_about(rita, make_version):

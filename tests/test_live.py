@@ -211,20 +211,29 @@ def test_a_system_without_drawn_answers_cannot_tell(curator: User) -> None:
     assert "What people report is biased." in page
 
 
+def test_the_first_page_tells_no_share_of_a_few_judged_answers(curator: User) -> None:
+    """One wrong answer would be “0.0 % are right, 95 % interval 0.0 % to 100.0 %”."""
+    audited(curator, 1, right=False, predicted_version=None, predicted_digest="b" * 64)
+    client = Client()
+    client.force_login(curator)
+    page = " ".join(client.get("/admin/").content.decode().split())
+    assert "only 1 of its drawn answers was judged, and 30 are needed." in page
+    assert "Live accuracy by version" in page
+    assert "0.0 %" not in page
+
+
 def test_the_first_page_and_the_stats_tell_the_figure_with_its_n(curator: User) -> None:
-    for number in range(8):
-        audited(
-            curator, number, right=number > 1, predicted_version=None, predicted_digest="b" * 64
-        )
     base = {"predicted_version": None, "predicted_digest": "b" * 64}
-    drawn(20, **base)
-    audits.skip(drawn(21, **base).pk, by=curator, reason="Half a sentence.")
+    for number in range(32):
+        audited(curator, number, right=number > 7, **base)
+    drawn(40, **base)
+    audits.skip(drawn(41, **base).pk, by=curator, reason="Half a sentence.")
     client = Client()
     client.force_login(curator)
     html = client.get("/admin/").content.decode()
     page = " ".join(html.split())
     assert '<span class="big">75.0 %</span> of the answers of the base are right' in page
-    assert "From 8 answers drawn at random from 8 sources" in page
+    assert "From 32 answers drawn at random from 32 sources" in page
     assert "1 more was drawn and not answered." in page
     assert "Live accuracy by version" in page
     assert "So 25.0 % are wrong" in page
@@ -237,11 +246,11 @@ def test_the_first_page_and_the_stats_tell_the_figure_with_its_n(curator: User) 
     assert told["serving"]["accuracy"]["low"] < 0.75 < told["serving"]["accuracy"]["high"]
     assert told["serving"]["correction_rate"]["estimate"] == pytest.approx(0.25)
     assert told["serving"]["responses"] == {
-        "answered": 8,
+        "answered": 32,
         "waiting": 1,
         "skipped": 1,
         "expired": 0,
         "not_kept": 0,
-        "rate": pytest.approx(8 / 9),
+        "rate": pytest.approx(32 / 33),
     }
     assert [each["adapter"] for each in told["by_version"]] == ["base"]

@@ -56,10 +56,11 @@ def test_a_sentence_gives_both_numbers():
     accept(60)
     corrected = triggers.conditions()[0]
     assert (corrected.have, corrected.need) == (30, 40)
-    assert corrected.sentence == "30 of the 40 accepted corrections that start a run by policy."
+    assert corrected.sentence == (
+        "30 accepted corrected verdicts, confirmations not counted; by policy 40 start a run."
+    )
     accept(90)
-    enough = triggers.conditions()[0].sentence
-    assert enough == "There are 75 accepted corrections; by policy 40 start a run."
+    assert triggers.conditions()[0].sentence.startswith("75 accepted corrected verdicts,")
 
 
 def test_rows_drawn_with_small_probability_count_for_many():
@@ -100,7 +101,7 @@ def test_what_an_older_version_got_wrong_is_no_reason_to_train(make_version, cas
 def test_a_few_drawn_answers_do_not_stand_in_for_a_labelled_set():
     accept(90)
     accept(triggers.FEWEST_JUDGED - 1, start=100, sampling="audit", sampling_probability=0.5)
-    assert "from 90 labelled pairs" in triggers.conditions()[1].sentence
+    assert "Of 90 labelled pairs the base has 50.0 % wrong;" in triggers.conditions()[1].sentence
 
 
 def test_where_nothing_was_drawn_answers_are_the_denominator():
