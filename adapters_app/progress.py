@@ -29,8 +29,9 @@ def progress(run: TrainingRun) -> dict[str, Any]:
         "steps": f"step {run.step} of {run.total_steps}" if run.total_steps else "",
         "fraction": fraction(run),
         "eta": "" if run.eta_seconds is None else f"about {duration(run.eta_seconds)} left",
+        "elapsed": elapsed(run),
         "heartbeat": heartbeat(run),
-        "log": run.log_tail,
+        "log": run.log_tail or "Nothing was written yet.",
     }
 
 
@@ -50,11 +51,16 @@ def fraction(run: TrainingRun) -> float | None:
     return min(1.0, run.step / run.total_steps) if run.total_steps else None
 
 
+def elapsed(run: TrainingRun) -> str:
+    """How long it has been running; nothing of one that is not."""
+    return duration(seconds_taken(run)) if run.status == TrainingRun.Status.RUNNING else ""
+
+
 def heartbeat(run: TrainingRun) -> str:
-    """How long ago the trainer was last heard of."""
+    """How long ago the trainer last told how far it is."""
     if run.heartbeat_at is None or run.is_over:
         return ""
-    return f"heard of {duration((timezone.now() - run.heartbeat_at).total_seconds())} ago"
+    return f"last report {duration((timezone.now() - run.heartbeat_at).total_seconds())} ago"
 
 
 def seconds_taken(run: TrainingRun) -> float | None:

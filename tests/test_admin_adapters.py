@@ -331,6 +331,34 @@ def test_a_failed_run_explains_itself(tina, trainer):
     assert "It failed Not enough memory for batch_size 64; lower it." in page
 
 
+def test_a_running_run_says_for_how_long_and_has_not_ended(tina, trainer):
+    began = timezone.now() - timedelta(seconds=80)
+    run = running(trainer, started_at=began, heartbeat_at=began, stage="loading")
+    path = f"{RUNS}{run.pk}/"
+    page = text_of(tina.get(f"{path}change/"))
+    assert re.search(r"Running for 1 min 2\d s", page)
+    assert "Ended" not in page
+    assert "Nothing was written yet." in page
+    told = tina.get(f"{path}progress/").json()
+    assert told["elapsed"].startswith("1 min 2")
+    assert told["heartbeat"].startswith("last report 1 min 2")
+    assert told["log"] == "Nothing was written yet."
+    assert told["fraction"] is None
+    training_over = {"status": "succeeded", "finished_at": began + timedelta(seconds=75)}
+    TrainingRun.objects.update(**training_over)
+    page = text_of(tina.get(f"{path}change/"))
+    assert "(took 1 min 15 s)" in page
+    assert "Running for" not in page
+
+
+def test_what_was_left_out_is_told_where_something_was(tina, make_version):
+    run = make_version().run
+    Snapshot.objects.update(left_out={"duplicates": 3, "in conflict": 0})
+    page = text_of(tina.get(f"{RUNS}{run.pk}/change/"))
+    assert page.count("Left out") == 1
+    assert "Left out 3 duplicates" in page
+
+
 def test_progress_is_answered_as_data(tina, trainer):
     run = running(
         trainer,
