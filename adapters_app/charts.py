@@ -12,6 +12,7 @@ from corrections.labels import Label
 Figure = dict[str, Any]
 
 CANDIDATE, INCUMBENT, BASE = "--lyra-candidate", "--lyra-incumbent", "--lyra-base"
+GUIDE = "--body-quiet-color"  # of lines to read against; the grid's own are too faint for that
 # Points drawn at most: a curve of thousands of steps is as readable and much lighter.
 MAX_POINTS = 400
 # The gate's line, as in nli.metrics, which a page must not import.
@@ -235,7 +236,7 @@ def _diagonal() -> dict[str, Any]:
         "name": "perfect",
         "x": [0, 1],
         "y": [0, 1],
-        "line": {"color": "--border-color", "width": 1.5, "dash": "dash"},
+        "line": {"color": GUIDE, "width": 1.5, "dash": "dash"},
         "hoverinfo": "skip",
     }
 
@@ -312,7 +313,7 @@ def learning_curve(
     target = projection["target"]
     level = {**_upright(0, "--lyra-good"), "xref": "paper", "yref": "y"}
     figure["layout"]["shapes"] = [
-        _upright(now, "--border-color"),
+        _upright(now, GUIDE),
         {**level, "x0": 0, "x1": 1, "y0": target, "y1": target},
     ]
     return figure

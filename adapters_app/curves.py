@@ -121,23 +121,26 @@ def _sentence(
 ) -> str:
     """What can be said about `target`, and no more than that."""
     if needed.verdicts.median <= now:
-        return f"{name.capitalize()} of {target:.2f} is about reached (now {present:.2f})."
+        return (
+            f"{name.capitalize()} of {percent(target)} is about reached (now {percent(present)})."
+        )
     if needed.chance < OUT_OF_REACH:
         far = curve.at(HORIZON * now)
         return (
-            f"More of this kind will not get to {name} of {target:.2f}: {HORIZON} times as many "
-            f"would bring {far.low:.2f} to {far.high:.2f} (now {present:.2f})."
+            f"More of this kind will not get to {name} of {percent(target)}: {HORIZON} times as "
+            f"many would bring {percent(far.low)} to {percent(far.high)} (now {percent(present)})."
         )
     if math.isinf(needed.verdicts.median):
         return (
-            f"Whether {name} of {target:.2f} can be reached with {HORIZON} times as many verdicts "
-            f"cannot be told: the chance is about {percent(needed.chance, 0)} (now {present:.2f})."
+            f"Whether {name} of {percent(target)} can be reached with {HORIZON} times as many "
+            f"verdicts cannot be told: the chance is about {percent(needed.chance, 0)} (now "
+            f"{percent(present)})."
         )
     few, many = (max(0.0, end - now) for end in (needed.verdicts.low, needed.verdicts.high))
     at_most = "more than can be foreseen" if math.isinf(many) else f"{_rounded(many)}"
     return (
         f"About {_rounded(needed.verdicts.median - now)} more verdicts to reach {name} of "
-        f"{target:.2f} (now {present:.2f}; 80 % interval {_rounded(few)} to {at_most})."
+        f"{percent(target)} (now {percent(present)}; 80 % interval {_rounded(few)} to {at_most})."
     )
 
 

@@ -15,7 +15,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from adapters_app import dashboard, liveness, registry, storage, training
+from adapters_app import dashboard, evidence, liveness, registry, storage, training
 from adapters_app.forms import CONFIG_HELP, RequestTrainingForm
 from adapters_app.models import (
     AdapterVersion,
@@ -557,6 +557,16 @@ def test_a_version_shows_how_far_its_probabilities_can_be_trusted(rita, trainer,
     assert "platt needs 180 rows" in page
     drawn = response.context["label_reliability_figure"]["data"]
     assert [line["name"] for line in drawn] == ["perfect", "supports", "refutes", "neutral"]
+
+
+def test_a_page_of_changed_answers_says_that_losses_come_first(rita, make_version, monkeypatch):
+    version = make_version()
+    page = text_of(rita.get(url(version)))
+    assert "1 pair would be answered differently. Those that the base has right come first." in page
+    monkeypatch.setattr(evidence, "SHOWN_FLIPS", 1)
+    version.evaluations.update(flips=version.evaluations.get().flips * 3)
+    page = text_of(rita.get(url(version)))
+    assert "3 pairs would be answered differently; 1 is shown." in page
 
 
 def test_an_inconclusive_verdict_says_how_many_more_pairs_would_decide(rita, make_version):
@@ -1124,12 +1134,26 @@ def test_a_curator_reads_which_labels_and_whose_are_in_doubt(curt, doubted):
     assert "Labels in doubt" in text_of(curt.get(INDEX))
 
 
-def test_a_doubt_that_was_settled_says_so(curt, rita, curator, doubted):
+def test_who_may_read_corrections_reads_the_doubtful_ones_on_the_versions_page(ada, doubted):
+    page = text_of(ada.get(url(newest())))
+    assert f"#{doubted[0].pk} study 0 of the drug the drug is safe in 0 supports 3.1 %" in page
+
+
+def test_who_may_not_read_corrections_is_told_how_many_are_in_doubt(rita, tina, doubted):
+    for client in (rita, tina):
+        page = text_of(client.get(url(newest())))
+        assert "doubt 2 of the 200 verdicts" in page
+        assert f"#{doubted[0].pk}" not in page
+        assert doubted[0].premise not in page
+        assert doubted[0].hypothesis not in page
+
+
+def test_a_doubt_that_was_settled_says_so(curt, ada, curator, doubted):
     intake.review([doubted[0].pk], by=curator, status="rejected")
     Correction.objects.filter(pk=doubted[1].pk).update(
         correct_label="supports", verdict="corrected"
     )
-    for page in (text_of(curt.get(LABELS_IN_DOUBT)), text_of(rita.get(url(newest())))):
+    for page in (text_of(curt.get(LABELS_IN_DOUBT)), text_of(ada.get(url(newest())))):
         assert "supports (now rejected) 3.1 %" in page
         assert "refutes (now supports) 3.1 %" in page
 
@@ -1161,7 +1185,7 @@ def curve(trainer, make_version):
         "now": {"median": 0.52, "low": 0.5, "high": 0.54},
         "chance": 0.7,
         "needed": {"median": 380.0, "low": 300.0, "high": None},
-        "sentence": "About 180 more verdicts to reach an accuracy of 0.60.",
+        "sentence": "About 180 more verdicts to reach an accuracy of 60.0 %.",
         "ahead": [{"verdicts": n, "median": 0.5, "low": 0.4, "high": 0.6} for n in (0, 800)],
     }
     return LearningCurve.objects.create(
@@ -1190,7 +1214,7 @@ def curve(trainer, make_version):
 
 def test_a_curve_says_what_more_verdicts_would_bring(rita, curve):
     listed = text_of(rita.get("/admin/adapters_app/learningcurve/"))
-    assert "200 verdicts About 180 more verdicts to reach an accuracy of 0.60. tina" in listed
+    assert "200 verdicts About 180 more verdicts to reach an accuracy of 60.0 %. tina" in listed
     response = rita.get(f"/admin/adapters_app/learningcurve/{curve.pk}/change/")
     page = text_of(response)
     assert "More of this kind will not get there." in page

@@ -1,6 +1,8 @@
 """Figures as data: what they show, and that plotly accepts them."""
 
 import json
+import re
+from pathlib import Path
 
 import plotly.graph_objects as go
 import pytest
@@ -91,6 +93,50 @@ def accepted_by_plotly(figure):
 )
 def test_plotly_accepts_every_figure(figure):
     assert accepted_by_plotly(figure).data
+
+
+def luminance(colour):
+    """Relative luminance of “#rrggbb” (WCAG 2.2)."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return sum(weight * p for weight, p in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one, other):
+    lighter, darker = sorted((luminance(one), luminance(other)), reverse=True)
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def colours(theme):
+    """{--name: #rrggbb} of a theme of the pages."""
+    css = Path(finders.find("adapters_app/lyra.css")).read_text()
+    block = re.search(rf'html\[data-theme="{theme}"\].*?{{(.*?)}}', css, flags=re.S)[1]
+    return dict(re.findall(r"(--[\w-]+): (#\w{6});", block))
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_line_can_be_seen(theme):
+    """Non-text contrast, WCAG 2.2, 1.4.11: at least 3:1."""
+    figures = [
+        charts.reliability(BINS, BINS),
+        charts.label_reliability({label.value: BINS for label in LABELS}),
+        charts.differences([("against v1", DIFFERENCE)]),
+        charts.epochs(METRICS),
+        CURVE,
+    ]
+    drawn = [
+        each
+        for figure in figures
+        for each in [*figure["data"], *figure["layout"].get("shapes", [])]
+    ]
+    named = {each["line"]["color"] for each in drawn if "color" in each.get("line", {})}
+    known = colours(theme)
+    faint = {
+        name: contrast(known[name], known["--lyra-card-bg"])
+        for name in named
+        if contrast(known[name], known["--lyra-card-bg"]) < 3
+    }
+    assert not faint
 
 
 @pytest.mark.parametrize(

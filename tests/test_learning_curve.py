@@ -93,7 +93,7 @@ def test_what_is_said_is_no_more_than_is_known():
     assert "more verdicts to reach an accuracy of" in sentence(growing, reach)
     assert "is about reached" in sentence(growing, 0.5)
     flat = [0.40, 0.455, 0.46, 0.46, 0.46]
-    assert "More of this kind will not get to an accuracy of 0.90" in sentence(flat, 0.9)
+    assert "More of this kind will not get to an accuracy of 90.0 %" in sentence(flat, 0.9)
     assert "cannot be told" in sentence([0.40, 0.42, 0.43, 0.44, 0.45], 0.52, error=0.03)
 
 
