@@ -133,7 +133,11 @@ def next_step(user: User, found: dict[str, Any]) -> NextStep:
     """The one thing that moves the loop on, for someone who may do it, else what is awaited."""
     for step in _steps(user, found):
         return step
-    return NextStep("Nothing waits for you. Collect verdicts: send predictions and correct them.")
+    return NextStep(
+        "Nothing waits for you. Collect verdicts: ask for predictions and correct them.",
+        "See how to ask and correct",
+        reverse("docs"),
+    )
 
 
 def _steps(user: User, found: dict[str, Any]) -> Iterator[NextStep]:

@@ -211,6 +211,9 @@ def test_a_new_system_says_that_the_base_serves_and_what_is_missing(ada, db):
         in page
     )
     assert "Nothing waits for you" in page
+    html = html_of(ada.get(INDEX))
+    assert re.search(r'<a class="button" href="/api/v1/docs">See how to ask and correct</a>', html)
+    assert '<a href="/api/v1/docs">Predict</a>' in html
 
 
 def test_a_curator_is_told_how_much_waits_for_review(curt, curator):
@@ -934,6 +937,11 @@ def test_the_ledger_is_called_so_everywhere(rita, ada, three_promoted):
     assert "Ledger" in text_of(rita.get(ROLLBACK))
 
 
+def test_the_lines_of_the_ledger_are_counted_as_entries(rita, three_promoted):
+    assert "3 entries" in text_of(rita.get(LEDGER))
+    assert "1 entry" in text_of(rita.get(LEDGER, {"revision": "2"}))
+
+
 def test_the_ledger_tells_who_what_why_and_on_what_evidence(rita, three_promoted):
     back(rita)
     page = text_of(rita.get(LEDGER))
@@ -1223,6 +1231,11 @@ def test_a_curve_says_what_more_verdicts_would_bring(rita, curve):
     assert "160 56.0 % ± 2.0 %" in page
     assert response.context["accuracy_figure"]["data"]
     assert "About 180 more verdicts" in text_of(rita.get(url(newest())))
+
+
+def test_a_list_without_curves_says_how_to_measure_one(rita, db):
+    page = text_of(rita.get("/admin/adapters_app/learningcurve/"))
+    assert "manage.py learning_curve measures one" in page
 
 
 def test_curves_are_for_those_who_see_releases(curt, curve):
