@@ -17,8 +17,10 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
+from django.utils.formats import date_format
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.timezone import localtime
 from django.views.decorators.http import require_POST
 
 from corrections import audits, intake
@@ -167,7 +169,7 @@ class CorrectionAdmin(admin.ModelAdmin):
             '{}<br><span class="quiet">{}<br>{}</span>',
             row.domain or "–",
             row.annotator or row.get_sampling_display(),
-            f"{row.corrected_at:%Y-%m-%d}",
+            date_format(localtime(row.corrected_at)),
         )
 
     def changelist_view(
@@ -365,7 +367,7 @@ class AuditSampleAdmin(admin.ModelAdmin):
     def drawn(self, sample: AuditSample) -> SafeString:
         return format_html(
             '{}<br><span class="quiet">{}</span>',
-            f"{sample.drawn_at:%Y-%m-%d %H:%M}",
+            date_format(localtime(sample.drawn_at), "DATETIME_FORMAT"),
             sample.page_id,
         )
 

@@ -7,6 +7,8 @@ live answers drawn for audit in `audits`.
 from django.conf import settings
 from django.db import models
 from django.db.models import Exists, F, OuterRef, Q
+from django.utils.formats import date_format
+from django.utils.timezone import localtime
 
 from corrections.labels import Label
 
@@ -292,7 +294,7 @@ class CorrectionEvent(models.Model):
         ordering = ["id"]
 
     def __str__(self) -> str:
-        return f"{self.action} {self.at:%Y-%m-%d %H:%M} by {self.by}"
+        return f"{self.action} {date_format(localtime(self.at), 'DATETIME_FORMAT')} by {self.by}"
 
 
 class AuditSampleQuerySet(models.QuerySet["AuditSample"]):

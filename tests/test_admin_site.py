@@ -1,6 +1,7 @@
 """Every page of the admin, whoever registered its model: no address and no form is a crash, on
 SQLite as on PostgreSQL, which each refuse other values."""
 
+import re
 from types import SimpleNamespace
 from urllib.parse import urlencode
 
@@ -86,6 +87,24 @@ def test_every_list_has_a_row_that_a_query_is_held_against(ada):
         assert model.objects.exists(), model
         assert ada.get(address).status_code == 200, address
         assert ada.get(f"{address}?o=1.-2&p=1&q=x&_facets=1").status_code == 200, address
+
+
+def test_every_page_writes_a_time_alike(client, db):
+    user = User.objects.create_superuser("ada")
+    client.force_login(user)
+    fill(user)
+    correction, sample = Correction.objects.get(), AuditSample.objects.get()
+    details = [
+        reverse("admin:corrections_correction_change", args=[correction.pk]),
+        reverse("admin:corrections_auditsample_change", args=[sample.pk]),
+        reverse("admin:adapters_app_adapterversion_change", args=[1]),
+        reverse("tokens"),
+    ]
+    client.post(reverse("tokens"), {"days": 30})
+    for address in [*(address for _, address in lists()), *details]:
+        page = client.get(address).content.decode()
+        shown = re.sub(r"<[^>]+>", "", page)
+        assert not re.findall(r"[ap]\.m\.|\d{4}-\d\d-\d\d", shown), address
 
 
 @pytest.mark.parametrize("odd", [NUL, LARGE, "(", "0", "9999-12-31T23:59-12:00"])

@@ -121,7 +121,7 @@ def learnt(value: Any) -> str:
 @register.filter
 def moment(value: datetime | None) -> str:
     """A time as “21 Nov 2026, 09:46”."""
-    return ABSENT if value is None else date_format(localtime(value), "j M Y, H:i")
+    return ABSENT if value is None else date_format(localtime(value), "DATETIME_FORMAT")
 
 
 @register.filter
