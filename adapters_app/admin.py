@@ -145,7 +145,7 @@ class TrainingRunAdmin(ReadOnlyAdmin):
         "when",
         "took",
         purpose,
-        "requested_by",
+        "requester",
     )
     list_filter = ("status", "kind")
     search_fields = ("reason", "domain")
@@ -172,6 +172,10 @@ class TrainingRunAdmin(ReadOnlyAdmin):
     @admin.display(description="status", ordering="status")
     def state(self, run: TrainingRun) -> SafeString:
         return pill(run.get_status_display(), run.status)
+
+    @admin.display(description="by", ordering="requested_by__username")
+    def requester(self, run: TrainingRun) -> str:
+        return str(run.requested_by)
 
     @admin.display(description="requested", ordering="requested_at")
     def when(self, run: TrainingRun) -> str:

@@ -77,7 +77,10 @@ def _correction_rate(version: AdapterVersion | None) -> tuple[float | None, str]
     labelled = theirs.filter(sampling=Sampling.COMPLETE)
     if labelled.count() >= FEWEST_JUDGED:
         wrong = _weighted(labelled)
-        return wrong, f"Of {labelled.count()} labelled pairs {name} has {percent(wrong)} wrong"
+        return (
+            wrong,
+            f"Of {labelled.count()} accepted labelled pairs {name} has {percent(wrong)} wrong",
+        )
     tallies = PredictionTally.objects.filter(version=version)
     answered = tallies.aggregate(total=Sum("count"))["total"]
     if not answered:

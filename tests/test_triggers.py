@@ -101,7 +101,10 @@ def test_what_an_older_version_got_wrong_is_no_reason_to_train(make_version, cas
 def test_a_few_drawn_answers_do_not_stand_in_for_a_labelled_set():
     accept(90)
     accept(triggers.FEWEST_JUDGED - 1, start=100, sampling="audit", sampling_probability=0.5)
-    assert "Of 90 labelled pairs the base has 50.0 % wrong;" in triggers.conditions()[1].sentence
+    assert (
+        "Of 90 accepted labelled pairs the base has 50.0 % wrong;"
+        in triggers.conditions()[1].sentence
+    )
 
 
 def test_where_nothing_was_drawn_answers_are_the_denominator():
