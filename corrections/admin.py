@@ -5,15 +5,27 @@ Every change goes through `intake` or `audits`; rows are never deleted, a wrong 
 
 import re
 from collections.abc import Iterator
+from copy import copy
 from http import HTTPStatus
+from itertools import dropwhile, islice
 from typing import Any
 
 from django.contrib import admin, messages
+from django.contrib.admin.options import IncorrectLookupParameters
+from django.contrib.admin.templatetags.admin_urls import add_preserved_filters
+from django.contrib.admin.views.main import PAGE_VAR
 from django.contrib.auth.models import User
-from django.core.exceptions import PermissionDenied, ValidationError
-from django.db.models import Count, Model, QuerySet
+from django.core.exceptions import PermissionDenied, SuspiciousOperation, ValidationError
+from django.db.models import Case, Count, Model, QuerySet, When
 from django.forms import Form, ModelForm
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
+from django.http import (
+    Http404,
+    HttpRequest,
+    HttpResponse,
+    HttpResponseRedirect,
+    JsonResponse,
+    QueryDict,
+)
 from django.shortcuts import get_object_or_404
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
@@ -62,9 +74,7 @@ class ConflictFilter(admin.SimpleListFilter):
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any] | None:
         if self.value() != "yes":
             return None
-        # Beside one another: both sides of a conflict are read together.
-        disputed = Correction.objects.conflicts().values("pk")
-        return queryset.filter(pk__in=disputed).order_by("pair_digest", "-pk")
+        return queryset.filter(pk__in=Correction.objects.conflicts().values("pk"))
 
 
 class History(admin.TabularInline):
@@ -92,7 +102,7 @@ class History(admin.TabularInline):
 
 @admin.register(Correction)
 class CorrectionAdmin(admin.ModelAdmin):
-    list_display = ("pair", "judged", "state", "origin")
+    list_display = ("judged", "state", "origin")  # after the texts
     list_display_links = None
     list_filter = (
         "status",
@@ -127,15 +137,29 @@ class CorrectionAdmin(admin.ModelAdmin):
 
     # --- The list ---
 
-    @admin.display(description="premise and hypothesis")
-    def pair(self, row: Correction) -> SafeString:
-        return format_html(
-            '<div class="pair"><div>{}</div><div><a href="{}">{}</a></div></div>{}',
-            _cut(row.premise),
-            reverse("admin:corrections_correction_change", args=[row.pk]),
-            _cut(row.hypothesis),
-            format_html('<div class="why">{}</div>', row.reason) if row.reason else "",
-        )
+    def get_list_display(self, request: HttpRequest) -> list[Any]:
+        """The texts lead to pages that know which list they were opened from."""
+
+        @admin.display(description="premise and hypothesis")
+        def pair(row: Correction) -> SafeString:
+            return format_html(
+                '<div class="pair"><div>{}</div><div><a href="{}">{}</a></div></div>{}',
+                _cut(row.premise),
+                self._in_list(request, _change_url(row.pk)),
+                _cut(row.hypothesis),
+                format_html('<div class="why">{}</div>', row.reason) if row.reason else "",
+            )
+
+        return [pair, *self.list_display]
+
+    def get_ordering(self, request: HttpRequest) -> list[Any]:
+        """Rows asked for by their ids come in that order, and rivals beside one another."""
+        asked = request.GET.get("id__in", "").split(",")
+        if len(asked) <= self.list_per_page and all(NUMBER.fullmatch(pk) for pk in asked):
+            return [Case(*(When(pk=int(pk), then=place) for place, pk in enumerate(asked)))]
+        if request.GET.get("conflict") == "yes":
+            return ["pair_digest", "-id"]
+        return list(self.ordering)
 
     @admin.display(description="model → person", ordering="predicted_confidence")
     def judged(self, row: Correction) -> SafeString:
@@ -221,22 +245,19 @@ class CorrectionAdmin(admin.ModelAdmin):
         ]
 
     def review_view(self, request: HttpRequest, pk: int) -> HttpResponse:
-        """Review one row: JSON for the list's keys, else on to the next pending row."""
+        """Review one row, for the list's keys."""
         if not self.has_review_permission(request):
             raise PermissionDenied
         row = get_object_or_404(Correction, pk=pk)
         form = ReviewForm(request.POST)
         if not form.is_valid():
-            return _refuse_review(request, row, _said(form), HTTPStatus.BAD_REQUEST)
+            return JsonResponse({"detail": _said(form)}, status=HTTPStatus.BAD_REQUEST)
         status, note = form.cleaned_data["status"], form.cleaned_data["note"]
         try:
             intake.review([pk], by=_user(request), status=status, note=note, seen={pk: form.seen()})
         except intake.ReviewRefused as error:
-            return _refuse_review(request, row, str(error), HTTPStatus.CONFLICT)
-        if _wants_json(request):
-            return JsonResponse({"status": status, "counts": _counts_after(row, status)})
-        messages.success(request, f"Row {pk} is {status}.")
-        return HttpResponseRedirect(_next_url(row))
+            return JsonResponse({"detail": str(error)}, status=HTTPStatus.CONFLICT)
+        return JsonResponse({"status": status, "counts": _counts_after(row, status)})
 
     def get_form(
         self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any
@@ -247,8 +268,10 @@ class CorrectionAdmin(admin.ModelAdmin):
     def get_fields(self, request: HttpRequest, obj: Any = None) -> list[Any]:
         if obj is None:
             return list(NEW_FIELDS)
-        extra = ["note", "seen_revision"] if self.has_change_permission(request, obj) else []
-        return [*intake.EDITABLE, *extra]
+        lines: list[Any] = [("correct_label", "domain"), "reason"]
+        if not self.has_change_permission(request, obj):
+            return [*lines, "annotator"]
+        return [*lines, ("annotator", "note"), "seen_revision", "seen_status"]
 
     def get_inlines(self, request: HttpRequest, obj: Any = None) -> list[Any]:
         return list(self.inlines) if obj else []
@@ -277,19 +300,88 @@ class CorrectionAdmin(admin.ModelAdmin):
         try:
             return self._changeform_view(request, object_id, form_url, context)  # type: ignore[attr-defined]
         except intake.ReviewRefused as error:
-            messages.error(request, str(error))
-            return HttpResponseRedirect(request.path)
+            messages.error(request, f"Nothing was changed. {error}")
+            return HttpResponseRedirect(request.get_full_path())
 
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
         values = form.cleaned_data
+        if change and values["decision"]:
+            self._edit_and_review(request, obj, form)
+            return
         if change:
-            intake.edit_correction(obj, by=_user(request), note=values["note"], **form.changes())
+            self._edit(request, obj, form)
             return
         recorded, _ = intake.record_correction(
             by=_user(request), **{name: values[name] for name in NEW_FIELDS}
         )
         obj.pk = recorded.pk
         obj.refresh_from_db()
+
+    def _edit(self, request: HttpRequest, row: Correction, form: EditCorrectionForm) -> None:
+        before, note = row.status, form.cleaned_data["note"]
+        intake.edit_correction(row, by=_user(request), note=note, **form.changes())
+        if row.status != before:
+            said = f"The label of row {row.pk} was changed, so it waits for review again."
+            messages.warning(request, said)
+
+    def _edit_and_review(self, request: HttpRequest, row: Any, form: Any) -> None:
+        if not self.has_review_permission(request):
+            raise PermissionDenied
+        # Asked before the review, which may take the row out of the list.
+        row.next_in_list = self._next(request, row)
+        edited = intake.edit_and_review(
+            row,
+            by=_user(request),
+            status=form.cleaned_data["decision"],
+            note=form.cleaned_data["note"],
+            seen_status=form.cleaned_data["seen_status"] or None,
+            **form.changes(),
+        )
+        changed = "was changed and " if edited else ""
+        messages.success(request, f"Row {row.pk} {changed}is {row.status}.")
+
+    def response_change(self, request: HttpRequest, obj: Any) -> HttpResponse:
+        if not request.POST.get("decision"):
+            return super().response_change(request, obj)
+        if obj.next_in_list is not None:
+            return HttpResponseRedirect(self._in_list(request, _change_url(obj.next_in_list)))
+        query = _origin(request)
+        said = f"No row follows row {obj.pk} in this list." if query else "No other row is pending."
+        messages.info(request, said)
+        return HttpResponseRedirect(f"{_list_url()}?{query}" if query else _list_url())
+
+    def history_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """The row's own history, on its page: Django's log knows nothing of reviews in the list."""
+        return HttpResponseRedirect(f"{_change_url(object_id)}#events-group")
+
+    # --- From row to row ---
+
+    def _in_list(self, request: HttpRequest, url: str) -> str:
+        """`url` with the list that `request` is of, as Django's admin carries it."""
+        filters = self.get_preserved_filters(request)
+        return add_preserved_filters({"preserved_filters": filters, "opts": self.opts}, url)
+
+    def _next(self, request: HttpRequest, row: Correction) -> int | None:
+        """The row after `row` in the list it was opened from, else in the queue; None after all."""
+        listed = self._list_of(request)
+        if listed is None:
+            return _next_pending(row)
+        onward = dropwhile(lambda pk: pk != row.pk, listed.values_list("pk", flat=True).iterator())
+        return next(islice(onward, 1, None), None)
+
+    def _list_of(self, request: HttpRequest) -> QuerySet[Correction] | None:
+        """All pages of the list that a row was opened from; None where there is none."""
+        query = _origin(request)
+        if not query:
+            return None
+        asked = copy(request)
+        asked.GET = QueryDict(query)
+        try:
+            return self.get_changelist_instance(asked).queryset
+        except (IncorrectLookupParameters, SuspiciousOperation):
+            return None
 
 
 class AuditStateFilter(admin.SimpleListFilter):
@@ -561,19 +653,6 @@ def _said(form: Form) -> str:
     return " ".join(f"{name}: {' '.join(map(str, said))}" for name, said in form.errors.items())
 
 
-def _refuse_review(
-    request: HttpRequest, row: Correction, reason: str, status: HTTPStatus
-) -> HttpResponse:
-    if _wants_json(request):
-        return JsonResponse({"detail": reason}, status=status)
-    messages.error(request, reason)
-    return HttpResponseRedirect(_change_url(row.pk))
-
-
-def _wants_json(request: HttpRequest) -> bool:
-    return request.headers.get("Accept") == "application/json"
-
-
 def _row(object_id: str | None) -> Correction | None:
     """The row of an address, which may be anything."""
     if object_id is None or not NUMBER.fullmatch(object_id):
@@ -581,14 +660,23 @@ def _row(object_id: str | None) -> Correction | None:
     return Correction.objects.filter(pk=int(object_id)).first()
 
 
-def _change_url(pk: int) -> str:
+def _change_url(pk: int | str) -> str:
     return reverse("admin:corrections_correction_change", args=[pk])
 
 
-def _next_url(row: Correction) -> str:
+def _list_url() -> str:
+    return reverse("admin:corrections_correction_changelist")
+
+
+def _origin(request: HttpRequest) -> str:
+    """The query of the list that a row was opened from, without the page of it."""
+    query = QueryDict(request.GET.get("_changelist_filters", ""), mutable=True)
+    query.pop(PAGE_VAR, None)
+    return query.urlencode()
+
+
+def _next_pending(row: Correction) -> int | None:
     """The next pending row in the order of the list; from the top again after the last."""
     waiting = Correction.objects.pending().filter(quarantine="").exclude(pk=row.pk)
     following = waiting.filter(pk__lt=row.pk).first() or waiting.first()
-    if following is None:
-        return reverse("admin:corrections_correction_changelist")
-    return _change_url(following.pk)
+    return following.pk if following else None

@@ -40,10 +40,21 @@ class NewCorrectionForm(forms.ModelForm):
         return cleaned
 
 
+NOT_SAID = ("", "not said")
+
+
 class EditCorrectionForm(forms.ModelForm):
-    """What may change in place; refused where the row is no longer the one that was shown."""
+    """What may change in place, and with it a review; refused where the row is no longer the one
+    that was shown."""
 
     seen_revision = forms.IntegerField(widget=forms.HiddenInput)
+    seen_status = forms.ChoiceField(
+        required=False,
+        choices=[NOT_SAID, *Correction.Status.choices],
+        widget=forms.HiddenInput,
+    )
+    # Not among the fields of the page: its buttons say it, and who only saves says nothing.
+    decision = forms.ChoiceField(required=False, choices=[NOT_SAID, *Correction.Status.choices])
     note = forms.CharField(
         required=False,
         max_length=MAX_NOTE,
@@ -59,6 +70,7 @@ class EditCorrectionForm(forms.ModelForm):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.initial["seen_revision"] = self.instance.revision
+        self.initial["seen_status"] = self.instance.status
 
     def clean(self) -> dict[str, Any]:
         cleaned = super().clean() or {}
@@ -79,9 +91,7 @@ class ReviewForm(forms.Form):
     status = forms.ChoiceField(choices=Correction.Status.choices)
     note = forms.CharField(required=False, max_length=MAX_NOTE)
     revision = forms.IntegerField(required=False, min_value=1, max_value=MAX_VERSION)
-    seen_status = forms.ChoiceField(
-        required=False, choices=[("", "not said"), *Correction.Status.choices]
-    )
+    seen_status = forms.ChoiceField(required=False, choices=[NOT_SAID, *Correction.Status.choices])
 
     def seen(self) -> Seen:
         return Seen(self.cleaned_data["revision"], self.cleaned_data["seen_status"] or None)

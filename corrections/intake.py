@@ -165,6 +165,33 @@ def review(
     return len(rows)
 
 
+def edit_and_review(
+    correction: Correction,
+    *,
+    by: User,
+    status: str,
+    note: str = "",
+    seen_status: str | None = None,
+    **changes: Any,
+) -> bool:
+    """Edit a row and review what it says then, or neither; whether the edit changed anything.
+
+    `correction` and `seen_status` are what the reviewer saw. Raises as the two of them do.
+    """
+    seen = {correction.pk: Seen(correction.revision, seen_status)}
+    with transaction.atomic():
+        edited = False
+        if changes:
+            folds.lock_folds()
+            # Before the edit, which puts a changed label back to pending, whatever it was.
+            _refuse_review(Correction.objects.filter(pk=correction.pk), status, seen)
+            edited = edit_correction(correction, by=by, note=note, **changes)
+            seen = {}
+        review([correction.pk], by=by, status=status, note=note, seen=seen)
+    correction.refresh_from_db()
+    return edited
+
+
 # --- Many verdicts --------------------------------------------------------------------------------
 
 

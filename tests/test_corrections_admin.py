@@ -1,5 +1,7 @@
 """The curator's pages: reading, reviewing by action, by key and by button, editing, adding."""
 
+import re
+from html import unescape
 from typing import Any
 from urllib.parse import urlencode
 
@@ -10,7 +12,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
-from corrections.intake import record_correction
+from corrections.intake import record_correction, review
 from corrections.models import Correction
 
 pytestmark = pytest.mark.django_db
@@ -36,6 +38,18 @@ def recorded(by: User, number: int = 0, **values: Any) -> Correction:
 
 def page(row: Correction) -> str:
     return reverse("admin:corrections_correction_change", args=[row.pk])
+
+
+def pressed(row: Correction, **values: Any) -> dict[str, Any]:
+    """What the page of a pending row sends: `decision` is the button, other values are edits."""
+    fields = ("correct_label", "reason", "domain", "annotator")
+    shown = {name: getattr(row, name) for name in fields}
+    shown |= {"note": "", "seen_revision": row.revision, "seen_status": row.status}
+    return shown | {"events-TOTAL_FORMS": "0", "events-INITIAL_FORMS": "0"} | values
+
+
+def messages_of(answer: Any) -> list[str]:
+    return [str(message) for message in answer.context["messages"]]
 
 
 def test_the_list_shows_both_texts_and_counts(caller: User, curator: User) -> None:
@@ -179,12 +193,10 @@ def test_a_review_from_an_older_page_does_not_undo_a_colleagues(
     caller: User, curator: User, administrator: User
 ) -> None:
     row = recorded(caller)
-    shown = {"revision": "1", "seen_status": "pending"}
-    url = reverse("admin:corrections_correction_review", args=[row.pk])
     assert 'name="seen_status" value="pending"' in as_(curator).get(page(row)).content.decode()
-    as_(administrator).post(url, shown | {"status": "accepted"})
+    as_(administrator).post(page(row), pressed(row, decision="accepted"))
 
-    by_page = as_(curator).post(url, shown | {"status": "rejected"}, follow=True)
+    by_page = as_(curator).post(page(row), pressed(row, decision="rejected"), follow=True)
     by_list = as_(curator).post(
         LIST,
         {
@@ -197,7 +209,7 @@ def test_a_review_from_an_older_page_does_not_undo_a_colleagues(
     )
 
     for answer in (by_page, by_list):
-        assert "was accepted by ada on 20" in str(next(iter(answer.context["messages"])))
+        assert "was accepted by ada on 20" in messages_of(answer)[0]
     row.refresh_from_db()
     assert row.status == "accepted"
 
@@ -266,10 +278,100 @@ def test_the_buttons_of_a_page_lead_on_to_the_next_pending_row(caller: User, cur
     older, newer = recorded(caller, 1), recorded(caller, 2)
     client = as_(curator)
 
-    first = client.post(f"{page(newer).removesuffix('change/')}review/", {"status": "accepted"})
-    last = client.post(f"{page(older).removesuffix('change/')}review/", {"status": "rejected"})
+    first = client.post(page(newer), pressed(newer, decision="accepted"))
+    last = client.post(page(older), pressed(older, decision="rejected"), follow=True)
 
-    assert (first.url, last.url) == (page(older), LIST)
+    assert first.url == page(older)
+    assert last.redirect_chain[-1][0] == LIST
+    assert messages_of(last)[1:] == [f"Row {older.pk} is rejected.", "No other row is pending."]
+
+
+def test_a_review_goes_on_in_the_list_it_was_started_from(caller: User, curator: User) -> None:
+    rows = [recorded(caller, number, predicted_confidence=0.5) for number in range(5)]
+    for number, confidence in ((1, 0.9), (3, 0.7), (4, 0.8)):
+        Correction.objects.filter(pk=rows[number].pk).update(
+            predicted_confidence=confidence, domain="wards"
+        )
+    client = as_(curator)
+    shown = client.get(f"{LIST}?status__exact=pending&domain=wards&o=-2&p=1")
+
+    visited, address = [], links_of(shown)[0]
+    while "/change/" in address:
+        row = Correction.objects.get(pk=address.split("/")[4])
+        visited.append(row.pk)
+        address = client.post(address, pressed(row, decision="accepted")).url
+
+    assert visited == [rows[1].pk, rows[4].pk, rows[3].pk]
+    assert (
+        address == f"{LIST}?{urlencode({'status__exact': 'pending', 'domain': 'wards', 'o': -2})}"
+    )
+    assert f"No row follows row {rows[3].pk} in this list." in client.get(address).text
+    assert Correction.objects.pending().count() == 2
+
+
+def test_rows_asked_for_by_id_are_listed_and_reviewed_in_that_order(
+    caller: User, curator: User
+) -> None:
+    rows = [recorded(caller, number) for number in range(4)]
+    asked = [rows[2].pk, rows[0].pk, rows[3].pk]
+    client = as_(curator)
+    shown = client.get(f"{LIST}?id__in={','.join(map(str, asked))}")
+
+    following = client.post(links_of(shown)[0], pressed(rows[2], decision="accepted"))
+
+    assert [row.pk for row in shown.context["cl"].result_list] == asked
+    assert following.url == links_of(shown)[1]
+
+
+def test_both_sides_of_a_conflict_are_listed_beside_one_another(
+    caller: User, curator: User
+) -> None:
+    for label in ("supports", "refutes"):
+        for number in range(3):
+            recorded(caller, number, correct_label=label)
+
+    listed = as_(curator).get(f"{LIST}?conflict=yes").context["cl"].result_list
+
+    pairs = [row.pair_digest for row in listed]
+    assert pairs == [pairs[0]] * 2 + [pairs[2]] * 2 + [pairs[4]] * 2
+
+
+def test_an_edit_leads_back_to_the_list_it_was_started_from(caller: User, curator: User) -> None:
+    row = recorded(caller)
+    client = as_(curator)
+    [address] = links_of(client.get(f"{LIST}?q=fever"))
+
+    assert client.post(address, pressed(row, reason="Read again.")).url == f"{LIST}?q=fever"
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "p=7",
+        "nonsense__lookup=1",
+        "id__exact=x",
+        "domain=%00",
+        "o=x.99",
+        "q=" + "9" * 5_000,
+        "\ud800",
+    ],
+)
+def test_an_odd_list_of_origin_does_not_stop_a_review(
+    caller: User, curator: User, origin: str
+) -> None:
+    row = recorded(caller)
+    address = f"{page(row)}?{urlencode({'_changelist_filters': origin}, errors='surrogatepass')}"
+
+    answer = as_(curator).post(address, pressed(row, decision="accepted"))
+
+    assert answer.status_code == 302
+    assert Correction.objects.accepted().count() == 1
+
+
+def links_of(shown: Any) -> list[str]:
+    """The addresses of the rows, as a list links to them."""
+    found = re.findall(rf'href="({LIST}[0-9]+/change/[^"]*)"', shown.text)
+    return [unescape(address) for address in found]
 
 
 def test_a_page_shows_the_pair_its_history_and_rival_verdicts(caller: User, curator: User) -> None:
@@ -301,6 +403,92 @@ def test_an_edit_goes_through_the_history(caller: User, curator: User) -> None:
 
     stale = as_(curator).post(page(row), form | {"correct_label": "supports"})
     assert "Somebody else changed this row" in stale.content.decode()
+
+
+@pytest.mark.parametrize("decision", ["accepted", "rejected"])
+def test_what_was_changed_on_a_page_is_saved_with_the_decision(
+    caller: User, curator: User, decision: str
+) -> None:
+    row = recorded(caller)
+    sent = pressed(row, correct_label="refutes", note="misread", decision=decision)
+
+    answer = as_(curator).post(page(row), sent, follow=True)
+
+    row.refresh_from_db()
+    assert (row.correct_label, row.status, row.revision) == ("refutes", decision, 2)
+    edited, reviewed = row.events.order_by("id")[1:]
+    assert (edited.action, edited.changes) == ("edited", {"correct_label": ["supports", "refutes"]})
+    assert (reviewed.action, reviewed.changes) == (decision, {"status": ["pending", decision]})
+    assert {event.note for event in (edited, reviewed)} == {"misread"}
+    assert messages_of(answer)[0] == f"Row {row.pk} was changed and is {decision}."
+
+
+def test_an_accepted_row_is_put_right_and_accepted_at_once(caller: User, curator: User) -> None:
+    row = recorded(caller)
+    review([row.pk], by=curator, status="accepted")
+    row.refresh_from_db()
+
+    as_(curator).post(page(row), pressed(row, correct_label="refutes", decision="accepted"))
+
+    row.refresh_from_db()
+    assert (row.correct_label, row.status) == ("refutes", "accepted")
+
+
+def test_neither_the_edit_nor_the_review_is_done_where_a_colleague_was_faster(
+    caller: User, curator: User, administrator: User
+) -> None:
+    row = recorded(caller)
+    sent = pressed(row, correct_label="refutes", decision="accepted")
+    review([row.pk], by=administrator, status="rejected")
+
+    answer = as_(curator).post(page(row), sent, follow=True)
+
+    [said] = messages_of(answer)
+    assert said.startswith(f"Nothing was changed. Row {row.pk} was rejected by ada on 20")
+    row.refresh_from_db()
+    assert (row.correct_label, row.status, row.revision) == ("supports", "rejected", 1)
+
+
+def test_an_edit_that_is_not_possible_is_no_review_either(caller: User, curator: User) -> None:
+    row = recorded(caller)
+
+    answer = as_(curator).post(page(row), pressed(row, reason="a\0b", decision="accepted"))
+
+    assert "Null characters are not allowed" in answer.text
+    row.refresh_from_db()
+    assert row.status == "pending"
+
+
+def test_who_may_edit_but_not_review_decides_nothing(caller: User) -> None:
+    row = recorded(caller)
+    editor = User.objects.create_user("edo", is_staff=True)
+    editor.user_permissions.add(*_permissions("view_correction", "change_correction"))
+
+    refused = as_(editor).post(page(row), pressed(row, reason="Mine.", decision="accepted"))
+
+    assert refused.status_code == 403
+    row.refresh_from_db()
+    assert (row.reason, row.status) == ("", "pending")
+
+
+def test_a_changed_label_is_said_to_wait_for_review_again(caller: User, curator: User) -> None:
+    row = recorded(caller)
+    review([row.pk], by=curator, status="accepted")
+
+    answer = as_(curator).post(page(row), pressed(row, correct_label="refutes"), follow=True)
+
+    assert f"row {row.pk} was changed, so it waits for review again" in messages_of(answer)[0]
+
+
+def test_enter_in_a_field_of_a_page_saves_and_decides_nothing(caller: User, curator: User) -> None:
+    shown = as_(curator).get(page(recorded(caller))).text
+
+    # A browser presses the first button of a form.
+    form = shown[shown.index('id="correction_form"') :]
+    assert re.findall(r'type="submit"[^>]* name="(\w+)"|<button[^>]* name="(\w+)"', form)[0] == (
+        "_save",
+        "",
+    )
 
 
 @pytest.mark.parametrize(
@@ -351,20 +539,20 @@ def test_who_may_only_look_sees_no_buttons_and_can_change_nothing(
 ) -> None:
     row = recorded(caller)
     reader = User.objects.create_user("rae", is_staff=True)
-    reader.user_permissions.add(*_view_permission())
+    reader.user_permissions.add(*_permissions("view_correction"))
 
     html = as_(reader).get(page(row)).content.decode()
 
     assert row.premise in html
-    assert "review-form" not in html
+    assert "decision" not in html
     url = reverse("admin:corrections_correction_review", args=[row.pk])
     assert as_(reader).post(url, {"status": "accepted"}).status_code == 403
     assert as_(curator).get(url).status_code == 405
     assert as_(curator).get(f"{page(row).removesuffix('change/')}delete/").status_code == 403
 
 
-def _view_permission() -> list[Any]:
-    return list(Permission.objects.filter(codename="view_correction"))
+def _permissions(*codenames: str) -> list[Permission]:
+    return list(Permission.objects.filter(codename__in=codenames))
 
 
 def test_groups_are_shown_with_their_fold(caller: User, curator: User) -> None:
