@@ -176,7 +176,7 @@ def _steps(user: User, found: dict[str, Any]) -> Iterator[NextStep]:
         )
     if found.get("audits"):
         yield NextStep(
-            f"{_count(found['audits'], 'drawn answer waits', 'drawn answers wait')} to be judged. "
+            f"{_count(found['audits'], 'audit sample waits', 'audit samples wait')} to be judged. "
             "They say how often the model is right.",
             "Judge them",
             reverse("admin:corrections_auditsample_changelist"),

@@ -1,4 +1,4 @@
-"""The curator's pages: the queue, one verdict with its history, drawn answers, and the groups.
+"""The curator's pages: the queue, one verdict with its history, audit samples, and the groups.
 
 Every change goes through `intake` or `audits`; rows are never deleted, a wrong one is rejected.
 """
@@ -10,6 +10,7 @@ from http import HTTPStatus
 from itertools import dropwhile, islice
 from typing import Any
 
+from django.conf import settings
 from django.contrib import admin, messages
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.templatetags.admin_urls import add_preserved_filters
@@ -479,7 +480,11 @@ class AuditSampleAdmin(admin.ModelAdmin):
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        context = {"title": "Drawn answers", "states": _states()}
+        context = {
+            "title": "Audit samples",
+            "states": _states(),
+            "audit_share": settings.LYRA_AUDIT_SHARE,
+        }
         return super().changelist_view(request, context | (extra_context or {}))
 
     # --- One sample ---
@@ -503,7 +508,7 @@ class AuditSampleAdmin(admin.ModelAdmin):
             return HttpResponseRedirect(_next_audit_url())
         context = {
             **self.admin_site.each_context(request),
-            "title": f"Drawn answer {sample.pk}",
+            "title": f"Audit sample {sample.pk}",
             "trail": [("Audit samples", reverse("admin:corrections_auditsample_changelist"))],
             "opts": self.opts,
             "sample": sample,
@@ -546,7 +551,8 @@ def _judge(request: HttpRequest, sample: AuditSample, form: AuditForm) -> bool:
     try:
         if decision == AuditForm.CANNOT_TELL:
             audits.skip(sample.pk, by=_user(request), reason=reason)
-            messages.success(request, f"Sample {sample.pk} is skipped; it counts as not answered.")
+            said = f"Audit sample {sample.pk} is skipped; it counts as not answered."
+            messages.success(request, said)
         else:
             judged = audits.answer(
                 sample.pk, by=_user(request), correct_label=decision, reason=reason
@@ -562,10 +568,10 @@ def _judge(request: HttpRequest, sample: AuditSample, form: AuditForm) -> bool:
 
 def _revealed(sample: AuditSample) -> str:
     """What the model had said, now that a person has judged."""
-    said = f"Sample {sample.pk}: the model had said {sample.predicted_label} as well."
+    said = f"Audit sample {sample.pk}: the model had said {sample.predicted_label} as well."
     if sample.correction and sample.correction.correct_label != sample.predicted_label:
         said = (
-            f"Sample {sample.pk}: the model had said {sample.predicted_label} "
+            f"Audit sample {sample.pk}: the model had said {sample.predicted_label} "
             f"({sample.confidence:.2f}); it is corrected to {sample.correction.correct_label}."
         )
     if sample.correction and sample.correction.quarantine:

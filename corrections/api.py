@@ -124,7 +124,7 @@ class CorrectionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Generi
         parameters=[AuditFilterSerializer],
         summary="Live answers drawn for audit, oldest first; by default those that wait.",
     ),
-    retrieve=extend_schema(summary="One drawn answer."),
+    retrieve=extend_schema(summary="One audit sample."),
 )
 class AuditSampleViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericViewSet[Any]):
     """The texts are callers': only who may judge them may read them."""

@@ -257,9 +257,9 @@ def _refuse_decided(sample: AuditSample) -> None:
 
 
 def _decision(sample: AuditSample) -> str:
-    """What became of a sample: “Sample 5 was answered by ana on 2026-01-05 at 10:11 UTC.”"""
+    """What became of a sample: “Audit sample 5 was answered by ana on 2026-01-05 at 10:11 UTC.”"""
     if sample.state == State.EXPIRED or sample.decided_at is None:
-        return f"Sample {sample.pk} expired: its texts were removed."
+        return f"Audit sample {sample.pk} expired: its texts were removed."
     when = f"{sample.decided_at:%Y-%m-%d at %H:%M} UTC"
     gone = "" if sample.premise else "; its texts were removed"
-    return f"Sample {sample.pk} was {sample.state} by {sample.decided_by} on {when}{gone}."
+    return f"Audit sample {sample.pk} was {sample.state} by {sample.decided_by} on {when}{gone}."

@@ -144,8 +144,8 @@ class AuditDrawSerializer(serializers.ModelSerializer[AuditSample]):
 
 
 class AuditSampleSerializer(serializers.ModelSerializer[AuditSample]):
-    """A drawn answer. What the model said, and whether another one disagrees, is told once it is
-    answered: it would sway people."""
+    """An audit sample: a live answer that was drawn. What the model said, and whether another one
+    disagrees, is told once it is answered: it would sway people."""
 
     draw = serializers.SerializerMethodField(help_text="null until it is answered.")
     prediction = serializers.SerializerMethodField(help_text="null until it is answered.")

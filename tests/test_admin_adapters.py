@@ -1180,7 +1180,7 @@ def test_what_is_said_of_annotators_is_for_curators_alone(rita, tina, doubted):
 
 
 def test_before_any_training_no_label_is_in_doubt(curt):
-    assert "Nothing can be said yet" in text_of(curt.get(LABELS_IN_DOUBT))
+    assert "A training fills this page" in text_of(curt.get(LABELS_IN_DOUBT))
 
 
 # --- How much more? -------------------------------------------------------------------------------

@@ -201,6 +201,20 @@ def test_the_texts_of_old_unanswered_samples_are_removed(curator: User, settings
 # --- The admin ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("share", "says"),
+    [(0.0, "LYRA_AUDIT_SHARE is 0"), (0.05, "5.0 % of the live answers to come are drawn")],
+)
+def test_an_empty_list_says_what_fills_it(
+    curator: User, settings: Any, share: float, says: str
+) -> None:
+    settings.LYRA_AUDIT_SHARE = share
+
+    assert says in as_(curator).get(LIST).text
+    drawn()
+    assert says not in as_(curator).get(LIST).text
+
+
 def test_the_list_shows_what_waits_oldest_first_without_the_prediction(curator: User) -> None:
     drawn(1, days_ago=1)
     drawn(2, days_ago=2)

@@ -237,7 +237,7 @@ def test_the_first_page_and_the_stats_tell_the_figure_with_its_n(curator: User) 
     assert "1 more was drawn and not answered." in page
     assert "Live accuracy by version" in page
     assert "So 25.0 % are wrong" in page
-    assert "1 drawn answer waits to be judged." in page
+    assert "1 audit sample waits to be judged." in page
 
     rest = APIClient()
     rest.force_authenticate(curator)
