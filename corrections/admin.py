@@ -165,7 +165,7 @@ class CorrectionAdmin(admin.ModelAdmin):
     @admin.display(description="model → person", ordering="predicted_confidence")
     def judged(self, row: Correction) -> SafeString:
         return format_html(
-            '<span class="label {}">{}</span> <span class="quiet">{}</span><br>'
+            '<span class="label {}">{}</span> <span class="quiet">{}</span><br> '
             '→ <span class="label {}">{}</span>',
             row.predicted_label,
             row.predicted_label,
@@ -191,7 +191,7 @@ class CorrectionAdmin(admin.ModelAdmin):
     @admin.display(description="from", ordering="corrected_at")
     def origin(self, row: Correction) -> SafeString:
         return format_html(
-            '{}<br><span class="quiet">{}<br>{}</span>',
+            '{}<br> <span class="quiet">{}<br> <span class="date">{}</span></span>',
             row.domain or "–",
             row.annotator or row.get_sampling_display(),
             date_format(localtime(row.corrected_at)),
@@ -212,7 +212,8 @@ class CorrectionAdmin(admin.ModelAdmin):
         usable = queryset.filter(quarantine="")
         quarantined = queryset.count() - usable.count()
         if quarantined:
-            messages.warning(request, f"{quarantined} quarantined rows cannot be accepted.")
+            rows = "row" if quarantined == 1 else "rows"
+            messages.warning(request, f"{quarantined} quarantined {rows} cannot be accepted.")
         self._review(request, usable, Status.ACCEPTED)
 
     @admin.action(description="Reject", permissions=["review"])
@@ -234,7 +235,8 @@ class CorrectionAdmin(admin.ModelAdmin):
         except intake.ReviewRefused as error:
             messages.error(request, f"Nothing was changed. {error}")
         else:
-            messages.success(request, f"{changed} corrections {status.label}.")
+            corrections = "correction" if changed == 1 else "corrections"
+            messages.success(request, f"{changed} {corrections} {status.label}.")
 
     # --- One verdict ---
 
@@ -459,7 +461,7 @@ class AuditSampleAdmin(admin.ModelAdmin):
     @admin.display(description="drawn", ordering="drawn_at")
     def drawn(self, sample: AuditSample) -> SafeString:
         return format_html(
-            '{}<br><span class="quiet">{}</span>',
+            '<span class="date">{}</span><br> <span class="quiet">{}</span>',
             date_format(localtime(sample.drawn_at), "DATETIME_FORMAT"),
             sample.page_id,
         )
@@ -470,8 +472,8 @@ class AuditSampleAdmin(admin.ModelAdmin):
             why = format_html('<div class="why">{}</div>', sample.skip_reason)
             return format_html("{}{}", sample.get_state_display(), why)
         return format_html(
-            '<span class="label {0}">{0}</span><br>→ <span class="label {1}">{1}</span>'
-            '<br><span class="quiet">{2}</span>',
+            '<span class="label {0}">{0}</span><br> → <span class="label {1}">{1}</span>'
+            '<br> <span class="quiet">{2}</span>',
             sample.predicted_label,
             sample.correction.correct_label,
             sample.how_drawn,
@@ -621,14 +623,15 @@ def _counts() -> dict[str, int]:
 
 
 def _counts_after(row: Correction, status: str) -> dict[str, int]:
-    """Those of `_counts` that may be others since `row`, as it was, got its new status."""
+    """The list's counts that may be others since `row`, as it was, got its new status."""
+    changed = _by_status() | _accepted_by_label()
     # Only a row that was or is rejected, and has a rival, makes or ends a conflict.
     rivals = Correction.objects.filter(pair_digest=row.pair_digest).exclude(
         correct_label=row.correct_label
     )
     if Status.REJECTED in {row.status, status} and rivals.exists():
-        return _by_status() | {"conflicts": Correction.objects.conflicts().count()}
-    return _by_status()
+        return changed | {"conflicts": Correction.objects.conflicts().count()}
+    return changed
 
 
 def _by_status() -> dict[str, int]:

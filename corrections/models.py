@@ -8,6 +8,7 @@ from django.conf import settings
 from django.db import models
 from django.db.models import Exists, F, OuterRef, Q
 from django.utils.formats import date_format
+from django.utils.text import Truncator
 from django.utils.timezone import localtime
 
 from corrections.labels import Label
@@ -75,7 +76,7 @@ class PremiseText(models.Model):
     group = models.ForeignKey(SourceGroup, on_delete=models.PROTECT, related_name="premises")
 
     def __str__(self) -> str:
-        return self.text[:80]
+        return Truncator(self.text).chars(80)
 
 
 class MinHashBand(models.Model):
@@ -264,7 +265,7 @@ class Correction(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"#{self.pk} {self.verdict}: {self.hypothesis[:60]}"
+        return f"#{self.pk} {self.verdict}: {Truncator(self.hypothesis).chars(60)}"
 
     @property
     def reviewed_by(self) -> str:

@@ -1139,7 +1139,7 @@ def test_a_curator_reads_which_labels_and_whose_are_in_doubt(curt, doubted):
     assert "samuel 40 97.5 % 41.2 % 40.0 % 71.0 % (52 % to 88 %)" in page
     assert f"#{doubted[0].pk} study 0 of the drug the drug is safe in 0 supports 3.1 %" in page
     listed = curt.get(response.context["review_url"]).context["cl"].result_list
-    assert {row.pk for row in listed} == {doubted[0].pk, doubted[1].pk}
+    assert [row.pk for row in listed] == [doubted[0].pk, doubted[1].pk]  # as doubted
     assert "Labels in doubt" in text_of(curt.get(INDEX))
 
 

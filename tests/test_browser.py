@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Playwright, expect, sync_playwright
 
 from tests.conftest import ROOT
 from tests.programs import find_chromium
@@ -152,6 +153,52 @@ def test_the_loop_from_correction_to_promotion_and_back(page: Page, system: Syst
     page.get_by_role("button", name="Roll back to the base").click()
     expect(page.get_by_role("row").filter(has_text="v1 → the base")).to_be_visible()
     assert system.answers() == before
+
+
+def test_a_curator_reviews_by_keys_and_puts_a_label_right(page: Page, system: System) -> None:
+    _sign_in(page, system, "curator")
+    page.get_by_role("link", name="Review them").click()
+    rows = page.locator("#result_list tbody tr")
+    pending = int(page.locator("[data-count=pending]").inner_text())
+    supports = int(page.locator("[data-count=supports]").inner_text())
+    supporting = page.locator("tr:has(.field-judged .label.supports:last-child)")
+    reached = supporting.first.evaluate("row => [...row.parentNode.children].indexOf(row)")
+
+    for _ in range(reached + 1):
+        page.keyboard.press("j")
+    expect(rows.nth(reached)).to_be_focused()
+    name = rows.nth(reached).locator(".status").get_attribute("data-pk")
+    page.keyboard.press("a")
+
+    expect(page.get_by_role("status")).to_have_text(f"Row {name} accepted")
+    assert _colour(page, rows.nth(reached), "light") != _colour(page, rows.nth(reached), "dark")
+    expect(rows.nth(reached + 1)).to_be_focused()
+    expect(page.locator("[data-count=pending]")).to_have_text(str(pending - 1))
+    expect(page.locator("[data-count=supports]")).to_have_text(str(supports + 1))
+    expect(page.locator("#changelist")).not_to_contain_text(f"{pending} results")
+    expect(page.locator("#changelist")).not_to_contain_text(f"{pending} corrections")
+
+    # What Enter and letters do on a control stays the control's.
+    fold = page.locator("#changelist-filter details").first
+    opened = fold.evaluate("fold => fold.open")
+    fold.locator("summary").press("Enter")
+    assert fold.evaluate("fold => fold.open") is not opened
+    fold.locator("summary").press("r")
+    expect(page.locator("[data-count=rejected]")).to_have_text("0")
+
+    rows.nth(reached + 1).get_by_role("link").press("Enter")
+    said = page.get_by_label("Correct label").input_value()
+    page.get_by_label("Correct label").select_option("refutes" if said == "neutral" else "neutral")
+    page.locator("h1").click()
+    page.keyboard.press("a")
+    expect(page.locator(".messagelist")).to_contain_text("was changed and is accepted.")
+    expect(page).to_have_url(re.compile("_changelist_filters=status__exact%3Dpending"))
+
+
+def _colour(page: Page, row: Locator, theme: str) -> str:
+    """Of a row's status, in the theme that a person chose with the button."""
+    page.evaluate("theme => { document.documentElement.dataset.theme = theme; }", theme)
+    return row.locator(".status").evaluate("status => getComputedStyle(status).color")
 
 
 def _sign_in(page: Page, system: System, name: str) -> None:

@@ -13,10 +13,12 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from corrections.intake import record_correction, review
+from corrections.labels import Label
 from corrections.models import Correction
 
 pytestmark = pytest.mark.django_db
 LIST = "/admin/corrections/correction/"
+Status = Correction.Status
 
 
 def as_(user: User) -> Client:
@@ -40,7 +42,7 @@ def page(row: Correction) -> str:
     return reverse("admin:corrections_correction_change", args=[row.pk])
 
 
-def pressed(row: Correction, **values: Any) -> dict[str, Any]:
+def form_of(row: Correction, **values: Any) -> dict[str, Any]:
     """What the page of a pending row sends: `decision` is the button, other values are edits."""
     fields = ("correct_label", "reason", "domain", "annotator")
     shown = {name: getattr(row, name) for name in fields}
@@ -98,8 +100,21 @@ def test_chosen_rows_are_accepted_and_quarantined_ones_named(caller: User, curat
     )
 
     said = [str(message) for message in answer.context["messages"]]
-    assert said == ["1 quarantined rows cannot be accepted.", "2 corrections accepted."]
+    assert said == ["1 quarantined row cannot be accepted.", "2 corrections accepted."]
     assert Correction.objects.accepted().count() == 2
+
+
+def test_one_chosen_row_is_one_correction(caller: User, curator: User) -> None:
+    chosen = {"action": "reject", "_selected_action": [recorded(caller).pk]}
+
+    assert messages_of(as_(curator).post(LIST, chosen, follow=True)) == ["1 correction rejected."]
+
+
+def test_a_title_that_is_cut_says_so(caller: User) -> None:
+    cut, whole = recorded(caller, hypothesis="w" * 61), recorded(caller, hypothesis="w" * 60)
+
+    assert str(cut).endswith(": " + "w" * 59 + "…")
+    assert str(whole).endswith(": " + "w" * 60)
 
 
 def test_rows_that_changed_since_the_list_was_shown_are_not_accepted(
@@ -130,7 +145,8 @@ def test_a_key_press_in_the_list_is_answered_with_the_new_counts(
     )
 
     assert answer.json()["status"] == "accepted"
-    assert (answer.json()["counts"]["pending"], answer.json()["counts"]["accepted"]) == (0, 1)
+    counts = answer.json()["counts"]
+    assert (counts["pending"], counts["accepted"], counts["supports"]) == (0, 1, 1)
 
 
 def test_a_key_press_that_makes_or_ends_a_conflict_says_so(caller: User, curator: User) -> None:
@@ -159,7 +175,7 @@ def test_neither_a_key_press_nor_a_page_counts_what_it_does_not_show(
         )
 
     assert "1 pending" in opened.text
-    assert pressed.json()["counts"].keys() == {"pending", "accepted", "rejected"}
+    assert pressed.json()["counts"].keys() == {*Status.values, *Label}
     over_all_pairs = [query["sql"] for query in asked if "EXISTS(" in query["sql"]]
     assert over_all_pairs == []
 
@@ -194,9 +210,9 @@ def test_a_review_from_an_older_page_does_not_undo_a_colleagues(
 ) -> None:
     row = recorded(caller)
     assert 'name="seen_status" value="pending"' in as_(curator).get(page(row)).content.decode()
-    as_(administrator).post(page(row), pressed(row, decision="accepted"))
+    as_(administrator).post(page(row), form_of(row, decision="accepted"))
 
-    by_page = as_(curator).post(page(row), pressed(row, decision="rejected"), follow=True)
+    by_page = as_(curator).post(page(row), form_of(row, decision="rejected"), follow=True)
     by_list = as_(curator).post(
         LIST,
         {
@@ -278,8 +294,8 @@ def test_the_buttons_of_a_page_lead_on_to_the_next_pending_row(caller: User, cur
     older, newer = recorded(caller, 1), recorded(caller, 2)
     client = as_(curator)
 
-    first = client.post(page(newer), pressed(newer, decision="accepted"))
-    last = client.post(page(older), pressed(older, decision="rejected"), follow=True)
+    first = client.post(page(newer), form_of(newer, decision="accepted"))
+    last = client.post(page(older), form_of(older, decision="rejected"), follow=True)
 
     assert first.url == page(older)
     assert last.redirect_chain[-1][0] == LIST
@@ -299,7 +315,7 @@ def test_a_review_goes_on_in_the_list_it_was_started_from(caller: User, curator:
     while "/change/" in address:
         row = Correction.objects.get(pk=address.split("/")[4])
         visited.append(row.pk)
-        address = client.post(address, pressed(row, decision="accepted")).url
+        address = client.post(address, form_of(row, decision="accepted")).url
 
     assert visited == [rows[1].pk, rows[4].pk, rows[3].pk]
     assert (
@@ -317,7 +333,7 @@ def test_rows_asked_for_by_id_are_listed_and_reviewed_in_that_order(
     client = as_(curator)
     shown = client.get(f"{LIST}?id__in={','.join(map(str, asked))}")
 
-    following = client.post(links_of(shown)[0], pressed(rows[2], decision="accepted"))
+    following = client.post(links_of(shown)[0], form_of(rows[2], decision="accepted"))
 
     assert [row.pk for row in shown.context["cl"].result_list] == asked
     assert following.url == links_of(shown)[1]
@@ -341,7 +357,7 @@ def test_an_edit_leads_back_to_the_list_it_was_started_from(caller: User, curato
     client = as_(curator)
     [address] = links_of(client.get(f"{LIST}?q=fever"))
 
-    assert client.post(address, pressed(row, reason="Read again.")).url == f"{LIST}?q=fever"
+    assert client.post(address, form_of(row, reason="Read again.")).url == f"{LIST}?q=fever"
 
 
 @pytest.mark.parametrize(
@@ -362,7 +378,7 @@ def test_an_odd_list_of_origin_does_not_stop_a_review(
     row = recorded(caller)
     address = f"{page(row)}?{urlencode({'_changelist_filters': origin}, errors='surrogatepass')}"
 
-    answer = as_(curator).post(address, pressed(row, decision="accepted"))
+    answer = as_(curator).post(address, form_of(row, decision="accepted"))
 
     assert answer.status_code == 302
     assert Correction.objects.accepted().count() == 1
@@ -384,6 +400,20 @@ def test_a_page_shows_the_pair_its_history_and_rival_verdicts(caller: User, cura
     assert "judged differently" in html
     assert f"row {rival.pk}" in html
     assert "carla" in html
+
+
+def test_the_history_of_a_row_holds_its_reviews_from_the_list(caller: User, curator: User) -> None:
+    row = recorded(caller)
+    client = as_(curator)
+    client.post(LIST, {"action": "accept", "_selected_action": [row.pk]})
+
+    [address] = re.findall(r'href="([^"]*)" class="historylink"', client.get(page(row)).text)
+    shown = client.get(f"{LIST}{row.pk}/history/", follow=True)
+
+    assert address == "#events-group"
+    assert shown.redirect_chain == [(f"{page(row)}#events-group", 302)]
+    inline = shown.text[shown.text.index('id="events-group"') :]
+    assert "accepted" in inline
 
 
 def test_an_edit_goes_through_the_history(caller: User, curator: User) -> None:
@@ -410,7 +440,7 @@ def test_what_was_changed_on_a_page_is_saved_with_the_decision(
     caller: User, curator: User, decision: str
 ) -> None:
     row = recorded(caller)
-    sent = pressed(row, correct_label="refutes", note="misread", decision=decision)
+    sent = form_of(row, correct_label="refutes", note="misread", decision=decision)
 
     answer = as_(curator).post(page(row), sent, follow=True)
 
@@ -428,7 +458,7 @@ def test_an_accepted_row_is_put_right_and_accepted_at_once(caller: User, curator
     review([row.pk], by=curator, status="accepted")
     row.refresh_from_db()
 
-    as_(curator).post(page(row), pressed(row, correct_label="refutes", decision="accepted"))
+    as_(curator).post(page(row), form_of(row, correct_label="refutes", decision="accepted"))
 
     row.refresh_from_db()
     assert (row.correct_label, row.status) == ("refutes", "accepted")
@@ -438,7 +468,7 @@ def test_neither_the_edit_nor_the_review_is_done_where_a_colleague_was_faster(
     caller: User, curator: User, administrator: User
 ) -> None:
     row = recorded(caller)
-    sent = pressed(row, correct_label="refutes", decision="accepted")
+    sent = form_of(row, correct_label="refutes", decision="accepted")
     review([row.pk], by=administrator, status="rejected")
 
     answer = as_(curator).post(page(row), sent, follow=True)
@@ -452,7 +482,7 @@ def test_neither_the_edit_nor_the_review_is_done_where_a_colleague_was_faster(
 def test_an_edit_that_is_not_possible_is_no_review_either(caller: User, curator: User) -> None:
     row = recorded(caller)
 
-    answer = as_(curator).post(page(row), pressed(row, reason="a\0b", decision="accepted"))
+    answer = as_(curator).post(page(row), form_of(row, reason="a\0b", decision="accepted"))
 
     assert "Null characters are not allowed" in answer.text
     row.refresh_from_db()
@@ -464,7 +494,7 @@ def test_who_may_edit_but_not_review_decides_nothing(caller: User) -> None:
     editor = User.objects.create_user("edo", is_staff=True)
     editor.user_permissions.add(*_permissions("view_correction", "change_correction"))
 
-    refused = as_(editor).post(page(row), pressed(row, reason="Mine.", decision="accepted"))
+    refused = as_(editor).post(page(row), form_of(row, reason="Mine.", decision="accepted"))
 
     assert refused.status_code == 403
     row.refresh_from_db()
@@ -475,7 +505,7 @@ def test_a_changed_label_is_said_to_wait_for_review_again(caller: User, curator:
     row = recorded(caller)
     review([row.pk], by=curator, status="accepted")
 
-    answer = as_(curator).post(page(row), pressed(row, correct_label="refutes"), follow=True)
+    answer = as_(curator).post(page(row), form_of(row, correct_label="refutes"), follow=True)
 
     assert f"row {row.pk} was changed, so it waits for review again" in messages_of(answer)[0]
 

@@ -8,11 +8,15 @@ document.addEventListener("DOMContentLoaded", () => {
   else onKey((key) => document.querySelector(`button[data-key="${CSS.escape(key)}"]`)?.click());
 });
 
+const CONTROLS = "a, button, summary, input, select, textarea, [contenteditable]";
+
+/* No key that a control has a use for: of a list's checkboxes that is only Enter. */
 function onKey(act) {
   document.addEventListener("keydown", (event) => {
-    const typing = event.target.closest("input:not([type=checkbox]), textarea, select, [contenteditable]");
-    if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
-    if (act(event.key, event) === true) event.preventDefault();
+    const control = event.target.closest(CONTROLS);
+    const checkbox = control?.matches(".action-select") && event.key !== "Enter";
+    if ((control && !checkbox) || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (act(event.key) === true) event.preventDefault();
   });
 }
 
@@ -27,7 +31,8 @@ function reviewList(keys) {
     rows[current]?.classList.remove("current");
     current = Math.min(Math.max(to, 0), rows.length - 1);
     rows[current].classList.add("current");
-    rows[current].scrollIntoView({ block: "nearest" });
+    rows[current].tabIndex = -1;
+    rows[current].focus();
   }
 
   async function review(row, status) {
@@ -47,23 +52,33 @@ function reviewList(keys) {
     for (const [name, count] of Object.entries(result.counts)) {
       document.querySelector(`[data-count="${name}"]`).textContent = count;
     }
+    if (location.search) forgetResultCounts();
+    return `Row ${state.dataset.pk} ${result.status}`;
   }
 
-  onKey((key, event) => {
+  onKey((key) => {
     if (key === "j" || key === "ArrowDown") go(current + 1);
     else if (key === "k" || key === "ArrowUp") go(current - 1);
     else if (current < 0) return false;
     else if (key === "x") rows[current].querySelector(".action-select").click();
-    else if (key === "Enter" && !event.target.closest("a, button")) rows[current].querySelector("a").click();
+    else if (key === "Enter") rows[current].querySelector("a").click();
     else if (key in statuses) {
       const row = rows[current];
       review(row, statuses[key]).then(
-        () => { said.textContent = ""; if (rows[current] === row) go(current + 1); },
+        (done) => { said.textContent = done; if (rows[current] === row) go(current + 1); },
         (error) => { said.textContent = error.message; },
       );
     } else return false;
     return true;
   });
+}
+
+/* A reviewed row may no longer be what was searched for. */
+function forgetResultCounts() {
+  document.querySelector("#changelist-search .quiet")?.remove();
+  for (const node of [...document.querySelector(".paginator").childNodes]) {
+    if (node.nodeType === Node.TEXT_NODE && node.data.trim()) node.remove();
+  }
 }
 
 function stateOf(row) {
