@@ -217,7 +217,7 @@ def test_the_first_page_tells_no_share_of_a_few_judged_answers(curator: User) ->
     client = Client()
     client.force_login(curator)
     page = " ".join(client.get("/admin/").content.decode().split())
-    assert "only 1 of its drawn answers was judged, and 30 are needed." in page
+    assert "only 1 audit sample of its answers was judged, and 30 are needed." in page
     assert "Live accuracy by version" in page
     assert "0.0 %" not in page
 
