@@ -9,7 +9,8 @@ from django.contrib.admin import AdminSite, ModelAdmin
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.views.main import ERROR_FLAG, ChangeList
-from django.contrib.auth.models import User
+from django.contrib.auth.forms import AuthenticationForm
+from django.contrib.auth.models import AnonymousUser, User
 from django.core.exceptions import SuspiciousOperation, ValidationError
 from django.db import DataError, NotSupportedError
 from django.db.models import Model, QuerySet
@@ -80,9 +81,27 @@ class AskedAnything(ModelAdmin):
         return "\0" not in text
 
 
+class SignInForm(AuthenticationForm):
+    """Tells an account that may do nothing why it gets no further, once its password is right."""
+
+    required_css_class = "required"
+
+    def confirm_login_allowed(self, user: User) -> None:
+        super().confirm_login_allowed(user)
+        if not may_do_anything(user):
+            raise ValidationError(
+                "This account has no role yet. Ask an administrator to give it one.", code="no_role"
+            )
+
+
 class LyraAdminSite(AdminSite):
     site_header = site_title = "Lyra"
     index_title = "Correction loop"
+    login_form = SignInForm
+
+    def has_permission(self, request: HttpRequest) -> bool:
+        """Whoever has a role gets in. Django's staff status would be a second thing to grant."""
+        return may_do_anything(request.user)
 
     def register(
         self,
@@ -106,6 +125,11 @@ class LyraAdminSite(AdminSite):
         """The first page: how the loop stands and what to do next."""
         found = dashboard.context(cast(User, request.user))  # admin_view let only users in
         return super().index(request, {**found, **(extra_context or {})})
+
+
+def may_do_anything(user: User | AnonymousUser) -> bool:
+    """Whether any permission is theirs, by a role or otherwise; pages ask for those they need."""
+    return user.is_active and bool(user.get_all_permissions())
 
 
 def _asked_anything(admin_class: type[ModelAdmin]) -> type[ModelAdmin]:

@@ -75,7 +75,7 @@ def _make_account(name: str, roles: tuple[str, ...] | None, *, password: str) ->
     with transaction.atomic():
         user, created = User.objects.get_or_create(
             username=name,
-            defaults={"is_staff": True, "is_superuser": roles is None, "password": encoded},
+            defaults={"is_superuser": roles is None, "password": encoded},
         )
         if created and roles:
             user.groups.set(Group.objects.filter(name__in=roles))

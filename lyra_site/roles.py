@@ -47,6 +47,14 @@ ROLES: dict[str, tuple[str, ...]] = {
     ),
 }
 
+# What an administrator reads where roles are given.
+WHAT_THEY_DO = {
+    "caller": "asks for predictions and sends corrections, through the API",
+    "curator": "reviews, imports and exports corrections, and judges drawn answers",
+    "trainer": "requests and cancels trainings and shadow evaluations",
+    "releaser": "promotes versions, rolls back, and downloads adapters",
+}
+
 
 def make_roles(using: str = DEFAULT_DB_ALIAS, **_: Any) -> None:
     """post_migrate of adapters_app, the last app whose permissions the roles name.

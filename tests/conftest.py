@@ -51,7 +51,7 @@ def administrator(db: None) -> User:
 
 
 def _member(username: str, role: str) -> User:
-    user = User.objects.create_user(username, password="correct horse", is_staff=True)
+    user = User.objects.create_user(username, password="correct horse")
     user.groups.add(Group.objects.get(name=role))
     return user
 

@@ -1024,8 +1024,8 @@ def test_what_is_not_there_is_not_found(ada, db, path):
     assert ada.get(path).status_code == 404
 
 
-def test_an_account_without_a_role_sees_no_figures(client, django_user_model):
-    client.force_login(django_user_model.objects.create_user("eve", is_staff=True))
+def test_a_caller_sees_no_figures(client, cast):
+    client.force_login(cast["alice"])
     assert client.get(INDEX).status_code == 200
     assert "Revision" not in text_of(client.get(INDEX))
     for path in (RUNS, VERSIONS, LEDGER, f"{RUNS}queue/", REQUEST, ROLLBACK):

@@ -283,7 +283,7 @@ def test_a_verdict_carries_how_it_was_drawn(cast):
 def test_what_is_held_is_nobodys_to_read(cast, as_user):
     sample = held(1)
     client = Client()
-    client.force_login(_staff(cast["bob"]))
+    client.force_login(cast["bob"])
     assert "Ward 1" not in client.get(f"{LIST}?all=1").content.decode()
     assert client.get(f"{LIST}{sample.pk}/change/").status_code == 404
     bob = as_user("bob")
@@ -299,17 +299,11 @@ def _decision(decide):
     return {"correct_label": "neutral"} if decide is audits.answer else {"reason": "Unclear."}
 
 
-def _staff(user):
-    user.is_staff = True
-    user.save()
-    return user
-
-
 def test_how_it_was_drawn_is_shown_once_it_is_judged(cast, as_user):
     sample = held(1, sampling="disagreement")
     audits.settle({sample.pk: Label.REFUTES}, candidate=4)
     client = Client()
-    client.force_login(_staff(cast["bob"]))
+    client.force_login(cast["bob"])
     page = f"{LIST}{sample.pk}/change/"
     told = "rawn where models disagree (v4 said otherwise), probability 0.6"
     bob = as_user("bob")

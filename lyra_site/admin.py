@@ -1,0 +1,79 @@
+"""The pages of accounts: who has which role."""
+
+from typing import Any
+
+from django import forms
+from django.contrib import admin
+from django.contrib.auth.admin import UserAdmin
+from django.contrib.auth.models import Group, User
+from django.db.models import Field, ManyToManyField, QuerySet
+from django.http import HttpRequest
+
+from lyra_site.roles import WHAT_THEY_DO
+
+
+class RolesField(forms.ModelMultipleChoiceField):
+    """A box for each role that says what it lets people do."""
+
+    widget = forms.CheckboxSelectMultiple
+
+    def label_from_instance(self, group: Group) -> str:
+        does = WHAT_THEY_DO.get(group.name)
+        return f"{group.name}: {does}" if does else group.name
+
+
+admin.site.unregister(User)
+
+
+@admin.register(User)
+class AccountAdmin(UserAdmin):
+    """Django's, without the staff status: a role is all that it takes to sign in."""
+
+    fieldsets = (
+        (None, {"fields": ("username", "password")}),
+        ("Personal info", {"fields": ("first_name", "last_name", "email")}),
+        (
+            "What they may do",
+            {"fields": ("is_active", "is_superuser", "groups", "user_permissions")},
+        ),
+        ("Important dates", {"fields": ("last_login", "date_joined")}),
+    )
+    add_fieldsets = (
+        (
+            None,
+            {
+                "classes": ("wide",),
+                "fields": ("username", "usable_password", "password1", "password2", "groups"),
+            },
+        ),
+    )
+    filter_horizontal = ("user_permissions",)
+    list_display = ("username", "roles", "is_active", "last_login")
+    list_filter = ("groups", "is_active")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[User]:
+        return super().get_queryset(request).prefetch_related("groups")
+
+    @admin.display(description="Roles")
+    def roles(self, user: User) -> str:
+        names = ["administrator"] if user.is_superuser else []
+        return ", ".join([*names, *sorted(group.name for group in user.groups.all())]) or "–"
+
+    def formfield_for_manytomany(
+        self, db_field: "ManyToManyField[Any, Any]", request: HttpRequest, **kwargs: Any
+    ) -> Any:
+        if db_field.name == "groups":
+            kwargs |= {
+                "form_class": RolesField,
+                "label": "Roles",
+                "help_text": "Whoever has a role can sign in and do what it allows. "
+                "Several roles add up.",
+            }
+        return super().formfield_for_manytomany(db_field, request, **kwargs)
+
+    def formfield_for_dbfield(
+        self, db_field: "Field[Any, Any]", request: HttpRequest, **kwargs: Any
+    ) -> Any:
+        if db_field.name == "is_superuser":
+            kwargs |= {"label": "Administrator", "help_text": "May do everything, without a role."}
+        return super().formfield_for_dbfield(db_field, request, **kwargs)
