@@ -1,15 +1,20 @@
-"""How refusals look: JSON on the API, and 503 with Retry-After while the database is away."""
+"""How refusals look: JSON on the API, pages for people, and 503 with Retry-After while the database
+is away."""
 
 import logging
 import sys
 from http import HTTPStatus
 from typing import Any
 
+from django.contrib import admin
 from django.core.exceptions import NON_FIELD_ERRORS
 from django.core.exceptions import ValidationError as DjangoValidationError
 from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.shortcuts import render
+from django.template.loader import render_to_string
 from django.views import defaults
+from django.views.decorators.csrf import requires_csrf_token
 from rest_framework.exceptions import APIException, ValidationError
 from rest_framework.response import Response
 from rest_framework.views import exception_handler
@@ -58,13 +63,12 @@ def _by_field(error: DjangoValidationError) -> dict[str, list[str]]:
     }
 
 
-def database_away() -> HttpResponse:
+def database_away(request: HttpRequest) -> HttpResponse:
     """503 for everything that is not a DRF view."""
-    return refusal(
-        HTTPStatus.SERVICE_UNAVAILABLE,
-        str(DatabaseAway.default_detail),
-        headers={"Retry-After": str(RETRY_AFTER_S)},
-    )
+    status, headers = HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": str(RETRY_AFTER_S)}
+    if is_machine_path(request):
+        return refusal(status, str(DatabaseAway.default_detail), headers=headers)
+    return HttpResponse(render_to_string("503.html"), status=status, headers=headers)
 
 
 def refusal(
@@ -77,11 +81,27 @@ def is_machine_path(request: HttpRequest) -> bool:
     return request.path.startswith(MACHINE_PATHS)
 
 
+@requires_csrf_token
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
     """handler404."""
     if is_machine_path(request):
         return refusal(HTTPStatus.NOT_FOUND, "Not found.")
-    return defaults.page_not_found(request, exception)
+    return _page(request, "404.html", HTTPStatus.NOT_FOUND, reason=_reason(exception))
+
+
+@requires_csrf_token
+def permission_denied(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """handler403."""
+    if is_machine_path(request):
+        return refusal(HTTPStatus.FORBIDDEN, "You do not have permission to perform this action.")
+    return _page(request, "403.html", HTTPStatus.FORBIDDEN, reason=_reason(exception))
+
+
+def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
+    """CSRF_FAILURE_VIEW; `reason` is for the log, which Django has written it to."""
+    if is_machine_path(request):
+        return refusal(HTTPStatus.FORBIDDEN, "CSRF verification failed.")
+    return _page(request, "403_csrf.html", HTTPStatus.FORBIDDEN)
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
@@ -95,7 +115,26 @@ def server_error(request: HttpRequest) -> HttpResponse:
     """handler500. A database lost inside another middleware (sessions, sign-in) ends up here and
     nowhere else: Django turns it into a response before an outer middleware can see it."""
     if isinstance(sys.exception(), DATABASE_AWAY):
-        return database_away()
+        return database_away(request)
     if is_machine_path(request):
         return refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error.")
     return defaults.server_error(request)
+
+
+def _page(request: HttpRequest, template: str, status: HTTPStatus, **more: str) -> HttpResponse:
+    """Of the admin's context no more than its header needs: strangers cost no query."""
+    site = admin.site
+    context = {
+        "site_header": site.site_header,
+        "site_title": site.site_title,
+        "has_permission": site.has_permission(request),
+        **more,
+    }
+    return render(request, template, context, status=status)
+
+
+def _reason(exception: Exception) -> str:
+    """What a view said of it. What Django says is for programmers: the resolver's list of patterns,
+    and get_object_or_404's name of a class."""
+    said = exception.args[0] if exception.args else ""
+    return said if isinstance(said, str) and not said.endswith("matches the given query.") else ""

@@ -53,7 +53,7 @@ class DatabaseUnavailable:
         return self.get_response(request)
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
-        return database_away() if isinstance(exception, DATABASE_AWAY) else None
+        return database_away(request) if isinstance(exception, DATABASE_AWAY) else None
 
 
 def _is_text_encoding(name: str) -> bool:

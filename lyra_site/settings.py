@@ -133,6 +133,7 @@ ROOT_URLCONF = "lyra_site.urls"
 WSGI_APPLICATION = "lyra_site.wsgi.application"
 APPEND_SLASH = False  # upstream's client follows no redirects; every path is exact
 LOGIN_URL = "admin:login"
+CSRF_FAILURE_VIEW = "lyra_site.errors.csrf_failure"
 AUTHENTICATION_BACKENDS = ["lyra_site.authentication.Accounts"]
 TEMPLATES = [
     {

@@ -45,5 +45,6 @@ urlpatterns = [
     path("ml/", include(UPSTREAM)),
 ]
 handler400 = "lyra_site.errors.bad_request"
+handler403 = "lyra_site.errors.permission_denied"
 handler404 = "lyra_site.errors.not_found"
 handler500 = "lyra_site.errors.server_error"
