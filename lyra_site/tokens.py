@@ -1,4 +1,4 @@
-"""API tokens: shown once when issued, listed by the start of their digest, revoked."""
+"""API tokens: shown once when issued, then listed and revoked by how they begin."""
 
 from datetime import timedelta
 from typing import Any
@@ -9,7 +9,8 @@ from django.utils import timezone
 from knox.models import AuthToken
 
 MAX_DAYS = 3650
-ID_LENGTH = 12  # hexadecimal characters of the digest, which is no secret
+# How much of a token, of 64 characters, is kept in sight: enough to know it by, too little to use.
+ID_LENGTH = 12
 
 
 class TokenUnknown(LookupError):
@@ -48,15 +49,15 @@ def revoke(user: User, wanted: str) -> None:
     Raises:
         TokenUnknown: no such token, or not this user's.
     """
-    found = tokens_of(user).filter(digest__startswith=wanted)
+    found = tokens_of(user).filter(token_key__startswith=wanted)
     if len(wanted) != ID_LENGTH or found.count() != 1:
         raise TokenUnknown(f"“{user.username}” has no token {wanted[:ID_LENGTH]}.")
     found.delete()
 
 
 def token_id(token: AuthToken) -> str:
-    """What people call it by: the start of its digest."""
-    return str(token.digest[:ID_LENGTH])
+    """What people know it by: how it begins."""
+    return str(token.token_key[:ID_LENGTH])
 
 
 def describe(token: AuthToken) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from django.contrib.auth.models import User
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
+from django.utils import timezone
 from django.views.decorators.cache import never_cache
 from django.views.decorators.debug import sensitive_variables
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
@@ -37,6 +38,7 @@ def token_page(request: HttpRequest) -> HttpResponse:
         "title": "API tokens",
         "form": form,
         "new_token": text,
+        "now": timezone.now(),
         "tokens": [(token, tokens.token_id(token)) for token in tokens.tokens_of(user)],
     }
     status = 400 if form.is_bound and form.errors else 200
@@ -50,7 +52,7 @@ def revoke_token(request: HttpRequest, token_id: str) -> HttpResponse:
     except tokens.TokenUnknown as error:
         messages.error(request, str(error))
     else:
-        messages.success(request, "The token is revoked.")
+        messages.success(request, f"The token {token_id}… is revoked.")
     return redirect("tokens")
 
 

@@ -39,19 +39,30 @@ def test_a_token_is_made_shown_once_and_works(rita):
     assert "no-store" in page["Cache-Control"]
     again = rita.get("/tokens").content.decode()
     assert token not in again
-    assert row.digest[:12] in again
+    assert f"<code>{token[:12]}…</code>" in again  # as the page that showed it says it is sent
+    assert f"Token {token[:12]}…" in page.content.decode()
     assert works(rita, token)
 
 
 def test_a_revoked_token_is_worthless(rita, cast):
-    row, token = AuthToken.objects.create(cast["rita"])
-    assert rita.post(f"/tokens/{row.digest[:12]}/revoke").status_code == 302
+    _, token = AuthToken.objects.create(cast["rita"])
+    _, kept = AuthToken.objects.create(cast["rita"])
+    answer = rita.post(f"/tokens/{token[:12]}/revoke", follow=True)
+    assert f"The token {token[:12]}… is revoked." in answer.content.decode()
+    assert works(rita, kept)
     assert not works(rita, token)
 
 
+def test_an_expired_token_is_listed_as_such(rita, cast):
+    old, _ = AuthToken.objects.create(cast["rita"])
+    AuthToken.objects.create(cast["rita"])
+    AuthToken.objects.filter(pk=old.pk).update(expiry=timezone.now())
+    assert rita.get("/tokens").content.decode().count("(expired)") == 1
+
+
 def test_nobody_revokes_the_token_of_another(rita, cast):
-    row, _ = AuthToken.objects.create(cast["alice"])
-    rita.post(f"/tokens/{row.digest[:12]}/revoke")
+    _, token = AuthToken.objects.create(cast["alice"])
+    rita.post(f"/tokens/{token[:12]}/revoke")
     rita.post("/tokens/x/revoke")
     assert AuthToken.objects.count() == 1
 
@@ -83,7 +94,7 @@ def test_the_command_issues_lists_and_revokes(cast, client):
     assert issued["ok"] is True
     assert issued["user"] == "alice"
     (listed,) = run("list", "alice")["tokens"]
-    assert listed["id"] == issued["id"]
+    assert listed["id"] == issued["id"] == issued["token"][:12]
     assert "token" not in listed
     assert run("revoke", "alice", issued["id"])["revoked"] == issued["id"]
     assert run("list", "alice")["tokens"] == []
