@@ -6,7 +6,7 @@ from django import forms
 from django.contrib import admin
 from django.contrib.auth.admin import UserAdmin
 from django.contrib.auth.models import Group, User
-from django.db.models import Field, ManyToManyField, QuerySet
+from django.db.models import Field, QuerySet
 from django.http import HttpRequest
 
 from lyra_site.roles import WHAT_THEY_DO
@@ -15,7 +15,8 @@ from lyra_site.roles import WHAT_THEY_DO
 class RolesField(forms.ModelMultipleChoiceField):
     """A box for each role that says what it lets people do."""
 
-    widget = forms.CheckboxSelectMultiple
+    # The class by which the admin's style sheet gives labels of such lists the width they need.
+    widget = forms.CheckboxSelectMultiple(attrs={"class": "radiolist"})
 
     def label_from_instance(self, group: Group) -> str:
         does = WHAT_THEY_DO.get(group.name)
@@ -59,21 +60,16 @@ class AccountAdmin(UserAdmin):
         names = ["administrator"] if user.is_superuser else []
         return ", ".join([*names, *sorted(group.name for group in user.groups.all())]) or "–"
 
-    def formfield_for_manytomany(
-        self, db_field: "ManyToManyField[Any, Any]", request: HttpRequest, **kwargs: Any
-    ) -> Any:
-        if db_field.name == "groups":
-            kwargs |= {
-                "form_class": RolesField,
-                "label": "Roles",
-                "help_text": "Whoever has a role can sign in and do what it allows. "
-                "Several roles add up.",
-            }
-        return super().formfield_for_manytomany(db_field, request, **kwargs)
-
     def formfield_for_dbfield(
         self, db_field: "Field[Any, Any]", request: HttpRequest, **kwargs: Any
     ) -> Any:
+        if db_field.name == "groups":
+            return db_field.formfield(
+                form_class=RolesField,
+                label="Roles",
+                help_text="Whoever has a role can sign in and do what it allows. "
+                "Several roles add up.",
+            )
         if db_field.name == "is_superuser":
             kwargs |= {"label": "Administrator", "help_text": "May do everything, without a role."}
         return super().formfield_for_dbfield(db_field, request, **kwargs)
