@@ -17,7 +17,7 @@ from django.contrib.auth.models import User
 from django.db.models import Count, QuerySet, Sum
 from django.http import FileResponse, HttpResponse
 from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import extend_schema, extend_schema_view
+from drf_spectacular.utils import OpenApiExample, extend_schema, extend_schema_view
 from rest_framework import mixins, status
 from rest_framework.decorators import action
 from rest_framework.exceptions import APIException, NotAuthenticated, NotFound, ValidationError
@@ -55,10 +55,15 @@ from adapters_app.serializers import (
     TrainingSummarySerializer,
     VersionFilterSerializer,
 )
-from corrections.api import Conflict
+from corrections.api import Conflict, refusal
 from corrections.models import Correction
 
 logger = logging.getLogger(__name__)
+
+UNREADABLE = refusal(
+    "Its files are missing or damaged, or the database cannot be reached just now.",
+    says="v7: Artifact 0a1b2c3d4e5f is not in storage.",
+)
 
 VERSION_PATTERN = "v?[0-9]{1,9}"
 ID_PATTERN = "[0-9]{1,18}"
@@ -126,8 +131,38 @@ class TrainingRunViewSet(ReadOnly):
 
     @extend_schema(
         summary="Request a training run, or the shadow evaluation of a version.",
+        description="`kind` “train” makes a new version of all accepted corrections; “shadow” "
+        "compares `version` with what serves. `config` holds what differs from the usual settings, "
+        "by name; where a name is unknown, the refusal lists those that are known. Follow the run "
+        "by `GET /api/v1/training-runs/{id}`: it succeeds with a version, which does not serve "
+        "before somebody promotes it.",
+        examples=[
+            OpenApiExample(
+                "Train",
+                request_only=True,
+                value={
+                    "kind": "train",
+                    "reason": "A hundred new verdicts on falls.",
+                    "domain": "geriatrics",
+                    "config": {"epochs": 2},
+                },
+            ),
+            OpenApiExample(
+                "Shadow-evaluate a version",
+                request_only=True,
+                value={"kind": "shadow", "version": "v7", "reason": "On the verdicts of now."},
+            ),
+        ],
         request=TrainingRequestSerializer,
-        responses={201: TrainingRunSerializer},
+        responses={
+            201: TrainingRunSerializer,
+            409: refusal(
+                "There is too little to learn from, a setting is impossible, or the version cannot "
+                "be compared with what serves.",
+                says="There are 12 accepted verdicts to train on; at least 60 are needed. Review "
+                "more corrections first.",
+            ),
+        },
     )
     def create(self, request: Request) -> Response:
         asked = _validated(TrainingRequestSerializer, request)
@@ -139,7 +174,15 @@ class TrainingRunViewSet(ReadOnly):
             raise Conflict(str(error)) from error
         return Response(self.get_serializer(run).data, status=status.HTTP_201_CREATED)
 
-    @extend_schema(summary="Cancel a run.", request=None, responses=TrainingRunSerializer)
+    @extend_schema(
+        summary="Cancel a run.",
+        description="One that waits is cancelled at once, one that runs stops within seconds.",
+        request=None,
+        responses={
+            200: TrainingRunSerializer,
+            409: refusal("The run is over.", says="Run 9 is already over: it succeeded."),
+        },
+    )
     @action(
         detail=True, methods=["post"], required_permission={"POST": "adapters_app.cancel_training"}
     )
@@ -174,8 +217,34 @@ class AdapterViewSet(ReadOnly):
 
     @extend_schema(
         summary="Promote a version: it answers from the next request on.",
+        description="`expected_revision` is the `revision` that "
+        "`GET /api/v1/adapters/serving` told you before you decided: where something else has been "
+        "put into service since, nothing changes and you get 409. `evidence` is the `id` of the "
+        "shadow evaluation you read, from `GET /api/v1/shadow-evaluations?version=v7`.\n\n"
+        "A version that is `better` or `not_worse` may be promoted as it is, an `inconclusive` one "
+        "with `acknowledge`, a `worse` one with `override`; the ledger keeps both, and your "
+        "`reason`.",
+        examples=[
+            OpenApiExample(
+                "Promote",
+                request_only=True,
+                value={
+                    "reason": "Better on 640 pairs.",
+                    "expected_revision": 12,
+                    "evidence": 9,
+                },
+            )
+        ],
         request=PromoteSerializer,
-        responses=PromotionSerializer,
+        responses={
+            200: PromotionSerializer,
+            409: refusal(
+                "The evidence does not suffice, what serves or the evidence has changed since you "
+                "looked, or the version cannot be used.",
+                says="What serves has changed since you looked: rita promoted v6 at 2026-01-05 "
+                "10:11:12 UTC (revision 13; you saw 12). Look again, then decide.",
+            ),
+        },
     )
     @action(
         detail=True, methods=["post"], required_permission={"POST": "adapters_app.promote_adapter"}
@@ -190,8 +259,34 @@ class AdapterViewSet(ReadOnly):
 
     @extend_schema(
         summary="Roll back: to the one before, to a named version, or to the base.",
+        description="What comes back answers with the calibrator that it had. "
+        "`expected_revision` is the `revision` that `GET /api/v1/adapters/serving` told you before "
+        "you decided; without it nothing is compared.",
+        examples=[
+            OpenApiExample(
+                "To the one before",
+                request_only=True,
+                value={"reason": "Complaints from the field.", "expected_revision": 13},
+            ),
+            OpenApiExample(
+                "To the base",
+                request_only=True,
+                value={
+                    "reason": "Complaints from the field.",
+                    "expected_revision": 13,
+                    "to": "base",
+                },
+            ),
+        ],
         request=RollbackSerializer,
-        responses=PromotionSerializer,
+        responses={
+            200: PromotionSerializer,
+            409: refusal(
+                "There is nothing to go back to, the version has never served or cannot be used, "
+                "or what serves has changed since you looked.",
+                says="The base already serves; there is nothing to roll back to.",
+            ),
+        },
     )
     @action(
         detail=False, methods=["post"], required_permission={"POST": "adapters_app.promote_adapter"}
@@ -207,7 +302,12 @@ class AdapterViewSet(ReadOnly):
             raise Conflict(str(error)) from error
         return Response(PromotionSerializer(promotion).data)
 
-    @extend_schema(summary="What serves now, and its revision.", responses=ServingSerializer)
+    @extend_schema(
+        summary="What serves now, and its revision.",
+        description="The `revision` goes up with every promotion and rollback, which take it as "
+        "`expected_revision`.",
+        responses=ServingSerializer,
+    )
     @action(
         detail=False,
         required_permission={"GET": "adapters_app.view_serving"},
@@ -216,7 +316,10 @@ class AdapterViewSet(ReadOnly):
     def serving(self, request: Request) -> Response:
         return Response(ServingSerializer(registry.serving()).data)
 
-    @extend_schema(summary="The model card, Markdown.", responses={(200, "text/markdown"): str})
+    @extend_schema(
+        summary="The model card, Markdown.",
+        responses={(200, "text/markdown"): str, 503: UNREADABLE},
+    )
     @action(detail=True, content_negotiation_class=AnyAccept)
     def card(self, request: Request, version: str) -> HttpResponse:
         with _artifact(self.get_object()) as directory:
@@ -225,7 +328,7 @@ class AdapterViewSet(ReadOnly):
 
     @extend_schema(
         summary="The adapter as a ZIP: tensors, configuration, manifest, card; no training text.",
-        responses={(200, "application/zip"): OpenApiTypes.BINARY},
+        responses={(200, "application/zip"): OpenApiTypes.BINARY, 503: UNREADABLE},
     )
     @action(
         detail=True,

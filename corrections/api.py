@@ -9,7 +9,12 @@ from typing import Any
 
 from django.contrib.auth.models import User
 from django.db.models import QuerySet
-from drf_spectacular.utils import extend_schema, extend_schema_view
+from drf_spectacular.utils import (
+    OpenApiExample,
+    OpenApiResponse,
+    extend_schema,
+    extend_schema_view,
+)
 from rest_framework import mixins, status
 from rest_framework.decorators import action
 from rest_framework.exceptions import APIException, NotAuthenticated, PermissionDenied
@@ -31,6 +36,7 @@ from corrections.serializers import (
     CorrectionSerializer,
     CorrectionWithHistorySerializer,
     NewCorrectionSerializer,
+    RefusalSerializer,
     ReviewSerializer,
 )
 
@@ -40,6 +46,18 @@ class Conflict(APIException):
 
     status_code = status.HTTP_409_CONFLICT
     default_code = "refused"
+
+
+def refusal(when: str, *, says: str) -> OpenApiResponse:
+    """For the schema: when an operation says no, and what it says, for example."""
+    example = OpenApiExample("A refusal", value={"detail": says})
+    return OpenApiResponse(RefusalSerializer, description=when, examples=[example])
+
+
+DECIDED = refusal(
+    "Somebody has answered or skipped it already, or its texts are removed.",
+    says="Sample 5 was answered by ana on 2026-01-05 at 10:11 UTC.",
+)
 
 
 @extend_schema_view(
@@ -68,8 +86,30 @@ class CorrectionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Generi
 
     @extend_schema(
         summary="Send a verdict: the model was wrong, or right.",
-        description="201 where it is new; 200 where its external_id was known: the same content "
-        "changes nothing, new content is a revision, to be reviewed again.",
+        description="What the model said is in the answer of `/nli`: `predicted_label` is its "
+        "`label`, `predicted_confidence` its `confidence`, `predicted_version` and "
+        "`predicted_digest` its `version` and `digest`.\n\n"
+        "201 where the correction is new; 200 where its `external_id` was known: the same content "
+        "changes nothing, new content is a revision, to be reviewed again. How a set was drawn "
+        "(`sampling` other than “user”) is for curators to say, as is revising what somebody else "
+        "sent: otherwise 403.",
+        examples=[
+            OpenApiExample(
+                "The model was wrong",
+                request_only=True,
+                value={
+                    "premise": "No increase in falls was seen.",
+                    "hypothesis": "The drug made falls more common.",
+                    "predicted_label": "neutral",
+                    "predicted_confidence": 0.62,
+                    "predicted_version": 7,
+                    "correct_label": "refutes",
+                    "reason": "Seen no increase means not more common.",
+                    "page_id": "trial-12",
+                    "external_id": "ticket-4711",
+                },
+            )
+        ],
         request=NewCorrectionSerializer,
         responses={201: CorrectionSerializer, 200: CorrectionSerializer},
     )
@@ -90,11 +130,30 @@ class CorrectionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Generi
 
     @extend_schema(
         summary="Accept, reject or reopen.",
-        description="Send the revision and the status you saw, and a row that somebody else "
-        "changed or reviewed since is refused with 409; what you leave out is not compared. "
-        "A row that has the status already stays as it is.",
+        description="Send the `revision` and the `status` (as `seen_status`) that you saw in "
+        "`GET /api/v1/corrections/{id}`, and a row that somebody else changed or reviewed since is "
+        "refused; what you leave out is not compared. A row that has the status already stays as "
+        "it is.",
+        examples=[
+            OpenApiExample(
+                "Accept",
+                request_only=True,
+                value={
+                    "status": "accepted",
+                    "note": "Read the trial's report.",
+                    "revision": 1,
+                    "seen_status": "pending",
+                },
+            )
+        ],
         request=ReviewSerializer,
-        responses=CorrectionWithHistorySerializer,
+        responses={
+            200: CorrectionWithHistorySerializer,
+            409: refusal(
+                "The row is not what you saw any more, or it is quarantined.",
+                says="Row 5 has changed since you saw it: look at it again.",
+            ),
+        },
     )
     @action(
         detail=True,
@@ -146,9 +205,17 @@ class AuditSampleViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gener
 
     @extend_schema(
         summary="Say which label is right; it becomes an accepted correction.",
-        description="409 where somebody has answered already. The prediction is in the answer.",
+        description="What the model had said is in the answer, and nowhere before: it would sway "
+        "you.",
+        examples=[
+            OpenApiExample(
+                "A verdict",
+                request_only=True,
+                value={"correct_label": "refutes", "reason": "No increase means not more common."},
+            )
+        ],
         request=AuditAnswerSerializer,
-        responses=AuditSampleSerializer,
+        responses={200: AuditSampleSerializer, 409: DECIDED},
     )
     @action(detail=True, methods=["post"])
     def answer(self, request: Request, pk: str) -> Response:
@@ -156,8 +223,16 @@ class AuditSampleViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gener
 
     @extend_schema(
         summary="Say that it cannot be told, and why; it counts as not answered.",
+        description="Somebody else may still answer it, until its texts are removed.",
+        examples=[
+            OpenApiExample(
+                "A reason",
+                request_only=True,
+                value={"reason": "The premise breaks off in the middle."},
+            )
+        ],
         request=AuditSkipSerializer,
-        responses=AuditSampleSerializer,
+        responses={200: AuditSampleSerializer, 409: DECIDED},
     )
     @action(detail=True, methods=["post"])
     def skip(self, request: Request, pk: str) -> Response:

@@ -197,3 +197,9 @@ class AuditAnswerSerializer(serializers.Serializer[Any]):
 
 class AuditSkipSerializer(serializers.Serializer[Any]):
     reason = Text(help_text="Why it cannot be told.")
+
+
+class RefusalSerializer(serializers.Serializer[Any]):
+    """Why a request was refused."""
+
+    detail = serializers.CharField(help_text="Why, in a sentence.")

@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from drf_spectacular.utils import extend_schema
+from drf_spectacular.utils import OpenApiExample, extend_schema
 from rest_framework.exceptions import APIException, ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from corrections.api import refusal
 from inference import admission, engine, monitoring, sampling, tallies
 from inference.batching import ForwardFailed, Overloaded
 from inference.serializers import (
@@ -35,8 +36,66 @@ class NliView(APIView):
     @extend_schema(
         operation_id="nli",
         summary="Judge pairs: does the premise support, refute, or not settle the hypothesis?",
+        description="Up to 256 pairs in a request, unless the server is set otherwise; all of them "
+        "are answered by one version, which the answer names. `page_id` says which pairs come from "
+        "one page or document. Answers of what serves may be drawn for people to judge, where the "
+        "server is set to.",
+        examples=[
+            OpenApiExample(
+                "A pair",
+                request_only=True,
+                value={
+                    "pairs": [
+                        {
+                            "premise": "No increase in falls was seen.",
+                            "hypothesis": "The drug made falls more common.",
+                        }
+                    ]
+                },
+            ),
+            OpenApiExample(
+                "Who answers is chosen",
+                request_only=True,
+                value={
+                    "pairs": [
+                        {
+                            "premise": "No increase in falls was seen.",
+                            "hypothesis": "The drug made falls more common.",
+                            "page_id": "trial-12",
+                        }
+                    ],
+                    "adapter": "base",
+                },
+            ),
+            OpenApiExample(
+                "An answer",
+                response_only=True,
+                value={
+                    "results": [
+                        {
+                            "label": "refutes",
+                            "probabilities": {"supports": 0.04, "refutes": 0.83, "neutral": 0.13},
+                            "confidence": 0.83,
+                            "raw_confidence": 0.91,
+                        }
+                    ],
+                    "adapter": "v7",
+                    "version": 7,
+                    "digest": "9f2c61d0" * 8,
+                    "calibrator": "v7/c1 (temperature)",
+                    "revision": 12,
+                },
+            ),
+        ],
         request=NliRequestSerializer,
-        responses=NliAnswerSerializer,
+        responses={
+            200: NliAnswerSerializer,
+            503: refusal(
+                "Too many predictions are being worked on, what should answer cannot be loaded, or "
+                "the database cannot be reached just now.",
+                says="Too many predictions are being worked on; try again in a moment.",
+            ),
+        },
     )
     def post(self, request: Request) -> Response:
         asked = read_request(request.data)

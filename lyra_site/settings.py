@@ -371,14 +371,36 @@ REST_FRAMEWORK = {
     "DEFAULT_PARSER_CLASSES": ["lyra_site.parsers.StrictJSONParser"],
     "DEFAULT_PAGINATION_CLASS": "lyra_site.pagination.Pages",
     "PAGE_SIZE": 50,
-    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "DEFAULT_SCHEMA_CLASS": "lyra_site.schema.OperationSchema",
     "EXCEPTION_HANDLER": "lyra_site.errors.handle",
     "TEST_REQUEST_DEFAULT_FORMAT": "json",
 }
 REST_KNOX = {"AUTO_REFRESH": False, "TOKEN_LIMIT_PER_USER": None}
+API_INTRODUCTION = """\
+Predict, correct, train, shadow-evaluate, promote, roll back.
+
+**Signing in.** A program sends a token in every request, in the header `Authorization`: the word
+`Token`, a space, and the token. Make one [on the page for tokens](/tokens), or by
+`manage.py tokens issue USER`; it may do what the roles of its user allow. To try the operations on
+this page you need none: it asks as you.
+
+    curl http://127.0.0.1:8000/api/v1/nli \\
+         -H "Authorization: Token $token" \\
+         -H 'Content-Type: application/json' \\
+         -d '{"pairs": [{"premise": "No increase in falls was seen.",
+                         "hypothesis": "The drug made falls more common."}]}'
+
+**The loop.** `POST /api/v1/nli` answers; `POST /api/v1/corrections` says where it was wrong, or
+right; curators review; `POST /api/v1/training-runs` makes a version of what they accepted; its
+shadow evaluation says whether it is better; `POST /api/v1/adapters/{version}/promote` lets it
+answer.
+
+**Refusals** say why in `detail`, or field by field where the body is at fault. 503 comes with
+`Retry-After` where waiting helps. **Lists** come in pages of 50: `page`, and `page_size` up to 200.
+"""
 SPECTACULAR_SETTINGS = {
     "TITLE": "Lyra's correction loop",
-    "DESCRIPTION": "Predict, correct, train, shadow-evaluate, promote, roll back.",
+    "DESCRIPTION": API_INTRODUCTION,
     "VERSION": "1",
     "SERVE_INCLUDE_SCHEMA": False,
     "SCHEMA_PATH_PREFIX": r"/api/v1",

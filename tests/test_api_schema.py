@@ -1,0 +1,185 @@
+"""The schema of the REST API: complete, and true of what clients get, refusals above all."""
+
+import inspect
+import io
+import json
+from collections.abc import Iterator
+from unittest import mock
+
+import jsonschema
+import pytest
+from django.core.management import call_command
+from django.db import OperationalError, connection
+from django.test import Client
+from drf_spectacular.generators import SchemaGenerator
+
+from adapters_app.api import ReadOnly
+from adapters_app.models import TrainingRun
+from corrections.api import AuditSampleViewSet
+from inference import engine
+from inference.batching import Overloaded
+from tests.versions import PAIR
+
+pytest_plugins = ("tests.serving",)
+
+API = "/api/v1"
+NEW = {"premise": "a", "hypothesis": "b", "predicted_label": "neutral", "correct_label": "supports"}
+
+
+@pytest.fixture(scope="module")
+def schema() -> dict:
+    return json.loads(json.dumps(SchemaGenerator().get_schema(request=None, public=True)))
+
+
+def operations(schema) -> Iterator[tuple[str, dict]]:
+    for path, methods in schema["paths"].items():
+        for method, operation in methods.items():
+            yield f"{method} {path}", operation
+
+
+def checked(schema, answer, path: str, status: int):
+    """The answer's body, if the schema has this status and body for what was asked."""
+    assert answer.status_code == status, answer.content
+    operation = schema["paths"][API + path][answer.request["REQUEST_METHOD"].lower()]
+    documented = operation["responses"][str(status)]
+    body = answer.json()
+    jsonschema.validate(
+        body,
+        {"components": schema["components"], **documented["content"]["application/json"]["schema"]},
+    )
+    return body
+
+
+def test_the_schema_is_valid_and_leaves_nothing_to_guess():
+    written = io.StringIO()
+    call_command("spectacular", validate=True, fail_on_warn=True, stdout=written)
+    assert "openapi: 3" in written.getvalue()
+
+
+def test_no_docstring_is_shown_and_every_post_is_explained(schema):
+    docstrings = [inspect.getdoc(view) for view in (ReadOnly, AuditSampleViewSet)]
+    for name, operation in operations(schema):
+        assert operation["summary"], name
+        assert operation.get("description") not in docstrings, name
+        assert "description" in operation or name.startswith("get"), name
+
+
+def test_every_body_has_an_example_that_is_no_placeholder(schema):
+    for name, operation in operations(schema):
+        for sent in operation.get("requestBody", {"content": {}})["content"].values():
+            reference = sent["schema"]["$ref"].rpartition("/")[2]
+            for example in sent["examples"].values():
+                jsonschema.validate(
+                    example["value"],
+                    {"components": schema["components"], **sent["schema"]},
+                )
+                known = schema["components"]["schemas"][reference]["properties"]
+                assert example["value"].keys() <= known.keys(), name
+
+
+def test_no_refusal_says_string(schema):
+    for name, operation in operations(schema):
+        for status, answer in operation["responses"].items():
+            if status >= "400":
+                assert '"string"' not in json.dumps(example_of(answer, schema)), (name, status)
+
+
+def example_of(answer, schema):
+    content = answer["content"]["application/json"]
+    if "oneOf" in content["schema"]:
+        return schema["components"]["schemas"]["FieldErrors"]["example"]
+    example = content.get("example") or next(iter(content["examples"].values()))["value"]
+    jsonschema.validate(example, {"components": schema["components"], **content["schema"]})
+    return example
+
+
+def test_the_introduction_says_how_to_sign_in(schema):
+    said = schema["info"]["description"]
+    for words in ("Authorization: Token", "(/tokens)", "manage.py tokens issue", "curl"):
+        assert words in said
+
+
+def test_every_operation_says_how_it_refuses(schema):
+    for name, operation in operations(schema):
+        answers = operation["responses"]
+        assert {"401", "403", "503"} <= answers.keys(), name
+        assert "Retry-After" in answers["503"]["headers"], name
+        assert ("404" in answers) >= ("{" in name), name
+        assert ({"400", "413", "415"} <= answers.keys()) >= ("requestBody" in operation), name
+    promote = schema["paths"][f"{API}/adapters/{{version}}/promote"]["post"]["responses"]
+    assert promote["403"]["description"].endswith(": releaser, administrator.")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/nli", {"pairs": [PAIR]}), ("/adapters/rollback", {"reason": "x"}), ("/corrections", NEW)],
+)
+def test_who_is_nobody_and_who_may_not(schema, as_user, client, path, body):
+    answer = client.post(API + path, body, content_type="application/json")
+    checked(schema, answer, path, 401)
+    assert answer["WWW-Authenticate"] == "Token"
+    checked(schema, as_user("eve").post(API + path, body), path, 403)
+
+
+def test_bodies_that_are_wrong(schema, as_user, on_tiny, settings):
+    alice = as_user("alice")
+    path = "/nli"
+    body = checked(schema, alice.post(API + path, {"pairs": [{"premise": "a"}]}), path, 400)
+    assert body == {"pairs": {"0": {"hypothesis": ["This field is required."]}}}
+    checked(schema, alice.post(API + path, {"pairs": [PAIR], "adapter": "v9"}), path, 400)
+    checked(schema, alice.post(API + path, [1]), path, 400)
+    checked(schema, alice.post(API + "/corrections", NEW), "/corrections", 400)
+    broken = alice.post(API + path, b"{", content_type="application/json")
+    assert "JSON parse error" in checked(schema, broken, path, 400)["detail"]
+    form = alice.post(API + path, b"pairs=1", content_type="application/x-www-form-urlencoded")
+    checked(schema, form, path, 415)
+    settings.LYRA_MAX_BODY_BYTES = 10
+    checked(schema, alice.post(API + path, {"pairs": [PAIR]}), path, 413)
+
+
+def test_what_is_not_there_and_filters_that_are_wrong(schema, as_user):
+    tom = as_user("tom")
+    checked(schema, tom.get(f"{API}/adapters/v9"), "/adapters/{version}", 404)
+    checked(schema, tom.get(f"{API}/training-runs/9"), "/training-runs/{id}", 404)
+    checked(schema, tom.get(f"{API}/training-runs?page=9"), "/training-runs", 404)
+    checked(schema, tom.get(f"{API}/training-runs?status=x"), "/training-runs", 400)
+
+
+def test_what_is_refused_with_409(schema, as_user, cast, make_version):
+    tom, rita, version = as_user("tom"), as_user("rita"), make_version(verdict="inconclusive")
+    checked(schema, tom.post(f"{API}/training-runs", {}), "/training-runs", 409)
+    over = TrainingRun.objects.create(status="cancelled", requested_by=cast["tom"])
+    path = "/training-runs/{id}/cancel"
+    checked(schema, tom.post(f"{API}/training-runs/{over.pk}/cancel"), path, 409)
+    decided = {"reason": "better", "expected_revision": 0}
+    path = "/adapters/{version}/promote"
+    for body in (decided, decided | {"expected_revision": 5}):
+        checked(schema, rita.post(f"{API}/adapters/{version}/promote", body), path, 409)
+    checked(schema, rita.post(f"{API}/adapters/rollback", decided), "/adapters/rollback", 409)
+
+
+def test_predictions_that_come_at_a_bad_time(schema, as_user, on_tiny, monkeypatch):
+    monkeypatch.setattr(engine, "answer", mock.Mock(side_effect=Overloaded("Too many wait.")))
+    answer = as_user("alice").post(f"{API}/nli", {"pairs": [PAIR]})
+    checked(schema, answer, "/nli", 503)
+    assert int(answer["Retry-After"]) > 0
+
+
+def test_a_lost_database_and_lost_files(schema, as_user, make_version, on_tiny):
+    rita, version = as_user("rita"), make_version()
+    for file in on_tiny.rglob("store/**/*.safetensors"):
+        file.unlink()
+    answer = rita.get(f"{API}/adapters/{version}/download")
+    checked(schema, answer, "/adapters/{version}/download", 503)
+    token = {"Authorization": "Token " + "a" * 64}
+    with mock.patch.object(connection, "cursor", side_effect=OperationalError("gone")):
+        answer = Client(headers=token).get(f"{API}/stats")
+    checked(schema, answer, "/stats", 503)
+    assert int(answer["Retry-After"]) > 0
+
+
+def test_the_page_of_the_api_leads_home_and_follows_the_choice_of_dark(client, cast):
+    client.force_login(cast["alice"])
+    page = client.get(f"{API}/docs").content.decode()
+    assert '<a href="/admin/">Lyra</a>' in page
+    assert "dark-mode" in page
