@@ -136,7 +136,7 @@ def next_step(user: User, found: dict[str, Any]) -> NextStep:
     return NextStep(
         "Nothing waits for you. Collect verdicts: ask for predictions and correct them.",
         "See how to ask and correct",
-        reverse("docs"),
+        f"{reverse('docs')}#/nli/nli",
     )
 
 

@@ -212,8 +212,9 @@ def test_a_new_system_says_that_the_base_serves_and_what_is_missing(ada, db):
     )
     assert "Nothing waits for you" in page
     html = html_of(ada.get(INDEX))
-    assert re.search(r'<a class="button" href="/api/v1/docs">See how to ask and correct</a>', html)
-    assert '<a href="/api/v1/docs">Predict</a>' in html
+    where = "/api/v1/docs#/nli/nli"
+    assert f'<a class="button" href="{where}">See how to ask and correct</a>' in html
+    assert f'<a href="{where}">Predict</a>' in html
 
 
 def test_a_curator_is_told_how_much_waits_for_review(curt, curator):
