@@ -97,8 +97,11 @@ class History(admin.TabularInline):
 
     @admin.display(description="changes")
     def shown_changes(self, event: CorrectionEvent) -> str:
-        changes = (f"{name}: {old!r} → {new!r}" for name, (old, new) in event.changes.items())
-        return "\n".join(changes) or "–"
+        lines = (
+            f"{name.replace('_', ' ')}: {_shown(old)} → {_shown(new)}"
+            for name, (old, new) in event.changes.items()
+        )
+        return "\n".join(lines) or "–"
 
 
 @admin.register(Correction)
@@ -655,6 +658,11 @@ def _seen(request: HttpRequest) -> dict[int, intake.Seen]:
             known = status if status in Status.values else None
             shown[int(pk)] = intake.Seen(int(str(revision)), known)
     return shown
+
+
+def _shown(value: Any) -> str:
+    """A field's value in the history; nothing and an empty text look alike."""
+    return str(value) if value or value == 0 else "–"
 
 
 def _said(form: Form) -> str:

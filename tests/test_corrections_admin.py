@@ -430,6 +430,7 @@ def test_an_edit_goes_through_the_history(caller: User, curator: User) -> None:
     event = row.events.last()
     assert event is not None
     assert (event.action, event.by, event.note) == ("edited", curator, "misclick")
+    assert "correct label: supports → refutes" in as_(curator).get(page(row)).text
 
     stale = as_(curator).post(page(row), form | {"correct_label": "supports"})
     assert "Somebody else changed this row" in stale.content.decode()
