@@ -1,7 +1,7 @@
 """The admin's pages about runs, versions and the ledger. They read; what changes anything calls
 `training` or `registry`, and no page can write around those."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -922,15 +922,30 @@ def _places(serving: Serving, chosen: Promotion | None) -> list[Place]:
     promotions = Promotion.objects.filter(action=Promotion.Action.PROMOTE).order_by("pk")
     served = promotions.select_related("version").defer(*AdapterVersion.details("version__"))
     last = {entry.version: entry for entry in served}
-    last.pop(serving.version, None)
-    places = [Place(evidence.name_of(version), str(version), last[version]) for version in last]
-    if serving.version is not None:
+    now = serving.version, serving.calibration
+    others = [entry for entry in last.values() if (entry.version, entry.calibration) != now]
+    if serving.version is None:
+        places = [Place(_place_name(entry, others), str(entry.version), entry) for entry in others]
+    else:
         before = registry.rollback_default()
-        places = [place for place in places if place.restores != before]
-        name = evidence.name_of(before.version if before else None)
-        places.insert(0, Place(f"{name}, which answered before", "", before))
-        places += [Place("the base", registry.BASE, None)] if before else []
+        others = [entry for entry in others if entry != before]
+        known = [*others, *([before] if before else []), serving]
+        places = [
+            Place(f"{_place_name(before, known)}, which answered before", "", before),
+            *(Place(_place_name(entry, known), str(entry.version), entry) for entry in others),
+            *([Place("the base", registry.BASE, None)] if before else []),
+        ]
     return [replace(place, chosen=place.restores == chosen) for place in places]
+
+
+def _place_name(entry: Promotion | None, among: Sequence[Promotion | Serving]) -> str:
+    """What a promotion put in front of users; with the calibrator where the version is not enough
+    to tell it."""
+    version = entry.version if entry else None
+    name = evidence.name_of(version)
+    if entry is None or sum(other.version == version for other in among) < 2:
+        return name
+    return str(entry.calibration) if entry.calibration else f"{name} without a calibrator"
 
 
 def _first_or_404(promotions: QuerySet[Promotion]) -> Promotion:

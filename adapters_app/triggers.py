@@ -89,7 +89,12 @@ def _correction_rate(version: AdapterVersion | None) -> tuple[float | None, str]
             f"{FEWEST_JUDGED} of its answers that were drawn, or of a labelled set, were judged."
         )
     corrected = theirs.filter(verdict=Verdict.CORRECTED).count()
-    share = min(1.0, corrected / answered)
+    if corrected > answered:
+        return None, (
+            f"Cannot be told of {name}: {corrected} corrections are of its answers or do not say "
+            f"whose they are, and it has given {answered} here."
+        )
+    share = corrected / answered
     return share, f"Of {answered} answers of {name} people corrected {corrected} ({percent(share)})"
 
 

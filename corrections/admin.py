@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from copy import copy
 from http import HTTPStatus
-from itertools import dropwhile, islice
+from itertools import dropwhile
 from typing import Any
 
 from django.conf import settings
@@ -293,6 +293,7 @@ class CorrectionAdmin(admin.ModelAdmin):
         # first, and on SQLite that transaction would keep every other writer waiting.
         context = (extra_context or {}) | {
             "may_review": self.has_review_permission(request),
+            "from_list": bool(_origin(request)),
             "show_save_and_add_another": False,
         }
         row = _row(object_id)
@@ -370,12 +371,18 @@ class CorrectionAdmin(admin.ModelAdmin):
         return add_preserved_filters({"preserved_filters": filters, "opts": self.opts}, url)
 
     def _next(self, request: HttpRequest, row: Correction) -> int | None:
-        """The row after `row` in the list it was opened from, else in the queue; None after all."""
+        """The row after `row` in the list it was opened from, else in the queue; None after all.
+
+        From a row that the list has no more, as one whose conflict is settled, on to the first.
+        """
         listed = self._list_of(request)
         if listed is None:
             return _next_pending(row)
-        onward = dropwhile(lambda pk: pk != row.pk, listed.values_list("pk", flat=True).iterator())
-        return next(islice(onward, 1, None), None)
+        rows = listed.values_list("pk", flat=True)
+        onward = dropwhile(lambda pk: pk != row.pk, rows.iterator())
+        if next(onward, None) is None:
+            return rows.first()
+        return next(onward, None)
 
     def _list_of(self, request: HttpRequest) -> QuerySet[Correction] | None:
         """All pages of the list that a row was opened from; None where there is none."""

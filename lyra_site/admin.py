@@ -23,6 +23,18 @@ class RolesField(forms.ModelMultipleChoiceField):
         return f"{group.name}: {does}" if does else group.name
 
 
+WHAT_ONE_MAY_DO = ("is_superuser", "groups", "user_permissions")
+
+
+def _is_administrator(request: HttpRequest) -> bool:
+    return isinstance(request.user, User) and request.user.is_superuser
+
+
+def _in_reach(request: HttpRequest, account: User | None) -> bool:
+    """Whether it is no administrator's account: a new password would be their powers."""
+    return account is None or not account.is_superuser or _is_administrator(request)
+
+
 admin.site.unregister(User)
 
 
@@ -35,7 +47,7 @@ class AccountAdmin(UserAdmin):
         ("Personal info", {"fields": ("first_name", "last_name", "email")}),
         (
             "What they may do",
-            {"fields": ("is_active", "is_superuser", "groups", "user_permissions")},
+            {"fields": ("is_active", *WHAT_ONE_MAY_DO)},
         ),
         ("Important dates", {"fields": ("last_login", "date_joined")}),
     )
@@ -51,6 +63,17 @@ class AccountAdmin(UserAdmin):
     filter_horizontal = ("user_permissions",)
     list_display = ("username", "roles", "is_active", "last_login")
     list_filter = ("groups", "is_active")
+
+    def has_change_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
+        return super().has_change_permission(request, obj) and _in_reach(request, obj)
+
+    def has_delete_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
+        return super().has_delete_permission(request, obj) and _in_reach(request, obj)
+
+    def get_readonly_fields(self, request: HttpRequest, obj: User | None = None) -> list[str]:
+        """Whoever may change accounts, and no more, gives nobody what they lack themselves."""
+        fixed = [] if _is_administrator(request) else [*WHAT_ONE_MAY_DO]
+        return [*super().get_readonly_fields(request, obj), *fixed]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[User]:
         return super().get_queryset(request).prefetch_related("groups")

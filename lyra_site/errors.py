@@ -128,6 +128,8 @@ def _page(request: HttpRequest, template: str, status: HTTPStatus, **more: str) 
         "site_header": site.site_header,
         "site_title": site.site_title,
         "has_permission": site.has_permission(request),
+        # What is told the person is for the page they go on to, not for an image that is missing.
+        "messages": (),
         **more,
     }
     return render(request, template, context, status=status)

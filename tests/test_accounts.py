@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from django.contrib.auth.models import Group, User
+from django.contrib.auth.models import Group, Permission, User
 from django.test import Client
 
 from lyra_site.roles import ROLES, WHAT_THEY_DO
@@ -104,3 +104,23 @@ def test_the_list_of_accounts_shows_their_roles(ada, cast):
         "rita": "releaser",
         "tom": "releaser, trainer",
     }
+
+
+def test_who_may_change_accounts_makes_nobody_mightier_and_no_administrator_weaker(ada, cast):
+    clerk = made(ada, "clerk", "curator")
+    account = User.objects.get(username="clerk")
+    account.user_permissions.set(Permission.objects.filter(content_type__app_label="auth"))
+    own = f"/admin/auth/user/{account.pk}/change/"
+    powers = {"is_superuser": "on", "groups": list(Group.objects.values_list("pk", flat=True))}
+    form = {"username": "clerk", "first_name": "Clara", "is_active": "on", **powers}
+    form |= {"date_joined_0": "2026-01-05", "date_joined_1": "10:11:12"}
+    assert clerk.post(own, form).status_code == 302
+    account.refresh_from_db()
+    assert (account.first_name, account.is_superuser) == ("Clara", False)
+    assert [group.name for group in account.groups.all()] == ["curator"]
+    theirs = f"/admin/auth/user/{cast['ada'].pk}/"
+    new = {"usable_password": "true", "password1": PASSWORD, "password2": PASSWORD}
+    assert clerk.post(f"{theirs}password/", new).status_code == 403
+    assert clerk.post(f"{theirs}change/", form).status_code == 403
+    assert clerk.post(f"{theirs}delete/", {"post": "yes"}).status_code == 403
+    assert User.objects.get(pk=cast["ada"].pk).username == "ada"

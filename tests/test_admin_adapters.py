@@ -915,6 +915,19 @@ def test_every_place_to_roll_back_to_is_offered_once(rita, releaser, make_versio
     assert places(rita.get(ROLLBACK)) == ["v1", "v2"]
 
 
+def test_places_of_one_version_are_told_apart_by_their_calibrators(
+    rita, releaser, trainer, make_version
+):
+    version = make_version()
+    promote(version, releaser)
+    fit_again(version, trainer)
+    confirm(rita, version)
+    older, newer = "v1/c1 (temperature)", "v1/c2 (platt)"
+    assert places(rita.get(ROLLBACK)) == [f"[{older}, which answered before]", "the base"]
+    back(rita)
+    assert places(rita.get(ROLLBACK))[1] == newer
+
+
 def test_a_version_that_served_says_when_to_promote_it_and_when_to_roll_back(
     rita, releaser, make_version
 ):

@@ -436,6 +436,27 @@ def test_an_edit_goes_through_the_history(caller: User, curator: User) -> None:
     assert "Somebody else changed this row" in stale.content.decode()
 
 
+def test_settling_one_conflict_after_another_goes_on_to_the_next(
+    caller: User, curator: User
+) -> None:
+    """A settled conflict leaves the list, and the row that is open with it."""
+    rows = [
+        recorded(caller, hypothesis=hypothesis, correct_label=label)
+        for hypothesis in ("One thing.", "Quite another.")
+        for label in ("supports", "refutes")
+    ]
+    client, origin = as_(curator), "?_changelist_filters=conflict%3Dyes"
+    settled, at = [], min(rows, key=lambda row: (row.pair_digest, -row.pk))
+    for decision in ("rejected", "accepted", "rejected", "accepted"):
+        answer = client.post(page(at) + origin, form_of(at, decision=decision))
+        settled.append(at.pk)
+        found = re.search(r"/(\d+)/change/", answer.url)
+        if found is None:
+            break
+        at = Correction.objects.get(pk=int(found[1]))
+    assert set(settled) == {row.pk for row in rows}
+
+
 @pytest.mark.parametrize("decision", ["accepted", "rejected"])
 def test_what_was_changed_on_a_page_is_saved_with_the_decision(
     caller: User, curator: User, decision: str
@@ -596,3 +617,12 @@ def test_groups_are_shown_with_their_fold(caller: User, curator: User) -> None:
         as_(curator).get(f"/admin/corrections/sourcegroup/{row.group_id}/change/").status_code
         == 200
     )
+
+
+def test_a_file_that_is_missing_takes_no_message_from_the_page_it_is_for(
+    caller: User, curator: User
+) -> None:
+    client = as_(curator)
+    client.post(LIST, {"action": "accept", "_selected_action": [recorded(caller).pk]})
+    assert "1 correction accepted" not in client.get("/missing.png").text
+    assert "1 correction accepted" in client.get(LIST).text

@@ -110,6 +110,10 @@ def test_a_few_drawn_answers_do_not_stand_in_for_a_labelled_set():
 def test_where_nothing_was_drawn_answers_are_the_denominator():
     accept(90, sampling="user")
     assert triggers.conditions()[1].have is None
+    few = PredictionTally.objects.create(hour=timezone.now(), label="neutral", count=10)
+    assert triggers.conditions()[1].have is None
+    assert "45 corrections are of its answers or do not say" in triggers.conditions()[1].sentence
+    few.delete()
     PredictionTally.objects.create(hour=timezone.now(), label="neutral", count=450)
     assert triggers.conditions()[1].have == pytest.approx(0.1)
 
