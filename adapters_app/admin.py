@@ -929,7 +929,7 @@ def _places(serving: Serving, chosen: Promotion | None) -> list[Place]:
     else:
         before = registry.rollback_default()
         others = [entry for entry in others if entry != before]
-        known = [*others, *([before] if before else []), serving]
+        known: list[Promotion | Serving] = [*others, *([before] if before else []), serving]
         places = [
             Place(f"{_place_name(before, known)}, which answered before", "", before),
             *(Place(_place_name(entry, known), str(entry.version), entry) for entry in others),

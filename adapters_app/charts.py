@@ -111,7 +111,7 @@ def loss_curve(points: Sequence[tuple[int, float]]) -> Figure | None:
 def epochs(metrics: Mapping[str, Any]) -> Figure | None:
     """Training loss and out-of-fold log loss after each epoch; epoch 0 is the base.
 
-    The one that was chosen is the last whose out-of-fold log loss is within one standard error of the
+    The chosen one is the last whose out-of-fold log loss is within one standard error of the
     lowest.
 
     Args:
