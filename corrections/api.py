@@ -56,7 +56,7 @@ def refusal(when: str, *, says: str) -> OpenApiResponse:
 
 DECIDED = refusal(
     "Somebody has answered or skipped it already, or its texts are removed.",
-    says="Sample 5 was answered by ana on 2026-01-05 at 10:11 UTC.",
+    says="Audit sample 5 was answered by ana on 2026-01-05 at 10:11 UTC.",
 )
 
 

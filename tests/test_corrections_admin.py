@@ -141,7 +141,6 @@ def test_a_key_press_in_the_list_is_answered_with_the_new_counts(
     answer = as_(curator).post(
         reverse("admin:corrections_correction_review", args=[row.pk]),
         {"status": "accepted", "revision": "1"},
-        headers={"Accept": "application/json"},
     )
 
     assert answer.json()["status"] == "accepted"
@@ -155,7 +154,7 @@ def test_a_key_press_that_makes_or_ends_a_conflict_says_so(caller: User, curator
     url = reverse("admin:corrections_correction_review", args=[row.pk])
 
     for status, conflicts in (("rejected", 0), ("accepted", 2)):
-        answer = as_(curator).post(url, {"status": status}, headers={"Accept": "application/json"})
+        answer = as_(curator).post(url, {"status": status})
         assert answer.json()["counts"]["conflicts"] == conflicts
 
 
@@ -171,7 +170,6 @@ def test_neither_a_key_press_nor_a_page_counts_what_it_does_not_show(
         pressed = client.post(
             reverse("admin:corrections_correction_review", args=[row.pk]),
             {"status": status},
-            headers={"Accept": "application/json"},
         )
 
     assert "1 pending" in opened.text
@@ -198,7 +196,7 @@ def test_a_key_press_that_is_refused_says_why(
     url = reverse("admin:corrections_correction_review", args=[recorded(caller).pk])
 
     asked = {"status": "accepted"} | values
-    answer = as_(curator).post(url, asked, headers={"Accept": "application/json"})
+    answer = as_(curator).post(url, asked)
 
     assert answer.status_code == code
     assert says in answer.json()["detail"]

@@ -379,14 +379,24 @@ def test_who_confirms_everything_is_listed_before_who_reads():
     assert sam["careless"]["low"] > curt["careless"]["mean"]
 
 
-def test_the_epoch_that_tells_best_is_chosen_however_sure_of_itself_it_is():
+@pytest.mark.parametrize(
+    ("wrong_at_last", "chosen"),
+    [
+        ([0, 10, 20, *range(1, 30, 3)], 1),  # a third more of all: clearly worse
+        ([10, 20, 1, 2], 2),  # one more in all, as chance would have it
+    ],
+)
+def test_the_epoch_that_tells_best_is_chosen_however_sure_of_itself_it_is(wrong_at_last, chosen):
     """… by all rows: none of these was drawn, so that no figure is shown of them."""
     sent = {"sampling": "user", "sampling_probability": None}
     rows = [replace(row(i, LABELS[i % 3]), fold=i % 2, **sent) for i in range(30)]
-    right = np.array([np.eye(3)[i % 3] for i in range(30)], dtype=np.float32)
-    right[::10] = np.roll(right[::10], 1, axis=1)  # three of thirty are wrong
-    vague, sure = 0.3 * right, 30 * right
-    vague[1::3] = np.roll(vague[1::3], 1, axis=1)  # and a third of all
+
+    def answers(sureness: float, wrong: list[int]) -> np.ndarray:
+        columns = np.arange(30) % 3
+        columns[wrong] = (columns[wrong] + 1) % 3
+        return sureness * np.eye(3, dtype=np.float32)[columns]
+
+    sure, vague = answers(30, [0, 10, 20]), answers(0.3, wrong_at_last)
     held = {k: np.arange(k, 30, 2) for k in (0, 1)}
     siblings = {
         k: TrainResult(
@@ -394,9 +404,9 @@ def test_the_epoch_that_tells_best_is_chosen_however_sure_of_itself_it_is():
         )
         for k, of in held.items()
     }
-    logits, epochs, chosen = fitting._judged(siblings, held, rows, TrainConfig(epochs=2))
-    assert chosen == 1
-    assert (logits == sure).all()
+    logits, epochs, number = fitting._judged(siblings, held, rows, TrainConfig(epochs=2))
+    assert number == chosen
+    assert (logits == (sure, vague)[chosen - 1]).all()
     assert {epoch["choice_rows"] for epoch in epochs} == {30}
 
 

@@ -40,7 +40,7 @@ function reviewList(keys) {
     const seen = row.querySelector(`input[name="status_${state.dataset.pk}"]`);
     const answer = await fetch(keys.dataset.url.replace("/0/", `/${state.dataset.pk}/`), {
       method: "POST",
-      headers: { Accept: "application/json", "X-CSRFToken": document.querySelector("[name=csrfmiddlewaretoken]").value },
+      headers: { "X-CSRFToken": document.querySelector("[name=csrfmiddlewaretoken]").value },
       body: new URLSearchParams({ status, revision: state.dataset.revision, seen_status: seen.value }),
     });
     const isJson = answer.headers.get("Content-Type")?.startsWith("application/json");
