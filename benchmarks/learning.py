@@ -1,6 +1,6 @@
 """What do a simulated user's verdicts teach, compared with rivals, and what is forgotten?
 
-    python benchmarks/learning.py --data DIR [--stream NAME …] [--budget N …] [--splits 5]
+    python benchmarks/learning.py --data DIR [--stream NAME …] [--budget N …] [--splits 0,1,2,3,4]
         [--seeds 0,1] [--arms ours,full …] [--guard-rows N] [--rounds 2] [--shrink 0,.25,.5,.75,1]
         [--recipes FILE] [--audits .1 --corrects .6 --confirms .2] [--out FILE]
 
@@ -78,13 +78,13 @@ def _recipe(family: str, overrides: Mapping[str, Any], *, several: bool) -> Arm:
 def cells_of(
     streams: Sequence[str],
     budgets: Sequence[int],
-    splits: int,
+    splits: Sequence[int],
     seeds: Sequence[int],
     rounds: int,
 ) -> Iterator[Cell]:
     """Every cell; all streams before the next budget, split and seed, so that a run that is
     stopped has something of each."""
-    for split in range(splits):
+    for split in splits:
         for seed in seeds:
             for budget in budgets:
                 for name in streams:
@@ -133,7 +133,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--stream", action="append", help="only this one; may be given again")
     parser.add_argument("--budget", type=int, action="append", help="verdicts; as --stream")
-    parser.add_argument("--splits", type=int, default=protocol.PARTS)
+    parser.add_argument("--splits", type=numbers(int), default=list(range(protocol.PARTS)))
     parser.add_argument("--seeds", type=numbers(int), default=[0, 1])
     parser.add_argument("--arms", type=numbers(str), help="families, separated by commas")
     parser.add_argument("--guard-rows", type=int, help="drawn from guard/; default all")
