@@ -16,7 +16,6 @@ import torch
 
 from adapters_app import evaluation
 from adapters_app.nli import anchors as general_anchors
-from adapters_app.nli import metrics
 from adapters_app.nli.artifact import Artifact
 from adapters_app.nli.base_model import Base
 from adapters_app.nli.calibration import Identity, TemperatureScaling
@@ -24,6 +23,7 @@ from adapters_app.nli.config import TrainConfig
 from adapters_app.nli.data import Example
 from adapters_app.nli.encoding import Pair
 from adapters_app.nli.hajek import group_sums, ratio_error
+from adapters_app.nli.probabilities import log_losses
 from adapters_app.nli.train import Anchors, Step, TrainResult, below_adapter, passes_over, train
 from adapters_app.reporting import training_weights
 from adapters_app.snapshots import SnapshotRow
@@ -294,7 +294,7 @@ def _calibrated_losses(
     labels, weights = evaluation.label_columns(rows), row_weights(rows, config)
     return np.stack(
         [
-            metrics.log_losses(
+            log_losses(
                 TemperatureScaling().fit(answers, labels, weights).predict_proba(answers), labels
             )
             for answers in logits

@@ -21,6 +21,7 @@ from adapters_app.nli import metrics
 from adapters_app.nli.base_model import BUNDLED, Base, load_base
 from adapters_app.nli.calibration import TemperatureScaling
 from adapters_app.nli.encoding import Pair
+from adapters_app.nli.probabilities import LEAST
 from adapters_app.reporting import training_weights
 from adapters_app.snapshots import SnapshotRow
 from benchmarks import protocol, report, trained, trivial
@@ -34,7 +35,6 @@ from corrections.labels import Label
 ACTIVE = "active"  # what served in the second round
 TOO_FEW = "too few verdicts"  # stands in the place of an arm where a budget cannot be met
 FIGURES = ("accuracy", "macro_f1", "log_loss", "ece", "brier")
-LEAST_PROBABILITY = 1e-12  # whose logarithm is taken
 
 
 @dataclass(frozen=True)
@@ -344,7 +344,7 @@ def figures_of(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float
     The oracle is a temperature fitted on these very rows: what calibration could still gain.
     """
     summary = metrics.summary(probabilities, labels)
-    scores = np.log(np.maximum(probabilities, LEAST_PROBABILITY))
+    scores = np.log(np.maximum(probabilities, LEAST))
     best = TemperatureScaling().fit(scores, labels).predict_proba(scores)
     return {name: summary[name] for name in FIGURES} | {
         "oracle_log_loss": metrics.log_loss(best, labels),

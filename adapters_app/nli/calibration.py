@@ -8,7 +8,8 @@ import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_softmax
 
-from adapters_app.nli.probabilities import softmax
+from adapters_app.nli.hajek import group_sums, ratio_error
+from adapters_app.nli.probabilities import log_losses, softmax
 from corrections.labels import LABELS
 
 # Twice the 15 rows per parameter of Harrell (2015, §4.4): rows of one page are alike.
@@ -18,7 +19,6 @@ MIN_ROWS = ROWS_PER_PARAMETER  # below this even a temperature is noise; the ide
 ROWS_PER_LABEL = 10
 _TEMPERATURES = (0.05, 20.0)
 _OFFSETS = (-10.0, 10.0)  # log odds: a label that never occurs gets a finite offset
-_LOG_FLOOR = 1e-12
 # scikit-learn's, for the same optimum to more than six digits.
 _PRECISE = {"gtol": 1e-9, "ftol": 64 * float(np.finfo(float).eps)}
 
@@ -242,8 +242,9 @@ def choose(
     means = {method: float((share * loss).sum()) for method, loss in losses.items()}
     best = min(means, key=lambda method: means[method])
     for kind in tried:
-        difference = losses[kind.method] - losses[best]
-        if means[kind.method] - means[best] <= _clustered_error(difference, share, groups):
+        more, size = group_sums(losses[kind.method] - losses[best], share, groups)
+        ratio = means[kind.method] - means[best]
+        if ratio <= ratio_error(more, size, ratio):
             return Choice(kind().fit(logits, labels, share), means, not_tried)
     raise AssertionError("the best method is within one standard error of itself")
 
@@ -277,15 +278,7 @@ def _held_out_losses(
         seen, held = part != k, part == k
         fitted = kind().fit(logits[seen], labels[seen], share[seen])
         probabilities[held] = fitted.predict_proba(logits[held])
-    right = probabilities[np.arange(len(labels)), labels]
-    return -np.log(np.maximum(right, _LOG_FLOOR))
-
-
-def _clustered_error(values: np.ndarray, share: np.ndarray, groups: np.ndarray) -> float:
-    """Standard error of Σ share·value when rows of one group move together."""
-    _, index = np.unique(groups, return_inverse=True)
-    centred = share * (values - (share * values).sum())
-    return float(np.sqrt((np.bincount(index, weights=centred) ** 2).sum()))
+    return log_losses(probabilities, labels)
 
 
 def _group_parts(groups: np.ndarray, folds: int) -> np.ndarray:

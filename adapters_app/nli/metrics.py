@@ -16,6 +16,7 @@ from sklearn.metrics import f1_score
 
 from adapters_app.nli.bootstrap import redrawn_sums
 from adapters_app.nli.hajek import effective_groups, group_sums, jackknife_error
+from adapters_app.nli.probabilities import log_losses
 from corrections.labels import LABELS
 
 BINS = 10
@@ -83,13 +84,6 @@ def macro_f1(
             zero_division=0,
         )
     )
-
-
-def log_losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Negative log-likelihood per row (n,), nats; probabilities are floored at 1e-12."""
-    right = probabilities[np.arange(len(labels)), labels]
-    losses: np.ndarray = -np.log(np.maximum(right, 1e-12))
-    return losses
 
 
 def log_loss(
