@@ -394,10 +394,10 @@ def _write(
     then: Then | None = None,
 ) -> list[_Plan]:
     """Record drafts with distinct external ids, in one transaction; `then` is told of each row."""
-    drafts = _on_their_pages(drafts)
-    survey = _survey(drafts, progress or _no_progress)
+    progress = progress or _no_progress
+    plans = _plans(drafts)
+    survey = _survey(plans, progress)
     while True:
-        plans = _plans(drafts)
         try:
             with transaction.atomic():
                 locked = folds.lock_folds()
@@ -412,20 +412,25 @@ def _write(
             return plans
         except (folds.SurveyOutdatedError, _RowsChangedError):
             # Somebody else got in between and is done: at every retry one writer has finished.
-            survey.update()
+            pages = [plan.draft.page_id for plan in plans]
+            plans = _plans(drafts)
+            if [plan.draft.page_id for plan in plans] == pages:
+                survey.update()
+            else:
+                survey = _survey(plans, progress)
 
 
-def _survey(drafts: Sequence[Draft], progress: Progress) -> folds.Survey:
+def _survey(plans: Sequence[_Plan], progress: Progress) -> folds.Survey:
     return folds.Survey(
         (
             folds.Source(
-                premise=draft.premise,
-                page_id=draft.page_id,
-                label=draft.correct_label,
-                group=draft.restored.group,
-                fold=draft.restored.fold,
+                premise=plan.draft.premise,
+                page_id=plan.draft.page_id,
+                label=plan.draft.correct_label,
+                group=plan.draft.restored.group,
+                fold=plan.draft.restored.fold,
             )
-            for draft in drafts
+            for plan in plans
         ),
         progress=lambda done, total: progress("comparing", done, total),
     )
@@ -433,23 +438,11 @@ def _survey(drafts: Sequence[Draft], progress: Progress) -> folds.Survey:
 
 def _preview(drafts: Sequence[Draft], progress: Progress) -> list[_Plan]:
     """The plans of a dry run: placed, not written."""
-    drafts = _on_their_pages(drafts)
     plans = _plans(drafts)
     moving = [number for number, plan in enumerate(plans) if plan.moves]
-    for number, placement in _survey(drafts, progress).preview(moving).items():
+    for number, placement in _survey(plans, progress).preview(moving).items():
         plans[number].placement = placement
     return plans
-
-
-def _on_their_pages(drafts: Sequence[Draft]) -> list[Draft]:
-    """A known row whose source names no page (any more) keeps the one that it has."""
-    stored = _stored(draft.external_id for draft in drafts if "page_id" not in draft.named)
-    return [
-        replace(draft, page_id=row.page_id, named=draft.named | {"page_id"})
-        if "page_id" not in draft.named and (row := stored.get(draft.external_id))
-        else draft
-        for draft in drafts
-    ]
 
 
 def _plans(drafts: Sequence[Draft]) -> list[_Plan]:
@@ -458,6 +451,9 @@ def _plans(drafts: Sequence[Draft]) -> list[_Plan]:
 
 
 def _plan(draft: Draft, stored: Correction | None) -> _Plan:
+    if stored and "page_id" not in draft.named:
+        # A known row whose source names no page (any more) keeps the one that it has.
+        draft = replace(draft, page_id=stored.page_id, named=draft.named | {"page_id"})
     if stored and draft.predicted_now and draft.is_about(stored):
         # Another import of the same rows predicted them first; floats differ with the batch.
         draft = replace(draft, prediction=_prediction_of(stored))

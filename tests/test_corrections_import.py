@@ -636,3 +636,20 @@ def test_two_processes_importing_one_file_leave_each_row_once(
     assert sum(result["created"] for result in results) == 300
     assert sum(result["unchanged"] for result in results) == 300
     assert all(result["revised"] == 0 for result in results)
+
+
+@pytest.mark.django_db
+def test_a_page_named_while_an_import_compares_texts_is_kept(curator: User) -> None:
+    known = row(1) | {"external_id": "r1"}
+    del known["id"]
+    intake.record_correction(by=curator, **known, page_id="p1")
+
+    def in_between(stage: str, done: int, total: int) -> None:
+        if stage == "comparing":
+            intake.record_correction(by=curator, **known, page_id="p2")
+
+    changed = known | {"premise": "Nobody was asked in that trial, the sites were closed."}
+    import_corrections([ParsedRow(1, changed)], by=curator, progress=in_between)
+
+    stored = Correction.objects.get(external_id="r1")
+    assert (stored.premise, stored.page_id) == (changed["premise"], "p2")
