@@ -268,7 +268,7 @@ def measure(
 def compare_on_guard(
     candidate: Contestant, incumbent: Contestant, base: Contestant, guard_set: GuardSet
 ) -> dict[str, Any]:
-    """Released candidate against what serves on the guard set, whose rows are independent."""
+    """Released candidate against what serves on the guard set."""
     # The guard set's pairs are the first of the general ones.
     right = {
         name: contestant.general_probabilities()[: len(guard_set)].argmax(1) == guard_set.labels
@@ -278,16 +278,16 @@ def compare_on_guard(
             ("base", base),
         )
     }
-    gained = int((right["candidate"] & ~right["incumbent"]).sum())
-    lost = int((right["incumbent"] & ~right["candidate"]).sum())
+    changes = right["candidate"].astype(int) - right["incumbent"].astype(int)
+    p_loss = metrics.loss_p(changes, guard_set.groups)
     return {
         "digest": guard_set.digest,
         "n": len(guard_set),
         **{f"{name}_accuracy": _share(hits) for name, hits in right.items()},
-        "gained": gained,
-        "lost": lost,
-        "p_loss": metrics.loss_p(gained, lost),
-        "fails": metrics.guard_fails(gained, lost),
+        "gained": int((changes > 0).sum()),
+        "lost": int((changes < 0).sum()),
+        "p_loss": p_loss,
+        "fails": metrics.guard_fails(p_loss),
         "phenomena": _by_phenomenon(guard_set, right),
     }
 

@@ -67,12 +67,6 @@ def test_models_that_hardly_differ_are_judged_as_equals_and_named(population: Po
     assert sum("they differ by +" in cell for cell in shown) >= 4
 
 
-def test_the_guards_power_is_that_of_simulated_guard_sets() -> None:
-    drawn = np.random.default_rng(0).multinomial(600, [0.05, 0.10, 0.85], size=2000)
-    blocked = np.mean([gate.metrics.guard_fails(gained, lost) for gained, lost, _ in drawn])
-    assert gate.guard_blocks(0.15, 0.05) == pytest.approx(blocked, abs=0.025)
-
-
 def test_a_broken_limit_fails_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kept, broken = gate.Claim("kept", 0.04, high=0.05), gate.Claim("coverage", 0.91, low=0.93)
     assert gate.tell(gate.Report(claims=[kept]), tmp_path / "gate.json") == 0

@@ -243,8 +243,19 @@ def test_brier_skill_is_measured_from_the_label_mix() -> None:
 def test_mcnemar_known_values() -> None:
     assert metrics.mcnemar_exact(0, 0) == 1.0
     assert metrics.mcnemar_exact(1, 9) == pytest.approx(0.021484375)
-    assert metrics.loss_p(1, 9) == pytest.approx(0.0107421875)
-    assert metrics.loss_p(9, 1) > 0.9
+
+
+def test_the_p_value_of_a_loss_is_the_sign_tests_and_copies_of_a_pair_do_not_lower_it() -> None:
+    nine_of_ten = np.array([-1] * 9 + [1] + [0] * 20)
+    apart = np.arange(len(nine_of_ten))
+    assert metrics.loss_p(nine_of_ten, apart) == pytest.approx(0.0107421875)
+    assert metrics.loss_p(-nine_of_ten, apart) > 0.9
+    assert metrics.loss_p(np.repeat(nine_of_ten, 3), np.repeat(apart, 3)) == pytest.approx(
+        0.0107421875
+    )
+    # Two groups that lost three and one: all four ways of signs, of which one is as low.
+    assert metrics.loss_p(np.array([-1, -1, -1, -1]), np.array([0, 0, 0, 1])) == 0.25
+    assert metrics.loss_p(np.zeros(5), np.arange(5)) == 1.0
 
 
 def one_hot(labels: np.ndarray, sharp: float = 0.8) -> np.ndarray:

@@ -113,13 +113,20 @@ def test_so_many_more_pairs_show_the_stated_gain_four_times_in_five() -> None:
     assert np.mean(shown) == pytest.approx(0.8, abs=0.07 + 2 * np.sqrt(0.16 / len(shown)))
 
 
-def test_a_guard_set_of_600_notices_a_loss_of_5_points() -> None:
-    """With 15 % of the answers flipped: 5 % gained, 10 % lost; and blocks no equal too often."""
+@pytest.mark.parametrize("alike", [False, True], ids=["apart", "alike"])
+def test_the_guard_set_notices_a_loss_of_5_points_and_blocks_few_equals(alike: bool) -> None:
+    """With 15 % of the answers flipped; pairs of one hypothesis may all flip alike."""
+    groups = guard.load().groups
     rng = np.random.default_rng(1)
-    worse = rng.multinomial(600, [0.05, 0.10, 0.85], size=500)
-    equal = rng.multinomial(600, [0.075, 0.075, 0.85], size=500)
-    assert np.mean([metrics.guard_fails(*row[:2]) for row in worse]) >= 0.88
-    assert np.mean([metrics.guard_fails(*row[:2]) for row in equal]) <= 0.06
+
+    def blocked(gained: float, lost: float) -> float:
+        units = groups if alike else np.arange(len(groups))
+        shares = [lost, 1 - lost - gained, gained]
+        drawn = rng.choice([-1, 0, 1], p=shares, size=(500, units.max() + 1))[:, units]
+        return float(np.mean([metrics.guard_fails(metrics.loss_p(row, groups)) for row in drawn]))
+
+    assert blocked(0.05, 0.10) >= (0.5 if alike else 0.88)
+    assert blocked(0.075, 0.075) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 500)
 
 
 # --- Confirmation ---------------------------------------------------------------------------------

@@ -22,10 +22,12 @@ PATH = Path(__file__).parent / "bases" / "guard.jsonl"
 
 @dataclass(frozen=True)
 class GuardSet:
-    """`labels`: column indices (n,); `phenomena`: one name per row; `digest`: of the file."""
+    """`labels`: column indices (n,); `groups` (n,): pairs of one hypothesis; `phenomena`: one name
+    per row; `digest`: of the file."""
 
     pairs: tuple[Pair, ...]
     labels: np.ndarray
+    groups: np.ndarray
     phenomena: tuple[str, ...]
     digest: str
 
@@ -38,9 +40,16 @@ def load() -> GuardSet:
     """Read the guard set that ships with the bases."""
     content = PATH.read_bytes()
     rows = [json.loads(line) for line in content.splitlines()]
+    numbers: dict[tuple[str, str], int] = {}
     return GuardSet(
         pairs=tuple((row["premise"], row["hypothesis"]) for row in rows),
         labels=np.array([Label(row["label"]).column for row in rows]),
+        groups=np.array(
+            [
+                numbers.setdefault((row["phenomenon"], row["hypothesis"]), len(numbers))
+                for row in rows
+            ]
+        ),
         phenomena=tuple(row["phenomenon"] for row in rows),
         digest=hashlib.sha256(content).hexdigest(),
     )
@@ -68,14 +77,14 @@ def unlabelled() -> UnlabelledPairs:
     """
     guard_set = load()
     pairs = list(guard_set.pairs)
+    groups = guard_set.groups.tolist()
     premises: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for phenomenon, (premise, hypothesis) in zip(guard_set.phenomena, pairs, strict=True):
+    numbers = {}
+    for phenomenon, (premise, hypothesis), group in zip(
+        guard_set.phenomena, guard_set.pairs, groups, strict=True
+    ):
         premises[phenomenon, hypothesis].append(premise)
-    numbers = {key: number for number, key in enumerate(premises)}
-    groups = [
-        numbers[phenomenon, hypothesis]
-        for phenomenon, (_, hypothesis) in zip(guard_set.phenomena, pairs, strict=True)
-    ]
+        numbers[phenomenon, hypothesis] = group
     for key, following in _next_of_its_phenomenon(list(premises)).items():
         own = premises[key]
         made = [(key[1], premise) for premise in own]

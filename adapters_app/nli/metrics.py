@@ -255,15 +255,25 @@ def mcnemar_exact(gained: int, lost: int) -> float:
     return float(min(1.0, 2 * binom.cdf(min(gained, lost), n, 0.5))) if n else 1.0
 
 
-def loss_p(gained: int, lost: int) -> float:
-    """One-sided exact p value for a loss: chance of ≥ `lost` of the discordant rows if none."""
-    n = gained + lost
-    return float(binom.sf(lost - 1, n, 0.5)) if n else 1.0
+def loss_p(changes: np.ndarray, groups: np.ndarray) -> float:
+    """One-sided exact p value for a loss, by flipping signs of groups (Fisher 1935, §21).
+
+    `changes` (n,) are 1 where B alone is right, -1 where A alone is, else 0. If there is no loss, a
+    group's sum is as likely the other way round, however alike its rows are: the chance that all
+    groups together then come as low as they did. Without groups it is the sign test of McNemar.
+    """
+    _, index = np.unique(groups, return_inverse=True)
+    totals = np.rint(np.bincount(index, weights=changes)).astype(int)
+    moves = np.abs(totals[totals != 0])
+    chance = np.ones(1)  # of each sum, from -moves.sum() up in steps of 1
+    for move in moves:
+        chance = (np.pad(chance, (0, 2 * move)) + np.pad(chance, (2 * move, 0))) / 2
+    return float(chance[: moves.sum() + totals.sum() + 1].sum())
 
 
-def guard_fails(gained: int, lost: int) -> bool:
-    """Whether discordant counts on independent rows are evidence of a loss that blocks."""
-    return loss_p(gained, lost) < LOSS_LEVEL
+def guard_fails(p_loss: float) -> bool:
+    """Whether a p value of `loss_p` is evidence of a loss that blocks."""
+    return p_loss < LOSS_LEVEL
 
 
 def paired_difference(
