@@ -34,6 +34,7 @@ class LiveFigures:
     version: int | None  # None = the base
     digest: str
     accuracy: Share | None = None
+    audits: int = 0  # rows of it that were drawn for audit
     labelled_sets: Share | None = None  # on complete sets that it predicted
     responses: Responses = field(default_factory=Responses)
 
@@ -49,7 +50,8 @@ class LiveFigures:
 
     @property
     def enough_judged(self) -> bool:
-        return self.accuracy is not None and self.accuracy.rows >= FEWEST_JUDGED
+        """Of audits: of what the models agree on the others tell nothing."""
+        return self.audits >= FEWEST_JUDGED
 
     @property
     def correction_rate(self) -> Share | None:
@@ -76,8 +78,9 @@ def figures() -> list[LiveFigures]:
         LiveFigures(
             version=who.version,
             digest=who.digest,
-            accuracy=audited.get(who),
-            labelled_sets=labelled.get(who),
+            accuracy=audited[who].share if who in audited else None,
+            audits=audited[who].needed if who in audited else 0,
+            labelled_sets=labelled[who].share if who in labelled else None,
             responses=responses.get(who, Responses()),
         )
         for who in sorted(known, key=lambda who: (-(who.version or 0), who.digest))
@@ -95,7 +98,13 @@ def of_serving(serving: Serving, found: Iterable[LiveFigures]) -> LiveFigures:
     return known.get(who) or LiveFigures(who.version, who.digest)
 
 
-def _shares(kinds: Sequence[str], *, needed: str) -> dict[PredictedBy, Share]:
+@dataclass(frozen=True)
+class _Known:
+    share: Share
+    needed: int  # rows of the kind of sampling without which there is no share
+
+
+def _shares(kinds: Sequence[str], *, needed: str) -> dict[PredictedBy, _Known]:
     """Share of right answers by who gave them, over verdicts of these kinds of sampling.
 
     Left out is who has none of the kind `needed`.
@@ -111,25 +120,24 @@ def _shares(kinds: Sequence[str], *, needed: str) -> dict[PredictedBy, Share]:
         .values_list("predicted_version", "predicted_digest", "group_id")
         .annotate(
             size=Sum(weight),
+            squares=Sum(weight * weight),
             right=Sum(weight, filter=right, default=0.0),
             rows=Count("pk"),
             needed=Count("pk", filter=Q(sampling=needed)),
         )
     )
-    found: dict[PredictedBy, list[tuple[float, float, int]]] = {}
-    sure: set[PredictedBy] = set()
-    for version, digest, _group, size, total, rows, of_needed in groups:
-        who = PredictedBy(version, digest)
-        found.setdefault(who, []).append((total, size, rows))
-        if of_needed:
-            sure.add(who)
-    return {who: _share(found[who]) for who in sure}
+    found: dict[PredictedBy, list[tuple[float, ...]]] = {}
+    for version, digest, _group, *sums in groups:
+        found.setdefault(PredictedBy(version, digest), []).append(tuple(sums))
+    known = {who: _known(sums) for who, sums in found.items()}
+    return {who: each for who, each in known.items() if each.needed}
 
 
-def _share(sums: Sequence[tuple[float, float, int]]) -> Share:
-    """The share from each group's weighted hits, weight and rows."""
-    total, size, rows = np.array(sums).T
-    return share_of_groups(total, size, rows=int(rows.sum()))
+def _known(sums: Sequence[tuple[float, ...]]) -> _Known:
+    """From each group: weight, squared weights, weighted hits, rows, rows of the kind needed."""
+    size, squares, total, rows, needed = np.array(sums).T
+    share = share_of_groups(total, size, rows=int(rows.sum()), squares=float(squares.sum()))
+    return _Known(share, int(needed.sum()))
 
 
 def _base_digest() -> str:

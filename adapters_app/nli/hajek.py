@@ -40,11 +40,13 @@ class Share:
 def share(hits: np.ndarray, weights: np.ndarray, groups: np.ndarray) -> Share:
     """Hájek's estimate of the share of rows with `hits` (n,) 0 or 1, n ≥ 1, see share_of_groups."""
     total, size = group_sums(hits, weights, groups)
-    return share_of_groups(total, size, rows=len(hits))
+    return share_of_groups(total, size, rows=len(hits), squares=float((weights**2).sum()))
 
 
-def share_of_groups(total: np.ndarray, size: np.ndarray, *, rows: int) -> Share:
+def share_of_groups(total: np.ndarray, size: np.ndarray, *, rows: int, squares: float) -> Share:
     """Hájek's estimate from each group's weighted hits and weight, both (groups,), groups ≥ 1.
+
+    `squares` is the sum of all rows' squared weights.
 
     The interval is Wilson's at the effective sample size, p (1 - p) over the variance between
     groups (Korn & Graubard 1998; Dean & Pagano 2015), with the t quantile of Kish's effective
@@ -58,8 +60,11 @@ def share_of_groups(total: np.ndarray, size: np.ndarray, *, rows: int) -> Share:
         return Share(estimate, 0.0, 1.0, rows, len(size), effective)
     error = ratio_error(total, size, estimate)
     # Where all rows agree nothing is known of how alike a page's rows are: its pages count. Pages
-    # that agree by chance are not more than their rows.
-    n = min(estimate * (1 - estimate) / error**2, rows) if error > 0 else effective
+    # that agree by chance are not more than their rows, of which few heavy ones among many light
+    # ones are few (Kish's effective number): the light ones say nothing of what those stand for.
+    n = effective
+    if error > 0:
+        n = min(estimate * (1 - estimate) / error**2, size.sum() ** 2 / squares)
     t2 = t_quantile(max(effective - 1, 1.0)) ** 2
     centre = (estimate + t2 / (2 * n)) / (1 + t2 / n)
     half = math.sqrt(t2 * estimate * (1 - estimate) / n + (t2 / (2 * n)) ** 2) / (1 + t2 / n)
