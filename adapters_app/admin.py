@@ -429,7 +429,8 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
             may_promote=request.user.has_perm("adapters_app.promote_adapter"),
             may_request=request.user.has_perm("adapters_app.request_training"),
             evaluations=evaluations,
-            outdated=evaluation is not None and evaluation.incumbent_id != serving.version_id,
+            outdated=evaluation is not None and not evaluation.is_against(serving),
+            recalibrated=evaluation and evaluation.incumbent_id == serving.version_id,
             serving_name=evidence.name_of(serving.version),
             calibration=calibration,
             newer=_newer(serving, version),
@@ -495,7 +496,7 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
         serving = registry.serving()
         newer = _newer(serving, version)
         evaluation = _first(
-            found for found in version.evaluations.all() if found.incumbent_id == serving.version_id
+            found for found in version.evaluations.all() if found.is_against(serving)
         )
         serves = serving.version_id == version.pk
         worse = registry.calibrates_worse(newer, serving.calibration) if newer else []

@@ -187,7 +187,7 @@ def _decision(user: User, evaluation: ShadowEvaluation | None) -> Iterator[NextS
     """The newest version, while nobody has decided about it."""
     if evaluation is None or evaluation.candidate.promotions.exists():
         return
-    if evaluation.incumbent_id != registry.serving().version_id:
+    if not evaluation.is_against(registry.serving()):
         return
     link = "Read the evidence"
     if evaluation.verdict in evidence.PASSING and user.has_perm("adapters_app.promote_adapter"):

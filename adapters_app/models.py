@@ -374,6 +374,12 @@ class ShadowEvaluation(models.Model):
         against = self.incumbent.name if self.incumbent else "base"
         return f"{self.candidate.name} against {against}: {self.get_verdict_display()}"
 
+    def is_against(self, row: "Serving") -> bool:
+        """Whether it compares with what serves now, calibrator included: its offsets per label
+        change answers."""
+        measured = (self.incumbent_id, self.incumbent_calibration_id)
+        return measured == (row.version_id, row.calibration_id)
+
 
 class LearningCurve(models.Model):
     """What siblings that learnt from nested parts of a snapshot show, and what more would bring."""

@@ -363,17 +363,24 @@ def rollback(
         )
 
 
-def evidence_against(version: AdapterVersion, incumbent: AdapterVersion | None) -> ShadowEvaluation:
-    """The newest evaluation of `version` against what serves.
+def evidence_against(version: AdapterVersion, row: Serving) -> ShadowEvaluation:
+    """The newest evaluation of `version` against what serves, with the calibrator it serves with.
 
     Raises:
         PromotionRefused: there is none.
     """
-    found = version.evaluations.filter(incumbent=incumbent)
-    evidence = found.select_related("candidate_calibration").first()
-    if evidence is not None:
-        return evidence
-    who = incumbent.name if incumbent else "the base"
+    against = version.evaluations.select_related("candidate_calibration").filter(
+        incumbent=row.version
+    )
+    for evidence in against:
+        if evidence.is_against(row):
+            return evidence
+    who = _named(row.version)
+    if against:
+        raise PromotionRefused(
+            f"{version.name} was measured against {who} with another calibrator than serves now. "
+            f"Run a shadow evaluation of {version.name} first."
+        )
     other = latest_evidence(version)
     measured = f"it was measured against {_named(other.incumbent)}" if other else "it has none"
     raise PromotionRefused(
@@ -432,7 +439,7 @@ def rollback_default() -> Promotion | None:
 def _evidence_seen(
     version: AdapterVersion, row: Serving, evidence_id: int | None
 ) -> ShadowEvaluation:
-    evidence = evidence_against(version, row.version)
+    evidence = evidence_against(version, row)
     if evidence_id not in {None, evidence.pk}:
         raise PromotionRefused(
             f"{version.name} was evaluated against {_named(row.version)} again since you looked: "

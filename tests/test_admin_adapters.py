@@ -586,6 +586,11 @@ def test_evidence_against_what_no_longer_serves_is_marked(rita, releaser, make_v
     promote(first, releaser)
     page = text_of(rita.get(url(second)))
     assert "This compares it with the base, which no longer serves." in page
+    third = make_version(against=first)
+    assert "This compares it" not in text_of(rita.get(url(third)))
+    third.evaluations.update(incumbent_calibration=second.calibrations.first())
+    page = text_of(rita.get(url(third)))
+    assert f"This compares it with {first.name} as it was calibrated before." in page
 
 
 def test_a_version_without_any_figures_still_has_a_page(rita, make_version):
@@ -663,7 +668,8 @@ def test_a_form_sent_back_says_so_and_opens_at_the_first_field_to_correct(
 def make_comparable(versions):
     """The first of them, compared with the last, which serves."""
     first, *_, last = versions
-    first.evaluations.update(incumbent=last)
+    calibration = last.calibrations.first()
+    first.evaluations.update(incumbent=last, incumbent_calibration=calibration)
     return first
 
 

@@ -57,6 +57,7 @@ def evidence_against_all(versions: list[AdapterVersion]) -> None:
         for other in versions:
             if other != version:
                 evidence.pk, evidence._state.adding, evidence.incumbent = None, True, other
+                evidence.incumbent_calibration = registry.latest_calibration(other)
                 evidence.save()
 
 
@@ -115,6 +116,19 @@ def test_evidence_against_another_incumbent_is_refused(make_version, rita):
     with pytest.raises(PromotionRefused, match=rf"against {first.name}.*measured against the base"):
         promote(second, rita)
     promote(make_version(against=first), rita)
+
+
+def test_evidence_against_another_calibrator_of_what_serves_is_refused(make_version, rita, cast):
+    first = make_version()
+    promote(first, rita)
+    second = make_version(against=first)
+    calibrate_again(first, cast["tom"])
+    promote(first, rita)
+    with pytest.raises(PromotionRefused, match="with another calibrator than serves now"):
+        promote(second, rita, override=True)
+    rollback(rita)
+    promote(second, rita)
+    assert registry.serving().version == second
 
 
 def test_a_version_without_evidence_is_refused_even_with_override(make_version, rita):

@@ -100,6 +100,7 @@ def register(
         candidate=version,
         run=run,
         incumbent=against,
+        incumbent_calibration=against and registry.latest_calibration(against),
         candidate_calibration=calibration,
         snapshot=snapshot,
         rows_fingerprint="6" * 64,
