@@ -5,7 +5,7 @@ Imported by what runs in the trainer's process only (numpy, scipy).
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -52,6 +52,8 @@ class Contestant:
     general_logits: np.ndarray  # (guard.unlabelled() pairs, 3), of the released adapter
     calibrator: Calibrator
     digest: str = ""  # of the released artifact; empty = the base
+    # (rows,) whether it learnt nothing about the row's claim; None = of none
+    unseen: np.ndarray | None = None
 
     def probabilities(self) -> np.ndarray:
         return self.calibrator.predict_proba(self.logits)
@@ -70,15 +72,22 @@ class Judged:
     weights: np.ndarray  # (n,) inverse sampling probabilities, see judged()
     groups: np.ndarray  # (n,) source groups
 
+    @property
+    def claims(self) -> np.ndarray:
+        """(n,) normalised hypotheses."""
+        return np.array([row.claim for row in self.rows])
 
-def judged(rows: Sequence[SnapshotRow]) -> Judged:
+
+def judged(rows: Sequence[SnapshotRow], *, among: np.ndarray | None = None) -> Judged:
     """Rows of known probability; what people chose to report is biased and carries no figure.
+
+    `among` (rows,) leaves out others.
 
     What was drawn from live answers, for audit or disagreement, is one sample; complete labelled
     sets, which nobody asked about, are another. Figures speak of a mixture of both, in proportion
     to their verdicts: see `hajek.pooled_weights`.
     """
-    known = [i for i, row in enumerate(rows) if row.known]
+    known = [i for i, row in enumerate(rows) if row.known and (among is None or among[i])]
     chosen = [rows[i] for i in known]
     live = np.array([row.sampling in Correction.DRAWN for row in chosen], dtype=bool)
     return Judged(
@@ -222,7 +231,7 @@ def measure(
 
     `later` (figures of the released adapter) goes with the evidence as it is.
     """
-    against = judged(rows)
+    against = judged(rows, among=_unseen_by(candidate, incumbent, len(rows)))
     guard = compare_on_guard(candidate, incumbent, base, guard_set) | {
         "unlabelled": flips_against_base(
             candidate.general_probabilities(), base.general_probabilities()
@@ -261,7 +270,13 @@ def measure(
         flips=_flips(incumbent, candidate, against),
         guard=guard,
         later=later or {},
-        advice=_advice(domain, to_base, guard, identical=candidate.digest == incumbent.digest),
+        advice=_advice(
+            domain,
+            to_base,
+            guard,
+            identical=candidate.digest == incumbent.digest,
+            learnt=len(judged(rows).rows) - len(against.rows),
+        ),
     )
 
 
@@ -304,16 +319,20 @@ def flips_against_base(candidate: np.ndarray, base: np.ndarray) -> dict[str, Any
 
 
 def confirmation(
-    incumbent: np.ndarray, candidate: np.ndarray, rows: Sequence[SnapshotRow]
+    incumbent: np.ndarray, candidate: np.ndarray, rows: Sequence[SnapshotRow], *, most: int = 1
 ) -> dict[str, Any]:
     """A bet on the released candidate's gain, from probabilities (n, 3) of both on `rows`.
 
-    `rows` were reviewed after the snapshot, on pages neither model learnt from. Those of unknown
-    sampling probability are left out; the others are bet on in the order of their review, with
-    their plain weights: pooled ones change with every verdict to come, and a bet may not know it.
+    `rows` were reviewed after the snapshot, on pages and claims neither model learnt from. Those of
+    unknown sampling probability are left out; the others are bet on in the order of their review,
+    with their plain weights: pooled ones change with every verdict to come, and a bet may not know
+    it. A claim counts with the verdicts on the first page that it is judged on: what it is worth on
+    the next is no news. `most`: see `most_disagreements`.
     """
     on = judged(rows)
     order = sorted(range(len(on.rows)), key=lambda i: (on.rows[i].reviewed_at, on.groups[i]))
+    first: dict[str, int] = {}
+    order = [i for i in order if first.setdefault(on.rows[i].claim, on.groups[i]) == on.groups[i]]
     before, after = incumbent[on.index].argmax(1), candidate[on.index].argmax(1)
     bet = bet_on_gain(
         right_a=(before == on.labels)[order],
@@ -321,8 +340,19 @@ def confirmation(
         differ=(before != after)[order],
         groups=on.groups[order],
         weights=np.array([on.rows[i].weight for i in order]),
+        most=most,
     )
     return asdict(bet) | {"confirmed": bet.confirmed}
+
+
+def most_disagreements(
+    incumbent: Contestant, candidate: Contestant, rows: Sequence[SnapshotRow], among: np.ndarray
+) -> int:
+    """How many answers, out of fold, the two give differently on any one page, at least 1; `among`
+    (rows,) leaves out other rows."""
+    differ = incumbent.probabilities().argmax(1) != candidate.probabilities().argmax(1)
+    counts = Counter(row.group_id for row, each in zip(rows, differ & among, strict=True) if each)
+    return max(counts.values(), default=1)
 
 
 def figures_on(probabilities: np.ndarray, rows: Sequence[SnapshotRow]) -> dict[str, Any]:
@@ -400,8 +430,18 @@ def _compare(a: Contestant, b: Contestant, on: Judged, seed: int) -> metrics.Com
         on.labels,
         on.groups,
         on.weights,
+        claims=on.claims,
         seed=seed,
     )
+
+
+def _unseen_by(candidate: Contestant, incumbent: Contestant, rows: int) -> np.ndarray:
+    """(rows,) whether neither of them learnt about the row's claim."""
+    unseen = np.ones(rows, dtype=bool)
+    for each in (candidate, incumbent):
+        if each.unseen is not None:
+            unseen &= each.unseen
+    return unseen
 
 
 def _verdict(domain: metrics.Comparison, guard: dict[str, Any], *, identical: bool) -> str:
@@ -452,8 +492,14 @@ def _advice(
     guard: dict[str, Any],
     *,
     identical: bool,
+    learnt: int,
 ) -> list[str]:
     said = []
+    if learnt:
+        said.append(
+            f"{learnt} verdicts are left out: of the two models one has learnt from others on the "
+            "same claims."
+        )
     if identical:
         said.append("The candidate is identical to what serves: same artifact.")
     if guard["fails"]:

@@ -193,7 +193,7 @@ def explanation(evaluation: ShadowEvaluation) -> str:
         return "There are no rows of known probability to compare on."
     difference = stored["accuracy"]
     accuracies = (
-        f"Out of fold, on {stored['rows']} pairs from {stored['groups']} sources, {incumbent} has "
+        f"Out of fold, on {stored['rows']} pairs from {_sources(stored)}, {incumbent} has "
         f"{percent(stored['a']['accuracy'])} right and {candidate} "
         f"{percent(stored['b']['accuracy'])}: {points(difference['estimate'])}, 95 % interval "
         f"{interval(difference)}."
@@ -205,6 +205,13 @@ def explanation(evaluation: ShadowEvaluation) -> str:
     if evaluation.verdict == Verdict.INCONCLUSIVE and evaluation.needed_pairs:
         sentences.append(needed(evaluation))
     return " ".join(sentences)
+
+
+def _sources(stored: Mapping[str, Any]) -> str:
+    """How many sources, and of how few claims where claims are fewer: those then count."""
+    claims = stored.get("claims", stored["groups"])
+    few = f" on {claims} claims" if claims < stored["groups"] else ""
+    return f"{stored['groups']} sources{few}"
 
 
 def needed(evaluation: ShadowEvaluation) -> str:
@@ -223,7 +230,10 @@ def confirmation(evaluation: ShadowEvaluation) -> str:
     if not bet or not bet["rows"]:
         return ""
     candidate, incumbent = evaluation.candidate.name, name_of(evaluation.incumbent)
-    on = f"{bet['rows']} of them from {bet['pages']} sources neither model learnt from"
+    on = (
+        f"{bet['rows']} of them, from {bet['pages']} sources and about claims that are new to both "
+        "models"
+    )
     if bet["confirmed"]:
         return (
             f"Confirmed: on {on}, {candidate} itself gains on {incumbent} (e-value "

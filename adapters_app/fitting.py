@@ -66,7 +66,7 @@ def fit(
     on_step: Callable[[FitStep], None],
     on_wait: Callable[[], None],
 ) -> Fitted:
-    """Train sibling k without fold k, and the released fit on all rows; choose the epoch.
+    """Train sibling k blind to fold k, and the released fit on all rows; choose the epoch.
 
     `on_step` and `on_wait` are called in this thread, a few times a second; either may raise to
     stop every fit.
@@ -77,11 +77,11 @@ def fit(
     held = _held(rows)
     jobs = [
         (examples(rows, config), []),  # the longest first
-        *((examples(rows, config, blind_to=k), _pairs(rows, held[k])) for k in held),
+        *_jobs_of_siblings(rows, rows, held, config),
     ]
     passes = passes_over(len(jobs[0][0]), config)
-    released, *blind = _side_by_side(base, jobs, config, passes, on_step=on_step, on_wait=on_wait)
-    siblings = dict(zip(held, blind, strict=True))
+    released, *others = _side_by_side(base, jobs, config, passes, on_step=on_step, on_wait=on_wait)
+    siblings = dict(zip(held, others, strict=True))
     logits, epochs, chosen = _judged(siblings, held, rows, config)
     # The released fit took the same path for all epochs; it is released as it was after this one.
     last = released.epochs[chosen - 1].artifact
@@ -107,7 +107,7 @@ def out_of_fold(
     on_step: Callable[[FitStep], None],
     on_wait: Callable[[], None],
 ) -> np.ndarray:
-    """(rows, 3): each row by a sibling that learnt from those of `groups` outside the row's fold.
+    """(rows, 3): each row by a sibling that learnt from those of `groups`, blind to the row's fold.
 
     Nothing is released. The epoch is chosen out of fold on all rows, as in `fit`.
 
@@ -117,18 +117,28 @@ def out_of_fold(
     """
     learnt = [row for row in rows if row.group_id in groups]
     held = _held(rows)
-    jobs = [(examples(learnt, config, blind_to=k), _pairs(rows, held[k])) for k in held]
+    jobs = _jobs_of_siblings(learnt, rows, held, config)
     passes = passes_over(len(examples(learnt, config)), config)
-    blind = _side_by_side(base, jobs, config, passes, on_step=on_step, on_wait=on_wait)
-    logits, _, _ = _judged(dict(zip(held, blind, strict=True)), held, rows, config)
+    siblings = _side_by_side(base, jobs, config, passes, on_step=on_step, on_wait=on_wait)
+    logits, _, _ = _judged(dict(zip(held, siblings, strict=True)), held, rows, config)
     return logits
 
 
-def examples(
-    rows: Sequence[SnapshotRow], config: TrainConfig, *, blind_to: int | None = None
-) -> list[Example]:
+def blind(rows: Sequence[SnapshotRow], held: Sequence[SnapshotRow]) -> list[SnapshotRow]:
+    """Those of `rows` that a sibling may learn from which judges `held`: neither of their folds nor
+    about their claims.
+
+    One claim is judged by texts of many pages, and mostly alike: who has learnt that it is refuted
+    recognises it on a page that it never saw, as nobody will recognise the claims to come.
+    """
+    folds = {row.fold for row in held}
+    claims = {row.claim for row in held}
+    return [row for row in rows if row.fold not in folds and row.claim not in claims]
+
+
+def examples(rows: Sequence[SnapshotRow], config: TrainConfig) -> list[Example]:
     """What a fit learns from: rows that pass the filters, weighted as `config` says."""
-    learnt = [row for row in rows if row.fold != blind_to and row.trains(config)]
+    learnt = [row for row in rows if row.trains(config)]
     weights = row_weights(learnt, config)
     return [
         Example(row.premise, row.hypothesis, Label(row.label), float(weight))
@@ -147,8 +157,15 @@ def _held(rows: Sequence[SnapshotRow]) -> dict[int, np.ndarray]:
     return {k: np.flatnonzero(folds == k) for k in range(FOLDS) if (folds == k).any()}
 
 
-def _pairs(rows: Sequence[SnapshotRow], chosen: np.ndarray) -> list[Pair]:
-    return [rows[i].pair for i in chosen]
+def _jobs_of_siblings(
+    learnt: Sequence[SnapshotRow],
+    rows: Sequence[SnapshotRow],
+    held: dict[int, np.ndarray],
+    config: TrainConfig,
+) -> list[tuple[list[Example], list[Pair]]]:
+    """For each fold of `rows`: what its sibling learns from, and the pairs that it judges."""
+    parts = [[rows[i] for i in positions] for positions in held.values()]
+    return [(examples(blind(learnt, part), config), [row.pair for row in part]) for part in parts]
 
 
 def _judged(

@@ -20,7 +20,7 @@ from django.core.cache import cache
 
 from adapters_app import evaluation, registry, reporting, scratch, snapshots, storage, training
 from adapters_app.evaluation import Contestant
-from adapters_app.fitting import FitStep, Fitted, fit
+from adapters_app.fitting import FitStep, Fitted, blind, fit
 from adapters_app.models import (
     AdapterVersion,
     CalibrationEvaluation,
@@ -209,17 +209,18 @@ def shadow_evaluate(work: Work, version: AdapterVersion) -> ShadowEvaluation:
     calibration = work.progress.outlast(lambda: registry.latest_calibration(version))
     candidate = _contestant_of(work, version, calibration)
     released = _predictor_of(work, version, calibration)
+    incumbent = _incumbent(work, base, serving.version, serving.calibration)
     measured = evaluation.measure(
         snapshot=work.snapshot,
         rows=work.rows,
         candidate=candidate,
-        incumbent=_incumbent(work, base, serving.version, serving.calibration),
+        incumbent=incumbent,
         base=base,
         served=(serving.version, serving.calibration),
         guard_set=work.guard_set,
         # Not the whole config: settings may have been renamed since this version was trained.
         seed=int(version.config.get("seed", TrainConfig().seed)),
-        later=_later(work, version, released, serving),
+        later=_later(work, version, released, serving, incumbent, candidate),
     )
     work.progress.stage("registering", f"Verdict: {measured.verdict}.")
     return work.progress.outlast(
@@ -316,7 +317,18 @@ def _contestant_of(
         general_logits=_general_logits(work, version.artifact_digest),
         calibrator=evaluation.stored_calibrator(calibration),
         digest=version.artifact_digest,
+        unseen=_unseen(snapshots.load(version.snapshot), work.rows),
     )
+
+
+def _unseen(learnt: Sequence[SnapshotRow], rows: Sequence[SnapshotRow]) -> np.ndarray:
+    """(rows,) whether the sibling that judges a row, of those that learnt from `learnt`, has learnt
+    nothing about its claim. Of pages it never does: their folds are for ever."""
+    known = {
+        fold: {row.claim for row in blind(learnt, [row for row in learnt if row.fold == fold])}
+        for fold in {row.fold for row in rows}
+    }
+    return np.array([row.claim not in known[row.fold] for row in rows], dtype=bool)
 
 
 def _sibling_logits(
@@ -351,31 +363,52 @@ def _general_logits(work: Work, digest: str) -> np.ndarray:
 
 
 def _later(
-    work: Work, version: AdapterVersion, released: Predictor, serving: Serving
+    work: Work,
+    version: AdapterVersion,
+    released: Predictor,
+    serving: Serving,
+    incumbent: Contestant,
+    candidate: Contestant,
 ) -> dict[str, Any]:
     """The released artifact's own figures on pairs its snapshot did not hold.
 
-    With a bet on its gain over what serves, on those pages that neither of the two learnt from.
+    With a bet on its gain over what serves, on pages and claims that neither of the two learnt
+    from.
     """
     trained_on = snapshots.load(version.snapshot)
     pairs = {row.pair_digest for row in trained_on}
-    pages = {row.group_id for row in trained_on}
-    rows = [row for row in work.rows if row.pair_digest not in pairs]
+    known = np.array([row.pair_digest in pairs for row in work.rows], dtype=bool)
+    rows = _chosen(work.rows, ~known)
     if not rows:
         return {"n": 0}
     probabilities = released.probabilities([row.pair for row in rows])
-    unseen = [i for i, row in enumerate(rows) if row.group_id not in pages]
+    unseen = _new_to(trained_on, rows)
+    fresh = unseen
     if serving.version is not None:
-        pages |= {row.group_id for row in snapshots.load(serving.version.snapshot)}
-    fresh = [i for i in unseen if rows[i].group_id not in pages]
-    news = [rows[i] for i in fresh]
+        fresh = unseen & _new_to(snapshots.load(serving.version.snapshot), rows)
+    news = _chosen(rows, fresh)
     served = _predictor_of(work, serving.version, serving.calibration)
     return evaluation.figures_on(probabilities, rows) | {
-        "new_pages": evaluation.figures_on(probabilities[unseen], [rows[i] for i in unseen]),
+        "new_pages": evaluation.figures_on(probabilities[unseen], _chosen(rows, unseen)),
         "confirmation": evaluation.confirmation(
-            served.probabilities([row.pair for row in news]), probabilities[fresh], news
+            served.probabilities([row.pair for row in news]),
+            probabilities[fresh],
+            news,
+            most=evaluation.most_disagreements(incumbent, candidate, work.rows, known),
         ),
     }
+
+
+def _new_to(learnt: Sequence[SnapshotRow], rows: Sequence[SnapshotRow]) -> np.ndarray:
+    """(rows,) whether a row's page and claim are none of those that were learnt from."""
+    pages, claims = {row.group_id for row in learnt}, {row.claim for row in learnt}
+    return np.array(
+        [row.group_id not in pages and row.claim not in claims for row in rows], dtype=bool
+    )
+
+
+def _chosen(rows: Sequence[SnapshotRow], mask: np.ndarray) -> list[SnapshotRow]:
+    return [row for row, wanted in zip(rows, mask, strict=True) if wanted]
 
 
 def _predictor_of(
@@ -516,6 +549,13 @@ def _check_rows(rows: Sequence[SnapshotRow], config: TrainConfig) -> None:
             "All accepted verdicts come from pages of one fold, so nothing is left to judge an "
             "adapter on. Accept verdicts about more pages."
         )
+    for fold in {row.fold for row in rows}:
+        apart = blind(rows, [row for row in rows if row.fold == fold])
+        if not any(row.trains(config) for row in apart):
+            raise CannotTrain(
+                "The accepted verdicts are about so few claims (hypotheses) that nothing is left "
+                "to judge an adapter on which it has not learnt. Accept verdicts about more claims."
+            )
 
 
 def _check_fits(base: Base, version: AdapterVersion) -> None:

@@ -16,6 +16,7 @@ from django.utils import timezone
 from adapters_app.models import Snapshot, SnapshotQuerySet
 from adapters_app.nli.config import TrainConfig
 from adapters_app.storage import ORPHAN_AGE, reaching_store
+from corrections.folds import normalise
 from corrections.labels import Label
 from corrections.models import Correction
 
@@ -49,6 +50,11 @@ class SnapshotRow:
     @property
     def pair(self) -> tuple[str, str]:
         return self.premise, self.hypothesis
+
+    @property
+    def claim(self) -> str:
+        """What is judged, whatever text it is judged by: rows of one claim are mostly alike."""
+        return normalise(self.hypothesis)
 
     @property
     def known(self) -> bool:

@@ -505,8 +505,8 @@ def test_a_version_shows_what_flips_bound(rita, make_version):
 @pytest.mark.parametrize(
     ("wealth", "peak", "words"),
     [
-        (7.25, 31.4, "Confirmed: on 90 of them from 40 sources"),
-        (2.5, 3.0, "Not confirmed so far: on 90 of them from 40 sources"),
+        (7.25, 31.4, "Confirmed: on 90 of them, from 40 sources"),
+        (2.5, 3.0, "Not confirmed so far: on 90 of them, from 40 sources"),
     ],
 )
 def test_a_version_says_whether_later_verdicts_confirm_it(rita, make_version, wealth, peak, words):

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from adapters_app import evaluation
+from adapters_app.nli import guard
 from adapters_app.nli.betting import bet_on_gain
+from adapters_app.nli.calibration import Identity
 from adapters_app.snapshots import SnapshotRow
 
 
@@ -16,7 +18,7 @@ def row(number: int, sampling: str, probability: float | None, *, right: bool = 
         correction_id=number,
         pair_digest=f"{number:064}",
         premise=f"premise {number}",
-        hypothesis="hypothesis",
+        hypothesis=f"hypothesis {number}",
         label="supports" if right else "refutes",
         predicted_label="supports",
         predicted_confidence=0.7,
@@ -55,6 +57,25 @@ def test_within_live_answers_each_stands_for_those_that_were_not_drawn() -> None
     assert weights[100] / weights[-1] == pytest.approx(5)
     assert weights[100:].sum() == pytest.approx(20)
     assert len(weights) == 120  # what was reported by choice has none
+
+
+def test_rows_that_one_of_two_models_has_learnt_about_are_left_out_of_their_comparison() -> None:
+    rows = [replace(row(n, "complete", 1.0), hypothesis=f"h{n}") for n in range(40)]
+    logits = np.zeros((40, 3), dtype=np.float32)
+    general = np.zeros((len(guard.unlabelled()), 3), dtype=np.float32)
+    model = evaluation.Contestant(logits, general, Identity())
+    found = evaluation.measure(
+        snapshot=None,
+        rows=rows,
+        candidate=replace(model, digest="b", unseen=np.arange(40) >= 10),
+        incumbent=replace(model, digest="a", unseen=np.arange(40) < 30),
+        base=model,
+        served=(None, None),
+        guard_set=guard.load(),
+        seed=0,
+    )
+    assert found.rows == 20
+    assert "20 verdicts are left out: of the two models one has learnt" in " ".join(found.advice)
 
 
 def test_live_answers_alone_keep_their_estimate() -> None:

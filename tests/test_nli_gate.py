@@ -18,14 +18,40 @@ def differences(
     return np.where(draw < won, 1.0, np.where(draw < won + lost, -1.0, 0.0)), pages
 
 
+@pytest.mark.parametrize("pages_of_a_claim", [3, 6])
+def test_pages_about_one_claim_do_not_pass_for_many(pages_of_a_claim: int) -> None:
+    """Equal models, a row on each page; eight in ten rows of a claim are won or lost together."""
+    trials, covered, better = 250, 0, 0
+    for seed in range(trials):
+        rng = np.random.default_rng(seed)
+        claims = np.arange(300) // pages_of_a_claim
+        alone, together = rng.choice([-1.0, 0.0, 1.0], p=[0.15, 0.7, 0.15], size=(2, 300))
+        values = np.where(rng.random(300) < 0.8, together[claims], alone)
+        found = compared(values, np.arange(300), claims=claims)
+        covered += found.accuracy.low <= 0 <= found.accuracy.high
+        better += metrics.gate(found) == "better"
+    assert covered / trials >= 0.93 - 2 * np.sqrt(0.93 * 0.07 / trials)
+    assert better / trials <= 0.05
+
+
+def test_claims_of_one_page_each_change_nothing() -> None:
+    values, pages = differences(np.random.default_rng(0), UNEVEN, 0.05)
+    claims = np.arange(len(values)) // 2 * 1000 + pages
+    assert compared(values, pages, claims=claims).accuracy == compared(values, pages).accuracy
+
+
 def compared(
-    values: np.ndarray, pages: np.ndarray, weights: np.ndarray | None = None
+    values: np.ndarray,
+    pages: np.ndarray,
+    weights: np.ndarray | None = None,
+    *,
+    claims: np.ndarray | None = None,
 ) -> metrics.Comparison:
     """Two models whose answers differ by `values`, compared as a shadow evaluation does it."""
     labels = np.arange(len(values)) % 3
     answers = [np.where(values == lost, (labels + 1) % 3, labels) for lost in (1.0, -1.0)]
     sure = [np.eye(3)[given] * 0.7 + 0.1 for given in answers]
-    return metrics.compare(*sure, labels, pages, weights)
+    return metrics.compare(*sure, labels, pages, weights, claims=claims)
 
 
 EVEN = np.full(60, 5)
@@ -132,13 +158,14 @@ def test_the_guard_set_notices_a_loss_of_5_points_and_blocks_few_equals(alike: b
 # --- Confirmation ---------------------------------------------------------------------------------
 
 
-def bet(values: np.ndarray, pages: np.ndarray, weights: np.ndarray | None = None):
+def bet(values: np.ndarray, pages: np.ndarray, weights: np.ndarray | None = None, *, most: int = 1):
     return bet_on_gain(
         values < 0,
         values > 0,
         values != 0,
         pages,
         np.ones(len(values)) if weights is None else weights,
+        most=most,
     )
 
 
@@ -172,6 +199,18 @@ def test_looking_after_every_page_confirms_equals_in_a_twentieth_at_most(weighte
             confirmed[gain] += bet(values[drawn], pages[drawn], 1 / chance[drawn]).confirmed
     assert confirmed[0.0] / 300 <= 0.05
     assert confirmed[0.15] / 300 >= 0.8
+
+
+def test_a_gain_on_short_pages_that_long_ones_take_back_is_not_confirmed() -> None:
+    """Four of five pages have one disagreement, which B wins in 65 %; the fifth has six, 40 %."""
+    confirmed = 0
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        sizes = np.where(rng.random(300) < 0.8, 1, 6)
+        pages = np.repeat(np.arange(len(sizes)), sizes)
+        won = rng.random(len(pages)) < np.where(sizes == 1, 0.65, 0.4)[pages]
+        confirmed += bet(np.where(won, 1.0, -1.0), pages, most=6).confirmed
+    assert confirmed / 400 <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 400)
 
 
 def test_what_was_confirmed_stays_confirmed() -> None:

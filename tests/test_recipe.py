@@ -209,6 +209,32 @@ def test_verdicts_from_one_fold_cannot_be_judged(carry_out):
     assert not AdapterVersion.objects.exists()
 
 
+def test_verdicts_about_one_claim_cannot_be_judged(carry_out):
+    accept()
+    Correction.objects.update(hypothesis="The drug is safe.")
+    with pytest.raises(CannotTrain, match="more claims"):
+        carry_out()
+    assert not AdapterVersion.objects.exists()
+
+
+def test_a_sibling_learns_neither_from_the_pages_nor_about_the_claims_that_it_judges():
+    rows = [replace(row(i, LABELS[i % 3]), fold=i % 5, hypothesis=f"h{i}") for i in range(20)]
+    # White space and case apart, row 7 (fold 2) is about the claim of row 5 (fold 0).
+    rows[7] = replace(rows[7], hypothesis=" H5 ")
+    learnt = fitting.blind(rows, [each for each in rows if each.fold == 0])
+    assert {each.correction_id for each in learnt} == {i for i in range(20) if i % 5} - {7}
+
+
+def test_rows_about_claims_that_a_version_has_learnt_are_not_its_to_be_judged_on():
+    learnt = [replace(row(i, LABELS[i % 3]), fold=i % 5, hypothesis=f"h{i}") for i in range(10)]
+    news = [
+        replace(learnt[0], correction_id=100, group_id=100, fold=1),  # sibling 1 learnt it
+        replace(learnt[1], correction_id=101, group_id=101, fold=1),  # sibling 1 did not
+        replace(row(102, LABELS[0]), fold=1, hypothesis="new"),
+    ]
+    assert recipe._unseen(learnt, [*learnt, *news]).tolist() == [True] * 10 + [False, True, True]
+
+
 def test_verdicts_taken_back_after_the_request_are_noticed(tina):
     accept()
     run = training.request(by=tina, config=QUICK)

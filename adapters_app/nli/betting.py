@@ -40,12 +40,15 @@ def bet_on_gain(
     differ: np.ndarray,
     groups: np.ndarray,
     weights: np.ndarray,
+    *,
+    most: int = 1,
 ) -> Bet:
     """Bet that B is right more often than A, on n rows in the order of their review.
 
     `right_a`, `right_b` (n,) say whether each is right, `differ` (n,) whether their answers differ,
     `groups` (n,) are pages, `weights` (n,) inverse sampling probabilities. Pages are the unit,
-    because the rows of one are alike: see `first_runs` for the rows that count.
+    because the rows of one are alike: see `first_runs` for the rows that count. `most` is how many
+    disagreements a page is known to have had elsewhere, see `wealth`.
     """
     counted, page = first_runs(groups)
     gains = (right_b.astype(float) - right_a.astype(float))[counted]
@@ -55,6 +58,7 @@ def bet_on_gain(
         totals=np.bincount(page, weights=heavy * gains, minlength=pages),
         disagreements=np.bincount(page, weights=heavy > 0, minlength=pages),
         heaviest=_largest_so_far(heavy, page, pages),
+        most=most,
     )
     return Bet(
         rows=len(counted),
@@ -65,17 +69,21 @@ def bet_on_gain(
     )
 
 
-def wealth(totals: np.ndarray, disagreements: np.ndarray, heaviest: np.ndarray) -> np.ndarray:
+def wealth(
+    totals: np.ndarray, disagreements: np.ndarray, heaviest: np.ndarray, *, most: int = 1
+) -> np.ndarray:
     """(pages,) e-value after each page, from its weighted gain, all (pages,).
 
     A page of k disagreements and weights of at most b has a total between -k·b and k·b, and both
-    are known before anybody has judged it. The stake on it is therefore g / b, but at most
-    1 / (2·k·b): no page can cost more than half of the wealth. Horvitz-Thompson totals have the
-    mean of a full count, so the bet is fair whatever the sampling probabilities are, if the models
-    gain nothing on pages of any number of disagreements.
+    are known before anybody has judged it. With K the most of k on any page so far, `most` to begin
+    with, the stake is g / b, but at most 1 / (2·K·b): no page can cost more than half of the
+    wealth. It must not follow the page's own k: more would be staked per row where the models
+    disagree little, and a gain there be taken for a gain on all rows. So only a page that breaks
+    the record has a stake of its own, and `most` makes such pages few. Horvitz-Thompson totals have
+    the mean of a full count, so the bet is fair whatever the sampling probabilities are.
     """
     scale = np.maximum(heaviest, np.finfo(float).tiny)
-    limit = 0.5 / np.maximum(disagreements, 1)
+    limit = 0.5 / np.maximum.accumulate(np.maximum(disagreements, most))
     stakes = np.minimum(STAKES[:, None], limit[None, :]) / scale
     growth = np.log1p(stakes * totals).cumsum(axis=1)
     path: np.ndarray = np.exp(growth).mean(axis=0)

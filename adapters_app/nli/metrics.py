@@ -49,7 +49,8 @@ class Comparison:
 
     rows: int
     groups: int
-    effective_groups: float
+    claims: int
+    effective_groups: float  # of groups or of claims, whichever are fewer
     a: dict[str, Any]
     b: dict[str, Any]
     accuracy: Difference
@@ -281,10 +282,15 @@ def paired_difference(
     groups: np.ndarray,
     weights: np.ndarray | None = None,
     *,
+    claims: np.ndarray | None = None,
     differ: np.ndarray | None = None,
     seed: int = 0,
 ) -> Difference:
     """Weighted mean of per-row differences (n,) with a studentised bootstrap over groups.
+
+    Rows of one group are alike, and so are those of one claim (n,) on whatever page: the variance
+    is that of two-way clusters, by groups + by claims - by both (Cameron, Gelbach & Miller 2011),
+    and at least the larger of the two; those are drawn that make more of it.
 
     Bootstrap-t of the ratio estimator (Cameron, Gelbach & Miller 2008; Davison & Hinkley 1997,
     §5.2) around a jackknife standard error: groups, not rows, are drawn, so copying rows inside a
@@ -295,14 +301,14 @@ def paired_difference(
     two rows weigh what differing ones do.
     """
     share = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=float)
-    total, size = group_sums(values, share, groups)
+    total, size, clustered = _clusters(values, share, groups, claims)
     estimate = float(total.sum() / size.sum())
     if len(size) < 2:
         return Difference(estimate, float("inf"), -float("inf"), float("inf"), 1.0, 1.0)
     uncertain = share if differ is None or not differ.any() else share[differ]
     row = (uncertain**2).sum() / uncertain.sum()  # its weight: the one a unit of weight has
     floor = float(np.sqrt(2) * row / share.sum())
-    error = max(jackknife_error(total, size), floor)
+    error = max(clustered, floor)
     drawn = _studentised(total, size, floor=floor, seed=seed)
     student = t_distribution(max(size.sum() ** 2 / (size**2).sum() - 1, 1.0))
     upper = max(float(np.quantile(drawn, 0.975)), float(student.ppf(0.975)))
@@ -316,6 +322,35 @@ def paired_difference(
         p_gain=max(float((drawn >= observed).mean()), float(student.sf(observed))),
         p_loss=max(float((drawn <= observed).mean()), float(student.cdf(observed))),
     )
+
+
+def _clusters(
+    values: np.ndarray, share: np.ndarray, groups: np.ndarray, claims: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Weighted sums and weights of the clusters to draw, and the standard error of two-way ones."""
+    of_groups = group_sums(values, share, groups)
+    if claims is None:
+        return *of_groups, _jackknife(*of_groups)
+    of_claims = group_sums(values, share, claims)
+    _, cells = np.unique(
+        np.stack([_numbers(groups), _numbers(claims)]), axis=1, return_inverse=True
+    )
+    by_group, by_claim, by_both = (
+        _jackknife(*sums) for sums in (of_groups, of_claims, group_sums(values, share, cells))
+    )
+    larger = max(by_group, by_claim)
+    error = max(larger, float(np.sqrt(max(by_group**2 + by_claim**2 - by_both**2, 0.0))))
+    return *(of_groups if by_group >= by_claim else of_claims), error
+
+
+def _jackknife(total: np.ndarray, size: np.ndarray) -> float:
+    return jackknife_error(total, size) if len(size) > 1 else float("inf")
+
+
+def _numbers(names: np.ndarray) -> np.ndarray:
+    """(n,) each name's number."""
+    numbers: np.ndarray = np.unique(names, return_inverse=True)[1]
+    return numbers
 
 
 def _studentised(total: np.ndarray, size: np.ndarray, *, floor: float, seed: int) -> np.ndarray:
@@ -346,9 +381,11 @@ def compare(
     groups: np.ndarray,
     weights: np.ndarray | None = None,
     *,
+    claims: np.ndarray | None = None,
     seed: int = 0,
 ) -> Comparison:
-    """Compare B with A on the same n ≥ 1 rows; `groups` (n,) are pages."""
+    """Compare B with A on the same n ≥ 1 rows; `groups` (n,) are pages, `claims` (n,) what is
+    judged on them, by default another claim in each row."""
     right_a = probabilities_a.argmax(1) == labels
     right_b = probabilities_b.argmax(1) == labels
     gained, lost = int((right_b & ~right_a).sum()), int((right_a & ~right_b).sum())
@@ -356,13 +393,17 @@ def compare(
     return Comparison(
         rows=len(labels),
         groups=len(np.unique(groups)),
-        effective_groups=effective_groups(groups, weights),
+        claims=len(labels) if claims is None else len(np.unique(claims)),
+        effective_groups=min(
+            effective_groups(each, weights) for each in (groups, claims) if each is not None
+        ),
         a=summary(probabilities_a, labels, weights),
         b=summary(probabilities_b, labels, weights),
         accuracy=paired_difference(
             right_b.astype(float) - right_a.astype(float),
             groups,
             weights,
+            claims=claims,
             differ=differ,
             seed=seed,
         ),
@@ -370,6 +411,7 @@ def compare(
             brier_rows(probabilities_b, labels) - brier_rows(probabilities_a, labels),
             groups,
             weights,
+            claims=claims,
             seed=seed,
         ),
         gained=gained,
