@@ -208,7 +208,7 @@ def _answers(
         base, rows, config, groups=part, on_step=_go_on, on_wait=lambda: None
     )
     calibrator, _ = evaluation.calibrate(logits, rows)
-    return calibrator.predict_proba(logits).argmax(1)
+    return evaluation.cross_fitted(calibrator, logits, rows).argmax(1)
 
 
 def _go_on(_step: FitStep) -> None:

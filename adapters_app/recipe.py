@@ -33,7 +33,7 @@ from adapters_app.nli import anchors, artifact, guard
 from adapters_app.nli.artifact import Artifact
 from adapters_app.nli.base_model import Base, load_base
 from adapters_app.nli.calibration import MIN_ROWS as CALIBRATION_ROWS
-from adapters_app.nli.calibration import Calibrator, Identity
+from adapters_app.nli.calibration import Identity
 from adapters_app.nli.config import TrainConfig
 from adapters_app.nli.guard import GuardSet
 from adapters_app.nli.predict import Predictor
@@ -155,7 +155,8 @@ def train_version(work: Work) -> AdapterVersion:
 
     work.progress.stage("calibration", "Fitting the calibrator on out-of-fold answers.")
     calibrator, calibration = evaluation.calibrate(fitted.logits, work.rows)
-    figures = _metrics(work, config, fitted, calibrator, base_figures)
+    probabilities = evaluation.cross_fitted(calibrator, fitted.logits, work.rows)
+    figures = _metrics(work, config, fitted, probabilities, base_figures)
 
     work.progress.stage("storing", "Storing the adapter and its five siblings.")
     stored = _store(work, config, fitted, figures)
@@ -167,6 +168,7 @@ def train_version(work: Work) -> AdapterVersion:
         general_logits=_general_logits(work, stored.released),
         calibrator=calibrator,
         digest=stored.released,
+        crossed=probabilities,
     )
     measured = evaluation.measure(
         snapshot=work.snapshot,
@@ -260,10 +262,9 @@ def _metrics(
     work: Work,
     config: TrainConfig,
     fitted: Fitted,
-    calibrator: Calibrator,
+    probabilities: np.ndarray,
     base_figures: dict[str, Any],
 ) -> dict[str, Any]:
-    probabilities = calibrator.predict_proba(fitted.logits)
     learnt = [row for row in work.rows if row.trains(config)]
     return evaluation.finite(
         {
@@ -312,12 +313,25 @@ def _incumbent(
 def _contestant_of(
     work: Work, version: AdapterVersion, calibration: CalibrationEvaluation | None
 ) -> Contestant:
+    logits = _sibling_logits(work.base, version.sibling_digests, work.rows, work.progress.tick)
+    calibrator = evaluation.stored_calibrator(calibration)
+    learnt = snapshots.load(version.snapshot)
+    fitted_on = learnt
+    if calibration is not None and calibration.snapshot is not None:
+        fitted_on = snapshots.load(calibration.snapshot)
+    ids = {row.correction_id for row in fitted_on}
     return Contestant(
-        logits=_sibling_logits(work.base, version.sibling_digests, work.rows, work.progress.tick),
+        logits=logits,
         general_logits=_general_logits(work, version.artifact_digest),
-        calibrator=evaluation.stored_calibrator(calibration),
+        calibrator=calibrator,
         digest=version.artifact_digest,
-        unseen=_unseen(snapshots.load(version.snapshot), work.rows),
+        unseen=_unseen(learnt, work.rows),
+        crossed=evaluation.cross_fitted(
+            calibrator,
+            logits,
+            work.rows,
+            among=np.array([row.correction_id in ids for row in work.rows], dtype=bool),
+        ),
     )
 
 

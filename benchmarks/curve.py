@@ -78,7 +78,7 @@ class Adapter:
             self._base, rows, self._config, groups=groups, on_step=_go_on, on_wait=_go_on
         )
         calibrator, _ = evaluation.calibrate(logits, rows)
-        return calibrator.predict_proba(logits).argmax(1)
+        return evaluation.cross_fitted(calibrator, logits, rows).argmax(1)
 
     def learnt(self, rows: Sequence[SnapshotRow], asked: Sequence[Pair]) -> np.ndarray:
         fitted = fitting.fit(self._base, rows, self._config, on_step=_go_on, on_wait=_go_on)

@@ -125,7 +125,7 @@ class Bench:
             logits = fit(self.base, frozen, config, on_step=_go_on, on_wait=_go_on).logits
         calibrator, _ = evaluation.calibrate(logits, frozen)
         return Answers(
-            probabilities=calibrator.predict_proba(logits),
+            probabilities=evaluation.cross_fitted(calibrator, logits, frozen),
             given=given[index],
             truth=truth[index],
             shown=shown[index],
