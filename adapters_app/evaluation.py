@@ -262,11 +262,13 @@ def measure(
     served: tuple[AdapterVersion | None, CalibrationEvaluation | None],
     guard_set: GuardSet,
     seed: int,
+    attempt: int = 1,
     later: dict[str, Any] | None = None,
 ) -> NewEvaluation:
     """Compare the candidate with what serves and with the base, on the same rows, and judge it.
 
-    `later` (figures of the released adapter) goes with the evidence as it is.
+    `attempt`: how many comparisons with what serves there are, this one included. `later` (figures
+    of the released adapter) goes with the evidence as it is.
     """
     against = judged(rows, among=_unseen_by(candidate, incumbent, len(rows)))
     guard = compare_on_guard(candidate, incumbent, base, guard_set) | {
@@ -313,7 +315,8 @@ def measure(
             guard,
             identical=candidate.digest == incumbent.digest,
             learnt=len(judged(rows).rows) - len(against.rows),
-        ),
+        )
+        + _luck(verdict, attempt),
     )
 
 
@@ -494,8 +497,6 @@ def _flips(incumbent: Contestant, candidate: Contestant, on: Judged) -> list[dic
     before = incumbent.probabilities()[on.index].argmax(1)
     after = candidate.probabilities()[on.index].argmax(1)
     changed = np.flatnonzero(before != after)
-    # Losses first: they are what a releaser wants to read.
-    order = sorted(changed, key=lambda i: (before[i] != on.labels[i], i))
     return [
         {
             "correction_id": on.rows[i].correction_id,
@@ -505,8 +506,21 @@ def _flips(incumbent: Contestant, candidate: Contestant, on: Judged) -> list[dic
             "incumbent": LABELS[before[i]].value,
             "candidate": LABELS[after[i]].value,
         }
-        for i in order[:LISTED_FLIPS]
+        for i in _by_turns(changed, before == on.labels, after == on.labels)[:LISTED_FLIPS]
     ]
+
+
+def _by_turns(changed: np.ndarray, lost: np.ndarray, gained: np.ndarray) -> list[int]:
+    """Positions `changed`: one that is lost, one that is gained, and so on, then the others.
+
+    People who read the list correct wrong labels in it. Were it the losses that they read, a
+    candidate no better than what serves would come to look better.
+    """
+    place = np.full(len(lost), len(lost))
+    for which in (lost, gained):
+        at = changed[which[changed]]
+        place[at] = np.arange(len(at))
+    return sorted(changed.tolist(), key=lambda i: (place[i], not lost[i], i))
 
 
 def _by_phenomenon(guard_set: GuardSet, right: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -555,6 +569,19 @@ def _advice(
     if domain.brier.p_gain < metrics.LOSS_LEVEL:
         said.append("Its probabilities are worse than those of what serves (Brier score).")
     return said
+
+
+def _luck(verdict: str, attempt: int) -> list[str]:
+    """What many attempts do to a verdict that is right by itself (Bonferroni)."""
+    if verdict != Verdict.BETTER or attempt == 1:
+        return []
+    each = metrics.WRONGLY_BETTER
+    said = (
+        f"This is comparison number {attempt} with what serves. An equal one is called better in "
+        f"up to {percent(each)} of comparisons, so one of {attempt} may be in up to "
+        f"{percent(min(1.0, attempt * each), 0)}: look whether later verdicts confirm it."
+    )
+    return [said]
 
 
 def _unmeasurable(

@@ -158,6 +158,13 @@ def latest_evidence(version: AdapterVersion) -> ShadowEvaluation | None:
     return version.evaluations.select_related("incumbent").first()
 
 
+def comparisons_with(row: Serving) -> int:
+    """How many evaluations have compared some candidate with what serves."""
+    return ShadowEvaluation.objects.filter(
+        incumbent=row.version, incumbent_calibration=row.calibration
+    ).count()
+
+
 def latest_calibration(version: AdapterVersion) -> CalibrationEvaluation | None:
     """The newest calibrator fitted for a version."""
     return version.calibrations.first()

@@ -567,7 +567,7 @@ def test_a_version_shows_how_far_its_probabilities_can_be_trusted(rita, trainer,
 def test_a_page_of_changed_answers_says_that_losses_come_first(rita, make_version, monkeypatch):
     version = make_version()
     page = text_of(rita.get(url(version)))
-    assert "1 pair would be answered differently. Those that the base has right come first." in page
+    assert "1 pair would be answered differently. Lost and gained ones take turns" in page
     monkeypatch.setattr(evidence, "SHOWN_FLIPS", 1)
     version.evaluations.update(flips=version.evaluations.get().flips * 3)
     page = text_of(rita.get(url(version)))

@@ -83,6 +83,21 @@ def test_rows_that_one_of_two_models_has_learnt_about_are_left_out_of_their_comp
     assert "20 verdicts are left out: of the two models one has learnt" in " ".join(found.advice)
 
 
+def test_lost_and_gained_answers_are_read_by_turns() -> None:
+    """0 to 5 are lost, 6 and 7 gained, 8 and 9 wrong either way, 10 unchanged."""
+    lost, gained = np.arange(11) < 6, (np.arange(11) >= 6) & (np.arange(11) < 8)
+    order = evaluation._by_turns(np.arange(10), lost, gained)
+    assert order == [0, 6, 1, 7, 2, 3, 4, 5, 8, 9]
+
+
+def test_the_luck_of_many_attempts_is_told() -> None:
+    """Nothing of a first one, nor of one that is not better."""
+    assert evaluation._luck("better", 1) == evaluation._luck("inconclusive", 7) == []
+    [said] = evaluation._luck("better", 4)
+    assert "comparison number 4" in said
+    assert "one of 4 may be in up to 10 %" in said
+
+
 def test_live_answers_alone_keep_their_estimate() -> None:
     rows = [row(1, "audit", 0.5), row(2, "audit", 0.5), row(3, "disagreement", 0.1, right=False)]
     assert accuracy(rows) == pytest.approx(4 / 14)

@@ -27,6 +27,7 @@ MIN_EFFECTIVE_GROUPS = 20
 # The true gain whose detection “about N more pairs” speaks of.
 STATED_EFFECT = 0.05
 LOSS_LEVEL = 0.05  # one-sided evidence of a loss, by guard set or Brier score, that blocks
+WRONGLY_BETTER = 0.025  # of one comparison of equals: outside one side of a 95 % interval
 DRAWS = 2000
 FLOOR_DRAWS = 500  # the mean is then known to about 2 % of itself
 
