@@ -91,6 +91,7 @@ class CompatView(APIView):
     permission_classes = [OpenOrPermitted]
     content_negotiation_class = AlwaysJson
     required_permission = PREDICT
+    names_may_repeat = True  # in an object of the body, as for the upstream's own server
 
     def get_authenticators(self) -> list[BaseAuthentication]:
         """Whatever is configured but sessions."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import IO, Any, NoReturn
 
@@ -13,7 +14,8 @@ LONGEST_INTEGER = 19  # digits; what 64 bits hold
 
 class StrictJSONParser(BaseParser):
     """Refuses, as 400: what is not UTF-8 or not JSON, NaN and infinities, integers beyond 64 bits,
-    nesting deeper than the parser's stack, and text with lone surrogates."""
+    nesting deeper than the parser's stack, text with lone surrogates, and objects that give a name
+    twice, unless the view has `names_may_repeat`: the last would count, whatever the first said."""
 
     media_type = "application/json"
 
@@ -24,12 +26,14 @@ class StrictJSONParser(BaseParser):
         parser_context: Mapping[str, Any] | None = None,
     ) -> Any:
         body = stream.read()
+        lenient = getattr((parser_context or {}).get("view"), "names_may_repeat", False)
         try:
             data = json.loads(
                 body.decode(),
                 parse_constant=_refuse_constant,
                 parse_int=_integer,
                 parse_float=_finite,
+                object_pairs_hook=None if lenient else _object,
             )
             if rb"\u" in body:
                 # An escape is the only way for half a surrogate pair to get in; it would come out
@@ -44,6 +48,14 @@ class StrictJSONParser(BaseParser):
         except RecursionError as error:
             raise ParseError("JSON parse error: nested too deeply") from error
         return data
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"{twice[:60]!a} is given twice")
+    return found
 
 
 def _refuse_constant(text: str) -> NoReturn:

@@ -147,6 +147,8 @@ def test_too_many_pairs_too_long_a_text_too_large_a_body(alice, settings):
         b'{"pairs": [{"\\udfff": "a", "hypothesis": "b"}]}',
         b'{"adapter": "\\ud800", "pairs": [{"premise": "a", "hypothesis": "b"}]}',
         b'{"pairs": [{"premise": "a", "hypothesis": "b"}], "pairs": 5}',
+        b'{"pairs": 5, "pairs": [{"premise": "a", "hypothesis": "b"}]}',
+        b'{"pairs": [{"premise": "a", "hypothesis": "b", "hypothesis": "c"}]}',
     ],
 )
 def test_malformed_bodies_are_400(alice, body):

@@ -42,6 +42,14 @@ def post(client, path, body=None, **extra):
     return client.post(path, json.dumps(body), content_type="application/json", **extra)
 
 
+def test_what_a_client_sends_besides_is_its_own_affair(opened, prefix):
+    pairs = [UPSTREAM_PAIR | {"score": 1}]
+    assert post(opened, f"{prefix}/nli", {"pairs": pairs, "model": "x"}).json()["ok"] is True
+    twice = '{"pairs": 5, "pairs": ' + json.dumps(pairs) + "}"
+    told = opened.post(f"{prefix}/nli", twice, content_type="application/json")
+    assert told.json()["ok"] is True
+
+
 def test_health_answers_everybody(client, on_tiny, prefix):
     response = client.get(f"{prefix}/health")
     assert response.status_code == 200
