@@ -13,9 +13,12 @@ class HasPermission(BasePermission):
     """Grants users with the view's `required_permission`: "app.codename", or one per HTTP method.
 
     HEAD asks for what GET asks for. OPTIONS describes the view to anyone who may do anything there.
+    A method that the view does not have is nothing to refuse: DRF answers 405.
     """
 
     def has_permission(self, request: "Request", view: "APIView") -> bool:
+        if not hasattr(view, str(request.method).lower()):
+            return request.user.is_authenticated
         needed = getattr(view, "required_permission", None)
         if isinstance(needed, str):
             return bool(needed) and request.user.has_perm(needed)

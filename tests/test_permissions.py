@@ -10,6 +10,9 @@ from django.urls import URLPattern, URLResolver, get_resolver, resolve
 from django.utils import timezone
 from knox.models import AuthToken
 from rest_framework.exceptions import AuthenticationFailed
+from rest_framework.response import Response
+from rest_framework.test import APIRequestFactory, force_authenticate
+from rest_framework.views import APIView
 
 from adapters_app import registry
 from adapters_app.models import Serving
@@ -122,6 +125,27 @@ def test_no_method_gets_a_stranger_past_the_door(client, on_tiny, db, method, pa
     assert status < 500 or path == "/readyz"
     if path not in {"/livez", "/readyz", "/health", "/ml/health"}:
         assert status in {302, 401, 403, 404, 405}
+
+
+@pytest.mark.parametrize("who", ["ada", "eve"])
+@pytest.mark.parametrize("path", sorted({path for _, path in MATRIX if "/api/" in path}))
+def test_a_method_that_a_path_does_not_have_is_405(as_user, on_tiny, path, who):
+    has = {method for method, known in MATRIX if known == path}
+    for method in {"get", "post", "put", "patch", "delete", "trace"} - has:
+        assert as_user(who).generic(method.upper(), path).status_code == 405, method
+
+
+@pytest.mark.parametrize("needed", [None, "", {}, {"GET": "adapters_app.view_serving"}])
+def test_a_method_without_a_permission_is_for_nobody(cast, needed):
+    class Forgotten(APIView):
+        required_permission = needed
+
+        def post(self, request):
+            return Response()
+
+    request = APIRequestFactory().post("/")
+    force_authenticate(request, cast["ada"])
+    assert Forgotten.as_view()(request).status_code == 403
 
 
 @pytest.mark.parametrize("path", sorted(PAGES))
