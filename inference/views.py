@@ -23,10 +23,9 @@ class Unavailable(APIException):
     """503: what should answer cannot do so now. `wait` becomes Retry-After, in seconds."""
 
     status_code = 503
-    default_code = "unavailable"
 
-    def __init__(self, detail: str, *, wait: int) -> None:
-        super().__init__(detail)
+    def __init__(self, detail: str, *, code: str, wait: int) -> None:
+        super().__init__(detail, code)
         self.wait = wait
 
 
@@ -130,7 +129,7 @@ def overloaded(error: Overloaded) -> APIException:
 
 def _refused(reason: str, message: str, *, wait: int) -> APIException:
     monitoring.REFUSED.labels(reason).inc()
-    return Unavailable(message, wait=wait)
+    return Unavailable(message, code=reason, wait=wait)
 
 
 def describe_state() -> dict[str, Any]:

@@ -13,6 +13,7 @@ from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import render
 from django.template.loader import render_to_string
+from django.utils.log import log_response
 from django.views import defaults
 from django.views.decorators.csrf import requires_csrf_token
 from rest_framework.exceptions import APIException, ValidationError
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 # Gone, refusing connections, or locked for longer than the busy timeout.
 DATABASE_AWAY = (OperationalError, InterfaceError)
 RETRY_AFTER_S = 5
+OVERLOADED = "overloaded"  # the code of what inference refuses while too much waits
 MACHINE_PATHS = (
     "/api/",
     "/ml/",
@@ -45,13 +47,17 @@ class DatabaseAway(APIException):
 
 
 def handle(error: Exception, context: dict[str, Any]) -> Response | None:
-    """DRF's exception handler: errors name the field, a lost database is 503."""
+    """DRF's exception handler: errors name the field, a lost database is 503, and a queue that is
+    full is no error of the server's, which Django would log for every 503."""
     if isinstance(error, DjangoValidationError):
         error = ValidationError(_by_field(error))
     elif isinstance(error, DATABASE_AWAY):
         logger.error("database unavailable: %s", error)
         error = DatabaseAway()
-    return exception_handler(error, context)
+    response = exception_handler(error, context)
+    if response and isinstance(error, APIException) and error.get_codes() == OVERLOADED:
+        log_response("%s", error, response=response, request=context["request"], level="debug")
+    return response
 
 
 def _by_field(error: DjangoValidationError) -> dict[str, list[str]]:

@@ -203,7 +203,7 @@ def test_options_describes(alice):
     assert response.status_code == 200
 
 
-def test_an_overloaded_server_says_when_to_come_back(alice, monkeypatch):
+def test_an_overloaded_server_says_when_to_come_back(alice, monkeypatch, caplog):
     def refuse(*_):
         raise Overloaded("4096 pairs are waiting already")
 
@@ -211,6 +211,16 @@ def test_an_overloaded_server_says_when_to_come_back(alice, monkeypatch):
     response = nli(alice)
     assert response.status_code == 503
     assert response["Retry-After"] == "1"
+    assert "django.request" not in {record.name for record in caplog.records}
+
+
+def test_a_model_that_fails_is_logged(alice, monkeypatch, caplog):
+    def fail(*_):
+        raise engine.EngineUnavailable("v7 cannot be loaded")
+
+    monkeypatch.setattr(engine, "answer", fail)
+    assert nli(alice).status_code == 503
+    assert "django.request" in {each.name for each in caplog.records if each.levelname == "ERROR"}
 
 
 def test_answers_are_tallied_and_flushed_together(alice, make_version, cast):
