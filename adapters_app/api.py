@@ -50,6 +50,7 @@ from adapters_app.serializers import (
     ServingSerializer,
     ShadowEvaluationSerializer,
     ShadowSummarySerializer,
+    StatsSerializer,
     TrainingRequestSerializer,
     TrainingRunSerializer,
     TrainingSummarySerializer,
@@ -132,10 +133,9 @@ class TrainingRunViewSet(ReadOnly):
     @extend_schema(
         summary="Request a training run, or the shadow evaluation of a version.",
         description="`kind` “train” makes a new version of all accepted corrections; “shadow” "
-        "compares `version` with what serves. `config` holds what differs from the usual settings, "
-        "by name; where a name is unknown, the refusal lists those that are known. Follow the run "
-        "by `GET /api/v1/training-runs/{id}`: it succeeds with a version, which does not serve "
-        "before somebody promotes it.",
+        "compares `version` with what serves. `config` holds what differs from the usual settings. "
+        "Follow the run by `GET /api/v1/training-runs/{id}`: it succeeds with a version, which "
+        "does not serve before somebody promotes it.",
         examples=[
             OpenApiExample(
                 "Train",
@@ -157,8 +157,8 @@ class TrainingRunViewSet(ReadOnly):
         responses={
             201: TrainingRunSerializer,
             409: refusal(
-                "There is too little to learn from, a setting is impossible, or the version cannot "
-                "be compared with what serves.",
+                "There is too little to learn from, or the version cannot be compared with what "
+                "serves.",
                 says="There are 12 accepted verdicts to train on; at least 60 are needed. Review "
                 "more corrections first.",
             ),
@@ -402,7 +402,7 @@ class StatsView(APIView):
 
     @extend_schema(
         summary="Verdicts, predictions, live accuracy, runs, what serves, whether to train now.",
-        responses=OpenApiTypes.OBJECT,
+        responses=StatsSerializer,
     )
     def get(self, request: Request) -> Response:
         conditions = triggers.conditions()

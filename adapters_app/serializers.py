@@ -16,6 +16,17 @@ from adapters_app.models import (
     Snapshot,
     TrainingRun,
 )
+from adapters_app.nli.config import TrainConfig
+from corrections.labels import LABELS
+from corrections.requests import (
+    LONGEST_NAME,
+    ChoiceField,
+    NumberField,
+    RequestSerializer,
+    TextField,
+    TrueFalseField,
+    WholeNumberField,
+)
 
 MAX_REASON = 2_000  # characters
 MAX_REVISION = 2**31 - 1
@@ -69,27 +80,57 @@ class TrainingRunSerializer(TrainingSummarySerializer):
         exclude = ["fencing_token"]
 
 
-class TrainingRequestSerializer(serializers.Serializer[Any]):
-    kind = serializers.ChoiceField(
-        choices=TrainingRun.Kind.choices, default=TrainingRun.Kind.TRAIN.value
-    )
-    version = serializers.CharField(
+@extend_schema_field(
+    {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+)
+class ModuleNames(serializers.JSONField):
+    """“auto”, names separated by commas, or a list of names; TrainConfig says which can be."""
+
+
+def _setting(usual: Any) -> serializers.Field[Any, Any, Any, Any]:
+    if isinstance(usual, bool):
+        return TrueFalseField(required=False)
+    if isinstance(usual, int):
+        return WholeNumberField(required=False)
+    if isinstance(usual, float):
+        return NumberField(required=False)
+    return TextField(required=False, max_length=LONGEST_NAME)
+
+
+class TrainSettingsSerializer(RequestSerializer):
+    """The fields of TrainConfig, which knows their limits."""
+
+    target_modules = ModuleNames(required=False)
+
+    def get_fields(self) -> dict[str, serializers.Field[Any, Any, Any, Any]]:
+        usual = TrainConfig().to_dict()
+        return {name: _setting(value) for name, value in usual.items()} | super().get_fields()
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        if "\\u0000" in json.dumps(attrs):
+            raise serializers.ValidationError("Null characters are not allowed.")
+        try:
+            TrainConfig.from_mapping(attrs)
+        except ValueError as error:
+            name, _, problem = str(error).partition(": ")
+            raise serializers.ValidationError({name: [f"{problem}."]}) from error
+        return attrs
+
+
+class TrainingRequestSerializer(RequestSerializer):
+    kind = ChoiceField(choices=TrainingRun.Kind.choices, default=TrainingRun.Kind.TRAIN.value)
+    version = TextField(
         required=False,
         allow_null=True,
         max_length=32,
         help_text="The version to evaluate; needed where kind is shadow.",
     )
-    scope = serializers.ChoiceField(choices=Scope.choices, default=Scope.USER.value)
-    domain = serializers.CharField(max_length=100, allow_blank=True, default="")
-    reason = serializers.CharField(max_length=MAX_REASON, allow_blank=True, default="")
-    config = serializers.DictField(
-        required=False, help_text="TrainConfig fields that differ from the preset's."
+    scope = ChoiceField(choices=Scope.choices, default=Scope.USER.value)
+    domain = TextField(max_length=100, allow_blank=True, default="")
+    reason = TextField(max_length=MAX_REASON, allow_blank=True, default="")
+    config = TrainSettingsSerializer(
+        required=False, help_text="The settings that differ from the preset's."
     )
-
-    def validate_config(self, value: dict[str, Any]) -> dict[str, Any]:
-        if "\\u0000" in json.dumps(value):
-            raise serializers.ValidationError("Null characters are not allowed.")
-        return value
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         shadow = attrs["kind"] == TrainingRun.Kind.SHADOW
@@ -97,6 +138,8 @@ class TrainingRequestSerializer(serializers.Serializer[Any]):
             raise serializers.ValidationError({"version": "Name the version to evaluate."})
         if not shadow and attrs.get("version"):
             raise serializers.ValidationError({"version": "Only for kind = shadow."})
+        if shadow and attrs.get("config"):
+            raise serializers.ValidationError({"config": "Only for kind = train."})
         return attrs
 
 
@@ -173,17 +216,17 @@ class ServingSerializer(serializers.ModelSerializer[Serving]):
         fields = ["version", "calibration", "revision", "changed_at"]
 
 
-class PromoteSerializer(serializers.Serializer[Any]):
-    reason = serializers.CharField(max_length=MAX_REASON)
-    expected_revision = serializers.IntegerField(
+class PromoteSerializer(RequestSerializer):
+    reason = TextField(max_length=MAX_REASON)
+    expected_revision = WholeNumberField(
         min_value=0,
         max_value=MAX_REVISION,
         help_text="The serving revision this decision was taken at.",
     )
-    acknowledge = serializers.BooleanField(
+    acknowledge = TrueFalseField(
         default=False, help_text="Promote although the evidence is inconclusive."
     )
-    evidence = serializers.IntegerField(
+    evidence = WholeNumberField(
         source="evidence_id",
         min_value=1,
         max_value=MAX_ID,
@@ -191,17 +234,17 @@ class PromoteSerializer(serializers.Serializer[Any]):
         allow_null=True,
         help_text="The shadow evaluation this decision was taken on; refused if there is a newer.",
     )
-    override = serializers.BooleanField(
+    override = TrueFalseField(
         default=False, help_text="Promote against the gate's verdict; the reason is recorded."
     )
 
 
-class RollbackSerializer(serializers.Serializer[Any]):
-    reason = serializers.CharField(max_length=MAX_REASON)
-    expected_revision = serializers.IntegerField(
+class RollbackSerializer(RequestSerializer):
+    reason = TextField(max_length=MAX_REASON)
+    expected_revision = WholeNumberField(
         min_value=0, max_value=MAX_REVISION, required=False, allow_null=True
     )
-    to = serializers.CharField(
+    to = TextField(
         required=False,
         allow_null=True,
         max_length=32,
@@ -218,3 +261,86 @@ class VersionFilterSerializer(serializers.Serializer[Any]):
     version = serializers.RegexField(
         r"^(base|v?[0-9]{1,9})$", required=False, help_text="“v7”; “base” for the base model."
     )
+
+
+class Counts(serializers.DictField):
+    """How many there are of each kind; of kinds that are not named there are none."""
+
+    child = serializers.IntegerField()
+
+
+class CorrectionCountsSerializer(serializers.Serializer[Any]):
+    by_status = Counts()
+    accepted_by_verdict = Counts()
+    accepted_by_label = Counts()
+
+
+class AnsweredSerializer(serializers.Serializer[Any]):
+    adapter = serializers.CharField(help_text="“v7” or “base”.")
+    label = serializers.ChoiceField(choices=[label.value for label in LABELS])  # type: ignore[assignment]  # hides Field.label
+    count = serializers.IntegerField(help_text="Pairs answered so.")
+
+
+class ShareSerializer(serializers.Serializer[Any]):
+    """An estimated share with its 95 % interval."""
+
+    estimate = serializers.FloatField()
+    low = serializers.FloatField()
+    high = serializers.FloatField()
+    rows = serializers.IntegerField(help_text="Verdicts that it was estimated from.")
+    groups = serializers.IntegerField(help_text="Pages or documents that they came from.")
+    effective_groups = serializers.FloatField()
+
+
+class ResponsesSerializer(serializers.Serializer[Any]):
+    """What became of the draws of one version."""
+
+    answered = serializers.IntegerField()
+    waiting = serializers.IntegerField()
+    skipped = serializers.IntegerField()
+    expired = serializers.IntegerField()
+    not_kept = serializers.IntegerField(help_text="The queue was full.")
+    rate = serializers.FloatField(
+        allow_null=True, help_text="Share that was answered; null where none is settled yet."
+    )
+
+
+class LiveFiguresSerializer(serializers.Serializer[Any]):
+    adapter = serializers.CharField(help_text="“v7” or “base”.")
+    version = serializers.IntegerField(allow_null=True, help_text="null = the base.")
+    digest = serializers.CharField()
+    accuracy = ShareSerializer(allow_null=True, help_text="null where it cannot be told.")
+    audits = serializers.IntegerField(help_text="Verdicts of `accuracy` that were drawn for audit.")
+    correction_rate = ShareSerializer(allow_null=True, help_text="Share of wrong answers.")
+    labelled_sets = ShareSerializer(
+        allow_null=True, help_text="Accuracy on complete labelled sets that it predicted."
+    )
+    responses = ResponsesSerializer()
+
+
+class LiveSerializer(serializers.Serializer[Any]):
+    serving = LiveFiguresSerializer(help_text="Of what serves.")
+    by_version = LiveFiguresSerializer(many=True)
+
+
+class ConditionSerializer(serializers.Serializer[Any]):
+    name = serializers.CharField()
+    holds = serializers.BooleanField()
+    have = serializers.FloatField(allow_null=True, help_text="null where it cannot be told.")
+    need = serializers.FloatField()
+    sentence = serializers.CharField()
+
+
+class TriggersSerializer(serializers.Serializer[Any]):
+    should_train = serializers.BooleanField()
+    conditions = ConditionSerializer(many=True)
+
+
+class StatsSerializer(serializers.Serializer[Any]):
+    serving = ServingSerializer()
+    corrections = CorrectionCountsSerializer()
+    predictions = AnsweredSerializer(many=True)
+    live = LiveSerializer(help_text="Accuracy of live answers, from audits.")
+    training_runs = Counts(help_text="By status.")
+    adapter_versions = serializers.IntegerField()
+    training_triggers = TriggersSerializer()

@@ -2,42 +2,32 @@
 
 from typing import Any
 
+from django.conf import settings
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from corrections.drafts import MAX_NOTE
+from corrections.drafts import MAX_NOTE, MAX_VERSION, SHORT_TEXTS
 from corrections.labels import LABELS
 from corrections.models import MIN_PROBABILITY, AuditSample, Correction, CorrectionEvent
+from corrections.requests import (
+    ChoiceField,
+    NumberField,
+    RequestSerializer,
+    TextField,
+    WholeNumberField,
+)
+
+# What `AuditSample.objects.drawn()` can be in.
+DRAWN_STATES = [
+    choice for choice in AuditSample.State.choices if choice[0] != AuditSample.State.COMPARING
+]
 
 
-class NumberField(serializers.FloatField):
-    """A JSON number: neither a string that looks like one nor a boolean."""
-
-    def to_internal_value(self, data: Any) -> float:
-        if isinstance(data, bool) or not isinstance(data, int | float):
-            self.fail("invalid")
-        return super().to_internal_value(data)
-
-
-class WholeNumberField(serializers.IntegerField):
-    """A JSON integer: neither a string that looks like one nor a boolean."""
-
-    def to_internal_value(self, data: Any) -> int:
-        if isinstance(data, bool) or not isinstance(data, int):
-            self.fail("invalid")
-        return super().to_internal_value(data)
-
-
-class Text(serializers.CharField):
-    """Text exactly as it was sent; `drafts.check` says whether it may be blank, and how long."""
+class Text(TextField):
+    """Text exactly as it was sent; `drafts.check` says whether it may be blank."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(allow_blank=True, trim_whitespace=False, **kwargs)
-
-    def to_internal_value(self, data: Any) -> str:
-        if not isinstance(data, str):
-            self.fail("invalid")
-        return super().to_internal_value(data)
+        super().__init__(**{"allow_blank": True, "trim_whitespace": False, **kwargs})
 
 
 class EventSerializer(serializers.ModelSerializer[CorrectionEvent]):
@@ -65,17 +55,25 @@ class CorrectionWithHistorySerializer(CorrectionSerializer):
     events = EventSerializer(many=True, read_only=True)
 
 
-class NewCorrectionSerializer(serializers.Serializer[Any]):
-    premise = Text()
-    hypothesis = Text()
-    predicted_label = serializers.ChoiceField(choices=[label.value for label in LABELS])
-    predicted_confidence = NumberField(help_text="Top probability, 0 to 1.")
+class NewCorrectionSerializer(RequestSerializer):
+    premise = Text(allow_blank=False, max_length=settings.LYRA_MAX_CHARS)
+    hypothesis = Text(allow_blank=False, max_length=settings.LYRA_MAX_CHARS)
+    predicted_label = ChoiceField(choices=[label.value for label in LABELS])
+    predicted_confidence = NumberField(min_value=0, max_value=1, help_text="Top probability.")
     predicted_version = WholeNumberField(
-        required=False, allow_null=True, help_text="Number of the version that predicted."
+        required=False,
+        allow_null=True,
+        min_value=1,
+        max_value=MAX_VERSION,
+        help_text="Number of the version that predicted.",
     )
-    predicted_digest = Text(required=False, help_text="Its digest, as the answer named it.")
-    correct_label = serializers.ChoiceField(choices=[label.value for label in LABELS])
-    sampling = serializers.ChoiceField(
+    predicted_digest = Text(
+        required=False,
+        max_length=SHORT_TEXTS["predicted_digest"],
+        help_text="Its digest, as the answer named it.",
+    )
+    correct_label = ChoiceField(choices=[label.value for label in LABELS])
+    sampling = ChoiceField(
         choices=Correction.Sampling.choices,
         required=False,
         help_text="Other than “user” only for those who may import.",
@@ -83,25 +81,36 @@ class NewCorrectionSerializer(serializers.Serializer[Any]):
     sampling_probability = NumberField(
         required=False,
         allow_null=True,
+        max_value=1,
         help_text=f"Chance that it was drawn, {MIN_PROBABILITY:f} to 1; not of what users chose.",
     )
-    reason = Text(required=False)
-    domain = Text(required=False)
-    page_id = Text(required=False, help_text="The page or document the premise came from.")
-    external_id = Text(
-        required=False, help_text="Yours; sending it again with new content is a revision."
+    reason = Text(required=False, max_length=settings.LYRA_MAX_CHARS)
+    domain = Text(required=False, max_length=SHORT_TEXTS["domain"])
+    page_id = Text(
+        required=False,
+        max_length=SHORT_TEXTS["page_id"],
+        help_text="The page or document the premise came from.",
     )
-    annotator = Text(required=False, help_text="Who judged; by default you.")
+    external_id = Text(
+        required=False,
+        max_length=SHORT_TEXTS["external_id"],
+        help_text="Yours; sending it again with new content is a revision.",
+    )
+    annotator = Text(
+        required=False,
+        max_length=SHORT_TEXTS["annotator"],
+        help_text="Who judged; by default you.",
+    )
     corrected_at = serializers.DateTimeField(required=False)
 
 
-class ReviewSerializer(serializers.Serializer[Any]):
-    status = serializers.ChoiceField(choices=Correction.Status.choices)
-    note = serializers.CharField(max_length=MAX_NOTE, allow_blank=True, default="")
+class ReviewSerializer(RequestSerializer):
+    status = ChoiceField(choices=Correction.Status.choices)
+    note = TextField(max_length=MAX_NOTE, allow_blank=True, default="")
     revision = WholeNumberField(
         required=False, min_value=1, help_text="The one you saw; 409 if the content has changed."
     )
-    seen_status = serializers.ChoiceField(
+    seen_status = ChoiceField(
         choices=Correction.Status.choices,
         required=False,
         help_text="The one you saw; 409 if somebody has reviewed the row otherwise since.",
@@ -149,7 +158,13 @@ class AuditSampleSerializer(serializers.ModelSerializer[AuditSample]):
 
     draw = serializers.SerializerMethodField(help_text="null until it is answered.")
     prediction = serializers.SerializerMethodField(help_text="null until it is answered.")
-    decided_by = serializers.CharField(source="decided_by.username", default=None, read_only=True)
+    state = serializers.ChoiceField(choices=DRAWN_STATES)
+    decided_by = serializers.CharField(
+        source="decided_by.username",
+        default=None,
+        allow_null=True,
+        help_text="null until somebody has.",
+    )
 
     class Meta:
         model = AuditSample
@@ -180,23 +195,16 @@ class AuditSampleSerializer(serializers.ModelSerializer[AuditSample]):
 
 
 class AuditFilterSerializer(serializers.Serializer[Any]):
-    state = serializers.ChoiceField(
-        choices=[
-            choice
-            for choice in AuditSample.State.choices
-            if choice[0] != AuditSample.State.COMPARING
-        ],
-        default=AuditSample.State.WAITING,
-    )
+    state = ChoiceField(choices=DRAWN_STATES, default=AuditSample.State.WAITING.value)
 
 
-class AuditAnswerSerializer(serializers.Serializer[Any]):
-    correct_label = serializers.ChoiceField(choices=[label.value for label in LABELS])
-    reason = Text(default="")
+class AuditAnswerSerializer(RequestSerializer):
+    correct_label = ChoiceField(choices=[label.value for label in LABELS])
+    reason = Text(default="", max_length=settings.LYRA_MAX_CHARS)
 
 
-class AuditSkipSerializer(serializers.Serializer[Any]):
-    reason = Text(help_text="Why it cannot be told.")
+class AuditSkipSerializer(RequestSerializer):
+    reason = Text(allow_blank=False, max_length=MAX_NOTE, help_text="Why it cannot be told.")
 
 
 class RefusalSerializer(serializers.Serializer[Any]):

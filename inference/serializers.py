@@ -5,33 +5,33 @@ from collections.abc import Mapping
 from typing import Any
 
 from django.conf import settings
+from django.core.validators import MaxLengthValidator, MinLengthValidator
 from rest_framework import serializers
 
 from corrections.drafts import SHORT_TEXTS
 from corrections.labels import LABELS
+from corrections.requests import RequestSerializer, TextField
 from inference.engine import ACTIVE, Answer
 
 
-class TextField(serializers.CharField):
-    """Text, and nothing that is merely printable: 5 and true are refused, as are NUL and lone
-    surrogates. At most LYRA_MAX_CHARS characters, not blank, white space kept."""
+class JudgedText(TextField):
+    """A premise or a hypothesis: NUL and lone surrogates are refused; at most LYRA_MAX_CHARS
+    characters, not blank, white space kept."""
 
     def __init__(self, **kwargs: Any) -> None:
-        kwargs.setdefault("max_length", settings.LYRA_MAX_CHARS)
-        super().__init__(**kwargs, trim_whitespace=False)
+        super().__init__(max_length=settings.LYRA_MAX_CHARS, trim_whitespace=False, **kwargs)
 
     def to_internal_value(self, data: Any) -> str:
-        if not isinstance(data, str):
-            self.fail("invalid")
-        if not self.allow_blank and not data.strip():
+        text = super().to_internal_value(data)
+        if not text.strip():
             self.fail("blank")
-        return data
+        return text
 
 
-class PairSerializer(serializers.Serializer[Any]):
-    premise = TextField()
-    hypothesis = TextField()
-    page_id = serializers.CharField(
+class PairSerializer(RequestSerializer):
+    premise = JudgedText()
+    hypothesis = JudgedText()
+    page_id = TextField(
         required=False,
         allow_blank=True,
         max_length=SHORT_TEXTS["page_id"],
@@ -51,9 +51,14 @@ class PairsField(serializers.ListSerializer[Any]):
         return super().to_internal_value(data)
 
 
-class NliRequestSerializer(serializers.Serializer[Any]):
-    pairs = PairsField(child=PairSerializer(), allow_empty=False)
-    adapter = serializers.CharField(
+class NliRequestSerializer(RequestSerializer):
+    pairs = PairsField(
+        child=PairSerializer(),
+        allow_empty=False,
+        # For the schema; nothing that they would refuse gets as far as them.
+        validators=[MinLengthValidator(1), MaxLengthValidator(lambda: settings.LYRA_MAX_PAIRS)],
+    )
+    adapter = TextField(
         default=ACTIVE,
         max_length=32,
         help_text="“active” (what serves), “base”, or a version such as “v7”.",

@@ -3,11 +3,15 @@ refused. Importing this module registers the former; REST_FRAMEWORK names the la
 
 from typing import Any, cast
 
-from drf_spectacular.extensions import OpenApiAuthenticationExtension
+from drf_spectacular.extensions import (
+    OpenApiAuthenticationExtension,
+    OpenApiSerializerExtension,
+)
 from drf_spectacular.openapi import AutoSchema
 from drf_spectacular.plumbing import ComponentRegistry, ResolvedComponent
 from rest_framework.exceptions import PermissionDenied
 
+from corrections.requests import RequestSerializer
 from corrections.serializers import RefusalSerializer
 from lyra_site.errors import DatabaseAway
 from lyra_site.roles import ROLES
@@ -46,6 +50,23 @@ class TokenScheme(OpenApiAuthenticationExtension):
             "description": "The word “Token”, a space, and a token made on /tokens or by "
             "`manage.py tokens issue`.",
         }
+
+
+class ExactObjects(OpenApiSerializerExtension):
+    """An answer holds every property that it may hold; a request holds no others, see
+    `corrections.requests`."""
+
+    target_class = "rest_framework.serializers.Serializer"
+    match_subclasses = True
+
+    def map_serializer(self, auto_schema: AutoSchema, direction: str) -> dict[str, Any]:
+        schema = auto_schema._map_serializer(self.target, direction, bypass_extensions=True)
+        if direction == "response":
+            return {**schema, "required": sorted(schema["properties"])}
+        if isinstance(self.target, RequestSerializer):
+            schema.pop("description", None)  # its docstring
+            return {**schema, "additionalProperties": False}
+        return cast(dict[str, Any], schema)
 
 
 class OperationSchema(AutoSchema):

@@ -8,13 +8,14 @@ import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from adapters_app import storage, training
+from adapters_app import registry, storage, training
 from adapters_app.models import Promotion, TrainingRun
 from tests.versions import promote
 
 pytest_plugins = ("tests.serving", "tests.s3")
 
 API = "/api/v1"
+LISTS = ("adapters", "shadow-evaluations", "promotions", "calibrations", "training-runs")
 
 
 @pytest.fixture
@@ -232,11 +233,78 @@ def test_a_wrong_request_names_the_field(tom, body, field):
     assert list(response.json()) == [field]
 
 
-@pytest.mark.parametrize("config", [{"nonsense": 1}, {"rank": 0}, {"rank": "x"}, {"rank": [1]}])
-def test_an_impossible_config_is_409_and_names_the_key(tom, config):
-    response = tom.post(f"{API}/training-runs", {"config": config}, format="json")
-    assert response.status_code == 409
-    assert next(iter(config)) in response.json()["detail"]
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("nonsense", 1),
+        ("epoch", 2),
+        ("rank", 0),
+        ("rank", "8"),
+        ("rank", 2.0),
+        ("rank", True),
+        ("rank", [1]),
+        ("dropout", "0.1"),
+        ("corrections_only", 1),
+        ("corrections_only", "yes"),
+        ("preset", "x" * 10_000),
+        ("precision", "fp7"),
+        ("target_modules", []),
+        ("x" * 10_000, 1),
+    ],
+)
+def test_an_impossible_setting_is_400_and_named(tom, name, value):
+    response = tom.post(f"{API}/training-runs", {"config": {name: value}}, format="json")
+    assert response.status_code == 400
+    assert list(response.json()["config"]) == [name[:60]]
+    assert len(response.content) < 300
+
+
+def test_a_shadow_evaluation_takes_no_settings(tom, make_version):
+    make_version()
+    body = {"kind": "shadow", "version": "v1", "config": {"epochs": 2}}
+    response = tom.post(f"{API}/training-runs", body, format="json")
+    assert (response.status_code, list(response.json())) == (400, ["config"])
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("training-runs", {"kinds": "shadow", "version": "v1"}, "kinds"),
+        ("training-runs", {"domain": 5}, "domain"),
+        ("training-runs", {"kind": "x" * 10_000}, "kind"),
+        ("adapters/v1/promote", {"expected_revision": "0"}, "expected_revision"),
+        ("adapters/v1/promote", {"expected_revision": 0.0}, "expected_revision"),
+        ("adapters/v1/promote", {"evidence": "1"}, "evidence"),
+        ("adapters/v1/promote", {"override": "on"}, "override"),
+        ("adapters/v1/promote", {"acknowledge": 1}, "acknowledge"),
+        ("adapters/v1/promote", {"reason": 5}, "reason"),
+        ("adapters/v1/promote", {"overide": True}, "overide"),
+        ("adapters/rollback", {"expected_revison": 5}, "expected_revison"),
+        ("adapters/rollback", {"expected_revision": "0.0"}, "expected_revision"),
+        ("adapters/rollback", {"to": 1}, "to"),
+    ],
+)
+def test_what_is_misspelt_or_of_another_type_changes_nothing(
+    as_user, make_version, cast, path, body, field
+):
+    promote(make_version(), cast["rita"])
+    make_version()
+    decision = {} if path == "training-runs" else {"reason": "better"}
+    if path.endswith("promote"):
+        decision["expected_revision"] = 1
+    response = as_user("ada").post(f"{API}/{path}", decision | body, format="json")
+    assert (response.status_code, field in response.json()) == (400, True)
+    assert len(response.content) < 300
+    assert registry.serving().revision == 1
+    assert not TrainingRun.objects.filter(status="queued").exists()
+
+
+def test_an_unknown_field_is_told_with_the_known_one_that_is_meant(rita):
+    response = rita.post(f"{API}/adapters/rollback", {"expected_revison": 5}, format="json")
+    assert response.json() == {
+        "reason": ["This field is required."],
+        "expected_revison": ["Unknown field. Did you mean “expected_revision”?"],
+    }
 
 
 def test_runs_are_filtered(tom, make_version, cast):

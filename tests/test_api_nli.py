@@ -100,6 +100,12 @@ def test_a_version_that_cannot_be_loaded_is_503_and_named(alice, make_version, c
         ({"pairs": [PAIR], "adapter": "../../x"}, ["adapter"], "no adapter version"),
         ({"pairs": [PAIR], "adapter": {}}, ["adapter"], "string"),
         ({"pairs": [PAIR], "adapter": None}, ["adapter"], "null"),
+        ({"pairs": [PAIR], "adapter": 1}, ["adapter"], "string"),
+        ({"pairs": [PAIR], "adaptor": "base"}, ["adaptor"], "Did you mean “adapter”?"),
+        ({"pairs": [PAIR], "x" * 10_000: 1}, ["x" * 60], "Unknown field."),
+        ({"pairs": [PAIR | {"page": "p"}]}, ["pairs", "0", "page"], "Unknown field."),
+        ({"pairs": [PAIR | {"page_id": 5}]}, ["pairs", "0", "page_id"], "string"),
+        ({"pairs": [{"premise": "a", "page": "p"}]}, ["pairs", "0", "hypothesis"], "required"),
     ],
 )
 def test_what_is_wrong_is_400_and_the_field_is_named(alice, body, where, says):

@@ -11,14 +11,16 @@ import pytest
 from django.core.management import call_command
 from django.db import OperationalError, connection
 from django.test import Client
+from django.utils import timezone
 from drf_spectacular.generators import SchemaGenerator
 
 from adapters_app.api import ReadOnly
 from adapters_app.models import TrainingRun
 from corrections.api import AuditSampleViewSet
-from inference import engine
+from corrections.models import AuditSample
+from inference import engine, tallies
 from inference.batching import Overloaded
-from tests.versions import PAIR
+from tests.versions import PAIR, promote
 
 pytest_plugins = ("tests.serving",)
 
@@ -38,16 +40,27 @@ def operations(schema) -> Iterator[tuple[str, dict]]:
 
 
 def checked(schema, answer, path: str, status: int):
-    """The answer's body, if the schema has this status and body for what was asked."""
+    """The answer's body, if the schema has this status and body for what was asked, and knows all
+    that it holds."""
     assert answer.status_code == status, answer.content
     operation = schema["paths"][API + path][answer.request["REQUEST_METHOD"].lower()]
     documented = operation["responses"][str(status)]
     body = answer.json()
-    jsonschema.validate(
-        body,
-        {"components": schema["components"], **documented["content"]["application/json"]["schema"]},
-    )
+    said = documented["content"]["application/json"]["schema"]
+    jsonschema.validate(body, exact({"components": schema["components"], **said}))
     return body
+
+
+def exact(schema):
+    """An OpenAPI 3.0 schema as JSON Schema, in which what is not named may not be there."""
+    if isinstance(schema, list):
+        return [exact(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {name: exact(each) for name, each in schema.items() if name != "nullable"}
+    if "properties" in found and found.get("type") == "object":
+        found["additionalProperties"] = False
+    return {"anyOf": [found, {"type": "null"}]} if schema.get("nullable") is True else found
 
 
 def test_the_schema_is_valid_and_leaves_nothing_to_guess():
@@ -75,6 +88,98 @@ def test_every_body_has_an_example_that_is_no_placeholder(schema):
                 )
                 known = schema["components"]["schemas"][reference]["properties"]
                 assert example["value"].keys() <= known.keys(), name
+
+
+def reachable(schema, part) -> Iterator[dict]:
+    """Every object in `part`, and in what it refers to."""
+    if isinstance(part, list):
+        for each in part:
+            yield from reachable(schema, each)
+    elif isinstance(part, dict):
+        if part.get("type") == "object":
+            yield part
+        if "$ref" in part:
+            name = part["$ref"].rpartition("/")[2]
+            yield from reachable(schema, schema["components"]["schemas"][name])
+        for each in part.values():
+            yield from reachable(schema, each)
+
+
+def test_bodies_hold_nothing_that_is_not_named(schema):
+    for name, operation in operations(schema):
+        for sent in operation.get("requestBody", {"content": {}})["content"].values():
+            objects = list(reachable(schema, sent["schema"]))
+            assert objects, name
+            assert all(each["additionalProperties"] is False for each in objects), name
+
+
+def test_what_is_limited_says_so(schema, settings):
+    known = schema["components"]["schemas"]
+    pairs = known["NliRequestRequest"]["properties"]["pairs"]
+    assert (pairs["minItems"], pairs["maxItems"]) == (1, settings.LYRA_MAX_PAIRS)
+    for name in ("PairRequest", "NewCorrectionRequest"):
+        premise = known[name]["properties"]["premise"]
+        assert (premise["minLength"], premise["maxLength"]) == (1, settings.LYRA_MAX_CHARS)
+    new = known["NewCorrectionRequest"]["properties"]
+    confidence = new["predicted_confidence"]
+    assert (confidence["minimum"], confidence["maximum"]) == (0, 1)
+    assert new["predicted_version"]["minimum"] == 1
+    assert "comparing" not in json.dumps(schema)
+
+
+def test_answers_are_what_the_schema_says(schema, as_user, cast, on_tiny, make_version, tmp_path):
+    """Of a system in which everything has happened once; and all of what lists and items hold."""
+    ada = as_user("ada")
+    promote(make_version(), cast["rita"])
+    make_version(verdict="inconclusive")
+    sent = NEW | {"predicted_confidence": 0.5}
+    checked(schema, ada.post(f"{API}/nli", {"pairs": [PAIR]}), "/nli", 200)
+    row = checked(schema, ada.post(f"{API}/corrections", sent), "/corrections", 201)["id"]
+    path = "/corrections/{id}/review"
+    reviewed = ada.post(f"{API}/corrections/{row}/review", {"status": "accepted"})
+    checked(schema, reviewed, path, 200)
+    waiting, answered, skipped = (draw() for _ in range(3))
+    for sample, act, body in (
+        (answered, "answer", {"correct_label": "refutes"}),
+        (skipped, "skip", {"reason": "Half a sentence."}),
+    ):
+        told = ada.post(f"{API}/audit-samples/{sample.pk}/{act}", body)
+        checked(schema, told, f"/audit-samples/{{id}}/{act}", 200)
+    for state in ("waiting", "answered", "skipped"):
+        listed = ada.get(f"{API}/audit-samples?state={state}")
+        assert checked(schema, listed, "/audit-samples", 200)["count"] == 1
+    told = checked(schema, ada.get(f"{API}/audit-samples/{waiting.pk}"), "/audit-samples/{id}", 200)
+    assert told["decided_by"] is None
+    tallies.flush()
+    stats = checked(schema, ada.get(f"{API}/stats"), "/stats", 200)
+    assert stats["live"]["by_version"][0]["accuracy"]
+    assert stats["predictions"]
+    checked(schema, ada.get(f"{API}/adapters/serving"), "/adapters/serving", 200)
+    for name, item in (
+        ("corrections", "{id}"),
+        ("adapters", "{version}"),
+        ("training-runs", "{id}"),
+        ("shadow-evaluations", "{id}"),
+        ("calibrations", "{id}"),
+        ("promotions", "{id}"),
+    ):
+        listed = checked(schema, ada.get(f"{API}/{name}?page_size=1"), f"/{name}", 200)
+        for row in listed["results"]:
+            key = row["name"] if name == "adapters" else row["id"]
+            checked(schema, ada.get(f"{API}/{name}/{key}"), f"/{name}/{item}", 200)
+
+
+def draw() -> AuditSample:
+    return AuditSample.objects.create(
+        premise="No fall was seen.",
+        hypothesis="People fell.",
+        predicted_label="refutes",
+        raw_confidence=0.9,
+        confidence=0.8,
+        predicted_digest="d" * 64,
+        probability=0.5,
+        drawn_at=timezone.now(),
+    )
 
 
 def test_no_refusal_says_string(schema):

@@ -69,6 +69,12 @@ def test_sending_again_is_answered_200_and_new_content_is_a_revision(caller: Use
         ("external_id", "e" * 201),
         ("sampling_probability", 0.5),
         ("corrected_at", "yesterday"),
+        ("domain", 5),
+        ("page_id", 5),
+        ("reason", True),
+        ("annotator", ["a"]),
+        ("predicted_version", 2**31),
+        ("page", "p1"),
     ],
 )
 def test_a_wrong_value_is_400_naming_the_field(caller: User, field: str, value: Any) -> None:
@@ -170,6 +176,28 @@ def test_a_curator_reviews(caller: User, curator: User) -> None:
     assert answer.status_code == 200
     assert (answer.json()["status"], answer.json()["reviewer"]) == ("accepted", "curt")
     assert [event["action"] for event in answer.json()["events"]] == ["recorded", "accepted"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("revison", 9),
+        ("seenstatus", "pending"),
+        ("note", 5),
+        ("revision", "1"),
+        ("status", "x" * 10_000),
+    ],
+)
+def test_a_guard_that_is_misspelt_does_not_let_a_review_through(
+    caller: User, curator: User, field: str, value: Any
+) -> None:
+    row = sent(caller)
+
+    answer = as_(curator).post(f"{URL}/{row.pk}/review", {"status": "rejected", field: value})
+
+    assert (answer.status_code, list(answer.json())) == (400, [field])
+    assert len(answer.content) < 200
+    assert Correction.objects.get().status == "pending"
 
 
 def test_a_refused_review_is_409_with_the_reason(caller: User, curator: User) -> None:

@@ -384,11 +384,20 @@ def test_rest_skips_with_a_reason(curator: User) -> None:
     assert done["prediction"] is None
 
 
-@pytest.mark.parametrize("body", [{}, {"correct_label": "entails"}, {"correct_label": 1}])
-def test_rest_names_what_is_wrong(curator: User, body: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "correct_label"),
+        ({"correct_label": "entails"}, "correct_label"),
+        ({"correct_label": 1}, "correct_label"),
+        ({"correct_label": "refutes", "reason": 5}, "reason"),
+        ({"correct_label": "refutes", "note": "x"}, "note"),
+    ],
+)
+def test_rest_names_what_is_wrong(curator: User, body: dict[str, Any], field: str) -> None:
     answer = rest(curator).post(f"{API}/{drawn().pk}/answer", body)
     assert answer.status_code == 400
-    assert list(answer.json()) == ["correct_label"]
+    assert list(answer.json()) == [field]
 
 
 def test_rest_knows_no_other_sample(curator: User) -> None:
