@@ -89,21 +89,10 @@ class AnyAccept(DefaultContentNegotiation):
 
 
 class ReadOnly(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericViewSet[Any]):
-    """A list and its items; `filters` validates the query string, so that nonsense is a 400."""
+    """A list, narrowed by its `filters`, and its items."""
 
     lookup_value_regex = ID_PATTERN
     filters: type[Serializer[Any]] | None = None
-
-    def filter_queryset(self, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        if self.filters is None or self.action != "list":
-            return queryset
-        asked = self.filters(data=self.request.query_params)
-        asked.is_valid(raise_exception=True)
-        return self.narrow(queryset, asked.validated_data)
-
-    def narrow(self, queryset: QuerySet[Any], asked: dict[str, Any]) -> QuerySet[Any]:
-        """The rows that were asked for."""
-        return queryset.filter(**asked)
 
 
 @extend_schema_view(

@@ -68,6 +68,7 @@ DECIDED = refusal(
 )
 class CorrectionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericViewSet[Any]):
     queryset = Correction.objects.select_related("group", "reviewer")
+    filters = CorrectionFilterSerializer
     lookup_value_regex = "[0-9]{1,18}"
     required_permission = {
         "GET": "corrections.view_correction",
@@ -77,12 +78,8 @@ class CorrectionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Generi
     def get_serializer_class(self) -> type[BaseSerializer[Any]]:
         return CorrectionSerializer if self.action == "list" else CorrectionWithHistorySerializer
 
-    def filter_queryset(self, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        if self.action != "list":
-            return queryset
-        filters = CorrectionFilterSerializer(data=self.request.query_params)
-        filters.is_valid(raise_exception=True)
-        return _narrowed(queryset, dict(filters.validated_data))
+    def narrow(self, queryset: QuerySet[Any], asked: dict[str, Any]) -> QuerySet[Any]:
+        return _narrowed(queryset, asked)
 
     @extend_schema(
         summary="Send a verdict: the model was wrong, or right.",
@@ -190,18 +187,12 @@ class AuditSampleViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Gener
 
     queryset = AuditSample.objects.drawn().select_related("decided_by")
     serializer_class = AuditSampleSerializer
+    filters = AuditFilterSerializer
     lookup_value_regex = "[0-9]{1,18}"
     required_permission = {
         "GET": "corrections.review_correction",
         "POST": "corrections.review_correction",
     }
-
-    def filter_queryset(self, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        if self.action != "list":
-            return queryset
-        filters = AuditFilterSerializer(data=self.request.query_params)
-        filters.is_valid(raise_exception=True)
-        return queryset.filter(state=filters.validated_data["state"])
 
     @extend_schema(
         summary="Say which label is right; it becomes an accepted correction.",
@@ -260,7 +251,9 @@ router.register("audit-samples", AuditSampleViewSet, basename="audit-sample")
 
 
 def _narrowed(rows: QuerySet[Any], asked: dict[str, Any]) -> QuerySet[Any]:
-    quarantined, conflicting = asked.pop("quarantined"), asked.pop("conflicting")
+    quarantined, conflicting = asked.pop("quarantined", None), asked.pop("conflicting", None)
+    if moment := asked.pop("updated_after", None):
+        rows = rows.filter(updated_at__gt=moment)
     rows = rows.filter(**asked)
     if quarantined is not None:
         rows = rows.exclude(quarantine="") if quarantined else rows.filter(quarantine="")

@@ -118,21 +118,23 @@ class ReviewSerializer(RequestSerializer):
 
 
 class CorrectionFilterSerializer(serializers.Serializer[Any]):
-    status = serializers.ChoiceField(choices=Correction.Status.choices, required=False)
-    verdict = serializers.ChoiceField(choices=Correction.Verdict.choices, required=False)
-    correct_label = serializers.ChoiceField(
-        choices=[label.value for label in LABELS], required=False
-    )
-    sampling = serializers.ChoiceField(choices=Correction.Sampling.choices, required=False)
-    domain = serializers.CharField(max_length=100, required=False)
-    annotator = serializers.CharField(max_length=150, required=False)
-    external_id = serializers.CharField(max_length=200, required=False)
-    quarantined = serializers.BooleanField(required=False, allow_null=True, default=None)
-    conflicting = serializers.BooleanField(
+    status = ChoiceField(choices=Correction.Status.choices, required=False)
+    verdict = ChoiceField(choices=Correction.Verdict.choices, required=False)
+    correct_label = ChoiceField(choices=[label.value for label in LABELS], required=False)
+    sampling = ChoiceField(choices=Correction.Sampling.choices, required=False)
+    domain = serializers.CharField(max_length=SHORT_TEXTS["domain"], required=False)
+    page_id = serializers.CharField(max_length=SHORT_TEXTS["page_id"], required=False)
+    annotator = serializers.CharField(max_length=SHORT_TEXTS["annotator"], required=False)
+    external_id = serializers.CharField(max_length=SHORT_TEXTS["external_id"], required=False)
+    updated_after = serializers.DateTimeField(
         required=False,
-        allow_null=True,
-        default=None,
-        help_text="true: pairs that people judged differently.",
+        help_text="Sent, reviewed or changed in any other way after this time (`updated_at`). To "
+        "follow what changes, ask again from some minutes before you last asked: a change is seen "
+        "a moment after the time that it bears.",
+    )
+    quarantined = serializers.BooleanField(required=False)
+    conflicting = serializers.BooleanField(
+        required=False, help_text="true: pairs that people judged differently."
     )
 
 

@@ -29,7 +29,6 @@ FIELD_ERRORS = {
     },
     "example": {"pairs": {"0": {"hypothesis": ["This field is required."]}}},
 }
-PAGING = {("query", "page"), ("query", "page_size")}
 RETRY_AFTER = {
     "description": "Seconds to wait before asking again. Not sent where waiting does not help.",
     "schema": {"type": "integer"},
@@ -114,8 +113,6 @@ class OperationSchema(AutoSchema):
         asked = _asked(operation)
         if any(place == "path" for place, _ in asked):
             found["404"] = ("There is none of this number.", "Not found.")
-        if asked >= PAGING:
-            found["404"] = ("The list has no such page.", "Invalid page.")
         if "requestBody" in operation:
             found["413"] = (
                 "The body is too large.",
@@ -159,8 +156,8 @@ def _wrong(operation: dict[str, Any]) -> str:
     """When what is asked for can be wrong; empty where nothing can."""
     if "requestBody" in operation:
         return "The body is not JSON, or a field of it is missing or wrong."
-    if any(place == "query" for place, _ in _asked(operation) - PAGING):
-        return "A filter has a value that it cannot have."
+    if any(place == "query" for place, _ in _asked(operation)):
+        return "A parameter is unknown, or has a value that it cannot have."
     return ""
 
 

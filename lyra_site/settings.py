@@ -369,6 +369,7 @@ REST_FRAMEWORK = {
     "DEFAULT_PERMISSION_CLASSES": ["lyra_site.permissions.HasPermission"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["lyra_site.parsers.StrictJSONParser"],
+    "DEFAULT_FILTER_BACKENDS": ["lyra_site.filters.QueryFilter"],
     "DEFAULT_PAGINATION_CLASS": "lyra_site.pagination.Pages",
     "PAGE_SIZE": 50,
     "DEFAULT_SCHEMA_CLASS": "lyra_site.schema.OperationSchema",
@@ -395,8 +396,14 @@ right; curators review; `POST /api/v1/training-runs` makes a version of what the
 shadow evaluation says whether it is better; `POST /api/v1/adapters/{version}/promote` lets it
 answer.
 
-**Refusals** say why in `detail`, or field by field where the body is at fault. 503 comes with
-`Retry-After` where waiting helps. **Lists** come in pages of 50: `page`, and `page_size` up to 200.
+**Refusals** say why in `detail`, or field by field where the body or a filter is at fault; so do
+fields and filters that are not known here, which somebody may have misspelt. 503 comes with
+`Retry-After` where waiting helps. A body needs a `Content-Length`: one that comes in chunks
+(`Transfer-Encoding`) is refused with 411.
+
+**Lists** come in pages of 50, or of `page_size` up to 200. `next` is the address of the page
+behind, and stays right while you change what you read: to review all that waits, follow it to the
+end.
 """
 SPECTACULAR_SETTINGS = {
     "TITLE": "Lyra's correction loop",

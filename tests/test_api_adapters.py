@@ -348,9 +348,7 @@ def test_the_schema_says_what_lists_leave_out(rita):
         assert whole - fields(f"/api/v1/{name}", listed=True) == left_out
 
 
-@pytest.mark.parametrize(
-    "path", ["adapters", "shadow-evaluations", "promotions", "calibrations", "training-runs"]
-)
+@pytest.mark.parametrize("path", LISTS)
 def test_a_list_reads_as_often_for_many_rows_as_for_one_and_nothing_long(
     rita, make_version, cast, path
 ):
@@ -398,13 +396,67 @@ def test_stats(rita, make_version):
     assert all(row["sentence"] for row in stats["training_triggers"]["conditions"])
 
 
-@pytest.mark.parametrize("query", ["page=0", "page=x", "page=99999999999999999999", "page=%00"])
-def test_a_page_that_is_not_there_is_404(rita, query):
-    assert rita.get(f"{API}/adapters?{query}").status_code == 404
+@pytest.mark.parametrize("path", LISTS)
+@pytest.mark.parametrize(
+    ("query", "name"),
+    [
+        ("page_size=0", "page_size"),
+        ("page_size=-1", "page_size"),
+        ("page_size=201", "page_size"),
+        ("page_size=abc", "page_size"),
+        ("page_size=", "page_size"),
+        ("page_size=²", "page_size"),
+        ("page_size=" + "9" * 5_000, "page_size"),
+        ("cursor=", "cursor"),
+        ("cursor=%00", "cursor"),
+        ("cursor=WzFd", "cursor"),
+        ("page=2", "page"),
+        ("stauts=queued", "stauts"),
+        ("candidate=v9", "candidate"),
+        ("x" * 1_000, "x" * 60),
+    ],
+)
+def test_a_list_refuses_what_it_does_not_know(rita, path, query, name):
+    response = rita.get(f"{API}/{path}?{query}")
+    assert (response.status_code, list(response.json())) == (400, [name])
+    if name == "page_size":
+        assert "from 1 to 200" in response.json()[name][0]
 
 
-def test_pages_are_bounded(rita):
-    assert rita.get(f"{API}/adapters?page_size=1000000").status_code == 200
+@pytest.mark.parametrize(
+    ("query", "name"),
+    [
+        ("training-runs?version=v1", "version"),
+        ("promotions?version=v1", "version"),
+        ("training-runs?status=", "status"),
+        ("training-runs?status=queued&status=failed", "status"),
+        ("calibrations?version=", "version"),
+    ],
+)
+def test_a_filter_that_would_return_everything_is_refused(rita, query, name):
+    response = rita.get(f"{API}/{query}")
+    assert (response.status_code, list(response.json())) == (400, [name])
+
+
+def test_a_list_is_walked_page_by_page(rita, make_version):
+    previous = None
+    for _ in range(5):
+        previous = make_version(against=previous)
+    found, address = [], f"{API}/adapters?page_size=2"
+    while address:
+        page = rita.get(address).json()
+        assert page["count"] == 5
+        found += [row["name"] for row in page["results"]]
+        address = page["next"]
+    assert found == ["v5", "v4", "v3", "v2", "v1"]
+    assert rita.get(f"{API}/adapters?page_size=5").json()["next"] is None
+
+
+def test_a_cursor_of_another_list_is_refused(rita, make_version):
+    make_version(against=make_version())
+    following = rita.get(f"{API}/adapters?page_size=1").json()["next"]
+    assert rita.get(following).status_code == 200
+    assert rita.get(following.replace("adapters", "calibrations")).status_code == 400
 
 
 def test_the_schema_names_every_endpoint_and_its_ui_needs_no_network(rita, client, cast):

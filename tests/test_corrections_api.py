@@ -159,6 +159,61 @@ def test_the_list_is_narrowed_by_its_filters(caller: User, curator: User) -> Non
     assert as_(curator).get(URL, {"status": "new"}).status_code == 400
 
 
+@pytest.mark.parametrize(
+    ("query", "name"),
+    [
+        ("stauts=pending", "stauts"),
+        ("status=", "status"),
+        ("quarantined=", "quarantined"),
+        ("conflicting=null", "conflicting"),
+        ("domain=", "domain"),
+        ("domain=a&domain=b", "domain"),
+        ("updated_after=yesterday", "updated_after"),
+        ("updated_after=", "updated_after"),
+        ("updated_after=0001-01-01T00:00:00%2B14:00", "updated_after"),
+        ("page=2", "page"),
+        ("page_size=0", "page_size"),
+    ],
+)
+def test_a_filter_that_would_return_everything_is_refused(
+    curator: User, query: str, name: str
+) -> None:
+    answer = as_(curator).get(f"{URL}?{query}")
+
+    assert (answer.status_code, list(answer.json())) == (400, [name])
+
+
+def test_what_changed_since_is_followed(caller: User, curator: User) -> None:
+    first, second = sent(caller, page_id="p1"), sent(caller, page_id="p2")
+
+    def changed(**filters: str) -> list[int]:
+        listed = as_(curator).get(URL, {"updated_after": moment} | filters).json()
+        return [row["id"] for row in listed["results"]]
+
+    moment = second.updated_at.isoformat()
+    assert changed() == []
+    as_(curator).post(f"{URL}/{first.pk}/review", {"status": "accepted"})
+    assert changed() == [first.pk]
+    assert (changed(page_id="p1"), changed(page_id="p2")) == ([first.pk], [])
+
+
+def test_who_reviews_what_they_walk_meets_every_row_once(caller: User, curator: User) -> None:
+    rows = [sent(caller, hypothesis=f"Claim {number}.") for number in range(23)]
+    client, met, counts = as_(curator), [], []
+    address = f"{URL}?status=pending&page_size=5"
+    while address:
+        page = client.get(address).json()
+        counts.append(page["count"])
+        for row in page["results"]:
+            met.append(row["id"])
+            client.post(f"{URL}/{row['id']}/review", {"status": "accepted"})
+        address = page["next"]
+
+    assert met == [row.pk for row in reversed(rows)]
+    assert counts == [23, 18, 13, 8, 3]
+    assert not Correction.objects.pending().exists()
+
+
 def test_one_verdict_comes_with_its_history(caller: User, curator: User) -> None:
     row = sent(caller)
 

@@ -356,6 +356,31 @@ def test_rest_lists_what_waits_and_hides_the_prediction(curator: User) -> None:
     assert rest(curator).get(f"{API}?state=gone").status_code == 400
 
 
+def test_rest_is_walked_while_it_is_answered(curator: User) -> None:
+    samples = [drawn(number) for number in range(1, 12)]
+    oldest = drawn(12, days_ago=3)
+    # As one request draws them: at one moment.
+    moment = samples[0].drawn_at
+    AuditSample.objects.exclude(pk=oldest.pk).update(drawn_at=moment)
+    met, address = [], f"{API}?page_size=3"
+    while address:
+        page = rest(curator).get(address).json()
+        for row in page["results"]:
+            met.append(row["id"])
+            path = f"{API}/{row['id']}/answer"
+            assert rest(curator).post(path, {"correct_label": "refutes"}).status_code == 200
+        address = page["next"]
+
+    assert met == [oldest.pk, *(sample.pk for sample in samples)]
+    assert not AuditSample.objects.waiting().exists()
+
+
+@pytest.mark.parametrize("query", ["state=", "state=comparing", "status=waiting"])
+def test_rest_refuses_filters_that_it_does_not_know(curator: User, query: str) -> None:
+    answer = rest(curator).get(f"{API}?{query}")
+    assert (answer.status_code, list(answer.json())) == (400, [query.partition("=")[0]])
+
+
 def test_rest_answers_once(curator: User) -> None:
     sample = drawn()
     path = f"{API}/{sample.pk}"
