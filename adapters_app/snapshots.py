@@ -5,7 +5,7 @@ import json
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from django.core.files.base import ContentFile
@@ -18,7 +18,7 @@ from adapters_app.nli.config import TrainConfig
 from adapters_app.storage import ORPHAN_AGE, reaching_store
 from corrections.folds import normalise
 from corrections.labels import Label
-from corrections.models import Correction
+from corrections.models import MIN_PROBABILITY, Correction
 
 READ_ROWS = 2000  # rows fetched from the database at a time
 
@@ -79,6 +79,8 @@ class Selection:
     left_out: dict[str, int] = field(default_factory=dict)
     # (label, verdict, predicted confidence) of each id
     facts: list[tuple[str, str, float]] = field(default_factory=list)
+    # id → sampling probability, where it is not the verdict's own
+    probabilities: dict[int, float] = field(default_factory=dict)
 
     def training_labels(self, config: TrainConfig) -> dict[str, int]:
         """Rows per label that a run with these filters would learn from."""
@@ -88,25 +90,35 @@ class Selection:
 
 
 def select() -> Selection:
-    """Choose one accepted verdict per normalised pair; pairs people disagree on are left out."""
+    """Choose one accepted verdict per normalised pair; pairs people disagree on are left out.
+
+    A live answer that was drawn several times stands for all those that its draws stand for.
+    """
     accepted = Correction.objects.accepted().filter(quarantine="")
-    columns = ("pair_digest", "correct_label", "verdict", "predicted_confidence")
+    columns = ("sampling_probability", "id", "correct_label", "verdict", "predicted_confidence")
     by_pair: dict[str, list[tuple[Any, ...]]] = {}
-    for row in accepted.values_list(
-        "pair_digest", "sampling_probability", "id", *columns[1:]
-    ).iterator(READ_ROWS):
-        by_pair.setdefault(row[0], []).append(row[1:])
+    found = accepted.values_list("pair_digest", "sampling", *columns)
+    for digest, sampling, *rest in found.iterator(READ_ROWS):
+        by_pair.setdefault(digest, []).append((sampling in Correction.DRAWN, *rest))
     chosen: list[tuple[Any, ...]] = []
     left_out = {"duplicates": 0, "in conflict": 0}
+    probabilities = {}
     for verdicts in by_pair.values():
-        if len({label for _, _, label, _, _ in verdicts}) > 1:
+        if len({label for _, _, _, label, _, _ in verdicts}) > 1:
             left_out["in conflict"] += len(verdicts)
             continue
         # The one that figures can be computed on, else the newest.
-        chosen.append(max(verdicts, key=lambda row: (row[0] is not None, row[1])))
+        best = max(verdicts, key=lambda row: (row[1] is not None, row[2]))
+        chosen.append(best)
         left_out["duplicates"] += len(verdicts) - 1
-    chosen.sort(key=lambda row: row[1])
-    return Selection([row[1] for row in chosen], left_out, [row[2:] for row in chosen])
+        draws = [probability for drawn, probability, *_ in verdicts if drawn]
+        if best[0] and len(draws) > 1:
+            stands_for = sum(1 / probability for probability in draws)
+            probabilities[best[2]] = max(1 / stands_for, MIN_PROBABILITY)
+    chosen.sort(key=lambda row: row[2])
+    return Selection(
+        [row[2] for row in chosen], left_out, [row[3:] for row in chosen], probabilities
+    )
 
 
 @reaching_store()
@@ -120,7 +132,7 @@ def freeze() -> Snapshot:
         OSError: artifact storage cannot be written.
     """
     selection = select()
-    return _stored(_read(selection.ids), selection.left_out)
+    return _stored(_read(selection), selection.left_out)
 
 
 @reaching_store()
@@ -225,12 +237,16 @@ def _forget(snapshot: Snapshot) -> bool:
     return True
 
 
-def _read(ids: Sequence[int]) -> list[SnapshotRow]:
+def _read(selection: Selection) -> list[SnapshotRow]:
+    ids, probabilities = selection.ids, selection.probabilities
     rows: list[SnapshotRow] = []
     for start in range(0, len(ids), READ_ROWS):
         # Again only accepted ones: a verdict may have been reopened since it was selected.
         part = Correction.objects.accepted().filter(pk__in=ids[start : start + READ_ROWS])
-        rows += [_row(correction) for correction in part.select_related("group")]
+        for correction in part.select_related("group"):
+            row = _row(correction)
+            known = probabilities.get(row.correction_id, row.sampling_probability)
+            rows.append(replace(row, sampling_probability=known))
     return sorted(rows, key=lambda row: row.correction_id)
 
 

@@ -75,6 +75,18 @@ def test_of_equal_verdicts_the_one_that_figures_may_use_is_kept():
     assert first.pk in {row.correction_id for row in snapshots.load(frozen)}
 
 
+def test_an_answer_drawn_twice_stands_for_all_that_its_draws_stand_for():
+    """One in ten, and later one in five: for ten and five answers like it, 15 together."""
+    once, again, other = accept(3, labels=("supports",), sampling="audit")
+    same = {"sampling_probability": 0.2, "pair_digest": once.pair_digest}
+    Correction.objects.filter(pk=again.pk).update(**same)
+    Correction.objects.filter(pk__in=[once.pk, other.pk]).update(sampling_probability=0.1)
+    loaded = {row.correction_id: row for row in snapshots.load(snapshots.freeze())}
+    assert loaded.keys() == {again.pk, other.pk}
+    assert loaded[again.pk].weight == pytest.approx(15)
+    assert loaded[other.pk].weight == pytest.approx(10)
+
+
 def test_pairs_people_disagree_on_are_left_out_and_counted():
     first, other, *rest = accept(6)
     Correction.objects.filter(pk=other.pk).update(pair_digest=first.pair_digest)
