@@ -4,7 +4,7 @@ Thin: each change is one function of `intake` or `audits`; what they refuse is 4
 in `detail`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from django.contrib.auth.models import User
@@ -87,9 +87,13 @@ class CorrectionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Generi
         "`label`, `predicted_confidence` its `confidence`, `predicted_version` and "
         "`predicted_digest` its `version` and `digest`.\n\n"
         "201 where the correction is new; 200 where its `external_id` was known: the same content "
-        "changes nothing, new content is a revision, to be reviewed again. How a set was drawn "
-        "(`sampling` other than “user”) is for curators to say, as is revising what somebody else "
-        "sent: otherwise 403.",
+        "changes nothing, new content is a revision, to be reviewed again. A revision keeps what "
+        "you leave out: `reason`, `domain`, `page_id`, `sampling` and `sampling_probability`, and "
+        "`predicted_version` and `predicted_digest` as long as pair and `predicted_label` are the "
+        "same.\n\n"
+        "How a set was drawn (`sampling` other than “user”) is for curators to say, as is changing "
+        "pair, prediction or sampling of what was drawn, and revising what somebody else sent: "
+        "otherwise 403.",
         examples=[
             OpenApiExample(
                 "The model was wrong",
@@ -108,18 +112,29 @@ class CorrectionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Generi
             )
         ],
         request=NewCorrectionSerializer,
-        responses={201: CorrectionSerializer, 200: CorrectionSerializer},
+        responses={
+            201: CorrectionSerializer,
+            200: CorrectionSerializer,
+            409: refusal(
+                "The row answers an audit sample, and what was drawn would change.",
+                says="Row 5 answers audit sample 3: its pair, prediction, sampling and probability "
+                "stay as they were drawn, but premise would change.",
+            ),
+        },
     )
     def create(self, request: Request) -> Response:
         sent = NewCorrectionSerializer(data=request.data)
         sent.is_valid(raise_exception=True)
         _check_may_draw(request, sent.validated_data)
-        correction, created = intake.record_correction(
-            by=_user(request),
-            **sent.validated_data,
-            # Where it is written: before, somebody else might still take the external_id.
-            then=lambda row: _check_may_revise(request, row),
-        )
+        try:
+            correction, created = intake.record_correction(
+                by=_user(request),
+                **sent.validated_data,
+                # Where it is written: before, somebody else might still take the external_id.
+                then=lambda row, changes: _check_may_revise(request, row, changes),
+            )
+        except intake.RevisionRefused as error:
+            raise Conflict(str(error)) from error
         return Response(
             CorrectionSerializer(correction).data,
             status=status.HTTP_201_CREATED if created else status.HTTP_200_OK,
@@ -275,8 +290,13 @@ def _check_may_draw(request: Request, values: dict[str, Any]) -> None:
         _require(request, "corrections.import_correction", "say how rows were sampled")
 
 
-def _check_may_revise(request: Request, row: Correction) -> None:
-    """What somebody else recorded is for reviewers to revise; one's own row is one's own."""
+def _check_may_revise(request: Request, row: Correction, changes: Mapping[str, list[Any]]) -> None:
+    """What somebody else recorded is for reviewers to revise; one's own row is one's own, but what
+    was drawn, and how, is for curators to say."""
+    before, *_ = changes.get("sampling", [row.sampling])
+    redrawn = not changes.keys().isdisjoint(intake.OF_A_DRAW)
+    if redrawn and before != Correction.Sampling.USER:
+        _require(request, "corrections.import_correction", "change what was drawn, or how")
     recorded = row.events.filter(action=CorrectionEvent.Action.RECORDED)
     if recorded.exclude(by=_user(request)).exists():
         _require(request, "corrections.review_correction", "revise what somebody else sent")

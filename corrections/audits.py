@@ -170,7 +170,7 @@ def answer(sample_id: int, *, by: User, correct_label: str, reason: str = "") ->
     sample = AuditSample.objects.drawn().get(pk=sample_id)
     _refuse_decided(sample)
 
-    def close(correction: Correction) -> None:
+    def close(correction: Correction, _changes: Mapping[str, list[Any]]) -> None:
         closed = AuditSample.objects.answerable().filter(pk=sample_id)
         decision = {"decided_by": by, "decided_at": timezone.now()}
         if not closed.update(state=State.ANSWERED, correction=correction, **decision):

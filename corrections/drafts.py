@@ -33,6 +33,8 @@ MAX_VERSION = 2**31 - 1
 MAX_NOTE = 2_000  # characters of a note on a review or an edit
 # Columns a source may not have: where it names none, what is on record stays.
 OPTIONAL = ("reason", "domain", "page_id", "annotator")
+# How a row was chosen: what a source leaves open of it stays as well.
+CHOSEN = ("sampling", "sampling_probability")
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,23 @@ class Prediction:
     confidence: float
     version_number: int | None = None
     digest: str = ""
+
+    def completed(self, row: Correction) -> "Prediction":
+        """With what it leaves open of who predicted, as `row` on record has it.
+
+        Another label, version or digest than the row's is another prediction, to be named anew.
+        """
+        if (
+            self.label.value != row.predicted_label
+            or self.version_number not in (None, row.predicted_version)
+            or (self.digest and row.predicted_digest not in ("", self.digest))
+        ):
+            return self
+        return replace(
+            self,
+            version_number=row.predicted_version,
+            digest=self.digest or row.predicted_digest,
+        )
 
 
 @dataclass(frozen=True)
@@ -88,13 +107,38 @@ class Draft:
     annotator: str
     corrected_at: datetime | None  # None = not said: the time of recording
     restored: Restored = field(default_factory=Restored)
-    named: frozenset[str] = frozenset(OPTIONAL)  # those of OPTIONAL that the source carries
+    # Those of OPTIONAL and CHOSEN that the source carries.
+    named: frozenset[str] = frozenset((*OPTIONAL, *CHOSEN))
     source_digest: str = ""  # of what the source said, before anything was filled in
     predicted_now: bool = False  # the prediction was made for this import, not stated by its source
 
     def is_about(self, row: Correction) -> bool:
         """Whether `row` judges exactly this pair."""
         return (row.premise, row.hypothesis) == (self.premise, self.hypothesis)
+
+    def beside(self, row: Correction | None) -> "Draft":
+        """With what its source leaves open as `row` has it, the one on record (None: it is new).
+
+        Raises ValidationError where sampling and probability do not go together then.
+        """
+        settled = replace(self, **self._kept(row)) if row else self
+        problem = _probability_problem(settled.sampling, settled.sampling_probability)
+        if problem:
+            raise ValidationError({"sampling_probability": f"sampling_probability {problem}"})
+        return settled
+
+    def _kept(self, row: Correction) -> dict[str, Any]:
+        kept: dict[str, Any] = {}
+        if "page_id" not in self.named:
+            kept |= {"page_id": row.page_id, "named": self.named | {"page_id"}}
+        if "sampling" not in self.named:
+            kept["sampling"] = row.sampling
+        same_sampling = kept.get("sampling", self.sampling) == row.sampling
+        if same_sampling and "sampling_probability" not in self.named:
+            kept["sampling_probability"] = row.sampling_probability
+        if self.prediction and self.is_about(row):
+            kept["prediction"] = self.prediction.completed(row)
+        return kept
 
     def content(self) -> dict[str, Any]:
         """The columns this draft speaks of; without those it leaves open."""
@@ -119,10 +163,11 @@ class Draft:
 
 
 def check(fields: Mapping[str, Any], *, sampling: str = Correction.Sampling.USER) -> Draft:
-    """Turn named values into a Draft; `sampling` is used where they name none.
+    """Turn named values into a Draft; `sampling` is used where they name none and the row is new.
 
     Raises ValidationError with a message per field: blank, too long or unstorable texts, unknown
-    labels, confidences and probabilities that are none, times that are no ISO-8601.
+    labels, confidences and probabilities that are none, times that are no ISO-8601. Whether a
+    probability goes with its sampling is for `Draft.beside` to say, which knows what is on record.
     """
     reader = _Reader(fields)
     chosen = reader.choice("sampling", Correction.Sampling.values) or sampling
@@ -140,7 +185,10 @@ def check(fields: Mapping[str, Any], *, sampling: str = Correction.Sampling.USER
         corrected_at=reader.time("corrected_at"),
         external_id=reader.text("external_id") or f"own:{uuid.uuid4()}",
         restored=reader.restored(),
-        named=frozenset(name for name in OPTIONAL if fields.get(name) is not None),
+        named=frozenset(
+            [name for name in OPTIONAL if fields.get(name) is not None]
+            + [name for name in CHOSEN if fields.get(name) not in (None, "")]
+        ),
     )
     if reader.problems:
         raise ValidationError(reader.problems)
@@ -257,18 +305,9 @@ class _Reader:
 
     def sampling_probability(self, sampling: str) -> float | None:
         """Chance that the row was drawn: 1 for a complete set, unknown for what people chose."""
-        name = "sampling_probability"
-        value = self.number(name, low=0, high=1)
+        value = self.number("sampling_probability", low=0, high=1)
         if sampling == Correction.Sampling.COMPLETE and value is None:
             return 1.0
-        if sampling == Correction.Sampling.USER and value is not None:
-            self._refuse(name, "is given, but nobody knows it of rows that people chose to report.")
-        elif sampling != Correction.Sampling.USER and (value or 0) < MIN_PROBABILITY:
-            said = "is missing" if value is None else f"is {value:g}"
-            self._refuse(
-                name,
-                f"{said}; it must be at least {MIN_PROBABILITY:g} where sampling is {sampling}.",
-            )
         return value
 
     def restored(self) -> Restored:
@@ -294,6 +333,18 @@ class _Reader:
     def _refuse(self, name: str, problem: str) -> str:
         self.problems.setdefault(name, f"{name} {problem}")
         return ""
+
+
+def _probability_problem(sampling: str, probability: float | None) -> str:
+    """What is wrong with a chance of being drawn, given how the row was chosen; or nothing."""
+    if sampling == Correction.Sampling.USER:
+        given = probability is not None
+        said = "is given, but nobody knows it of rows that people chose to report."
+        return said if given else ""
+    if (probability or 0) >= MIN_PROBABILITY:
+        return ""
+    said = "is missing" if probability is None else f"is {probability:g}"
+    return f"{said}; it must be at least {MIN_PROBABILITY:g} where sampling is {sampling}."
 
 
 def _encodable(text: str) -> bool:

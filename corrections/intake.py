@@ -20,25 +20,48 @@ from django.db import transaction
 from django.utils import timezone
 
 from corrections import folds
-from corrections.drafts import Draft, ParsedRow, Prediction, check, check_edit, content_id
+from corrections.drafts import (
+    CHOSEN,
+    Draft,
+    ParsedRow,
+    Prediction,
+    check,
+    check_edit,
+    content_id,
+)
 from corrections.labels import Label
-from corrections.models import Correction, CorrectionEvent
+from corrections.models import AuditSample, Correction, CorrectionEvent
 
 Status = Correction.Status
 Action = CorrectionEvent.Action
 Pairs = list[tuple[str, str]]
 Predict = Callable[[Pairs], Sequence[Prediction]]
 Progress = Callable[[str, int, int], None]  # stage, done, total (0 = unknown)
-Then = Callable[[Correction], None]
+Then = Callable[[Correction, Mapping[str, list[Any]]], None]  # the row, {field: [before, after]}
 
 # What a curator may change in place. The pair itself is what the model was asked: a wrong one is
 # rejected, not rewritten.
 EDITABLE = ("correct_label", "reason", "domain", "annotator")
+# What a draw is about, and how likely it was: figures stand on it.
+OF_A_DRAW = (
+    "premise",
+    "hypothesis",
+    "predicted_label",
+    "predicted_confidence",
+    "predicted_version",
+    "predicted_digest",
+    "sampling",
+    "sampling_probability",
+)
 PREDICT_CHUNK = 256
 
 
 class ReviewRefused(Exception):
     """A row is not what the reviewer saw, or may not be used; the message says which and why."""
+
+
+class RevisionRefused(Exception):
+    """What is on record may not be revised like this; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +89,7 @@ def record_correction(
     correct_label: str,
     predicted_version: int | None = None,
     predicted_digest: str = "",
-    sampling: str = Correction.Sampling.USER,
+    sampling: str | None = None,
     sampling_probability: float | None = None,
     reason: str | None = None,
     domain: str | None = None,
@@ -80,10 +103,12 @@ def record_correction(
     """Record a verdict; (correction, whether it is new).
 
     A known `external_id` with the content it had last time changes nothing, edits made here since
-    included; with new content it is a revision, which goes back to pending and keeps the optional
-    fields that are None. `accept` accepts it in `by`'s name, unless it is quarantined. `then` hears
-    of the row in the same transaction, and undoes everything by raising. Raises ValidationError
-    with a message per field.
+    included; with new content it is a revision, which goes back to pending and keeps what is left
+    open here: the optional fields that are None, how the row was sampled and, as long as it is the
+    same prediction of the same pair, who made it. `accept` accepts it in `by`'s name, unless it is
+    quarantined. `then` hears of the row and of what changed in the same transaction, and undoes
+    everything by raising. Raises ValidationError with a message per field, RevisionRefused where
+    the row answers an audit sample and what was drawn would change.
     """
     fields = {
         "premise": premise,
@@ -233,20 +258,23 @@ def import_corrections(
     restore: bool = False,
     predict: Predict | None = None,
     sampling: str | None = None,
+    usual: str | None = None,
     progress: Progress | None = None,
 ) -> ImportReport:
     """Record the rows of a file in one transaction, all or nothing unless `partial`.
 
     `predict` answers for rows without a prediction; a stored prediction of the same pair is kept.
     `restore` takes over the review that an export carries. A dry run predicts and writes nothing.
-    `sampling` is of rows that do not name theirs; None = reported by choice where a row states what
-    was predicted, since somebody saw that answer, and else a row of a complete labelled set.
+    `sampling` is of rows that do not name theirs, `usual` of those among them that are new; both
+    None = reported by choice where a row states what was predicted, since somebody saw that answer,
+    and else a row of a complete labelled set.
     """
     report = ImportReport()
     progress = progress or _no_progress
-    lines = _checked(rows, report, sampling, progress)
-    report.by_choice = sum(d.sampling == Correction.Sampling.USER for d in lines.values())
-    _adopt_predictions(lines)
+    lines = _checked(rows, report, sampling, usual, progress)
+    stored = _stored(draft.external_id for draft in lines.values())
+    _adopt_predictions(lines, stored)
+    _refuse_unfit(lines, stored, report)
     if predict is None:
         _refuse_unpredicted(lines, report)
     report.refused.sort(key=lambda refused: refused.line)
@@ -265,7 +293,11 @@ def import_corrections(
 
 
 def _checked(
-    rows: Iterable[ParsedRow], report: ImportReport, sampling: str | None, progress: Progress
+    rows: Iterable[ParsedRow],
+    report: ImportReport,
+    sampling: str | None,
+    usual: str | None,
+    progress: Progress,
 ) -> dict[int, Draft]:
     """Drafts by line; what cannot be recorded goes to the report."""
     drafts: dict[int, Draft] = {}
@@ -274,7 +306,7 @@ def _checked(
         report.rows += 1
         progress("reading", report.rows, 0)
         try:
-            draft = _draft(row, sampling)
+            draft = _draft(row, sampling, usual)
         except ValidationError as error:
             said = " ".join(error.messages)
             reason = f"{row.name}: {said}" if row.name else said
@@ -291,24 +323,41 @@ def _checked(
     return drafts
 
 
-def _draft(row: ParsedRow, sampling: str | None) -> Draft:
+def _draft(row: ParsedRow, sampling: str | None, usual: str | None) -> Draft:
     if row.problem:
         raise ValidationError(row.problem)
     named = dict(row.fields)
     if not named.get("external_id"):
         named["external_id"] = content_id(named)
+    if sampling and not named.get("sampling"):
+        named["sampling"] = sampling
     kinds = Correction.Sampling
-    usual = kinds.USER if named.get("predicted_label") else kinds.COMPLETE
-    return check(named, sampling=sampling or usual)
+    guessed = kinds.USER if named.get("predicted_label") else kinds.COMPLETE
+    return check(named, sampling=usual or guessed)
 
 
-def _adopt_predictions(lines: dict[int, Draft]) -> None:
+def _adopt_predictions(lines: dict[int, Draft], stored: Mapping[str, Correction]) -> None:
     """Keep the prediction on record for a known row of the same pair: asking again is no news."""
-    stored = _stored(d.external_id for d in lines.values() if d.prediction is None)
     for line, draft in lines.items():
         row = stored.get(draft.external_id)
         if row and draft.prediction is None and draft.is_about(row):
             lines[line] = replace(draft, prediction=_prediction_of(row))
+
+
+def _refuse_unfit(
+    lines: dict[int, Draft], stored: Mapping[str, Correction], report: ImportReport
+) -> None:
+    """Refuse what does not go with what is on record."""
+    for line, draft in list(lines.items()):
+        try:
+            _plan(draft, stored.get(draft.external_id))
+        except ValidationError as error:
+            report.refused.append(RefusedRow(line, " ".join(error.messages)))
+        except RevisionRefused as error:
+            report.refused.append(RefusedRow(line, str(error)))
+        else:
+            continue
+        del lines[line]
 
 
 def _refuse_unpredicted(lines: dict[int, Draft], report: ImportReport) -> None:
@@ -337,6 +386,7 @@ def _tally(plans: Sequence["_Plan"], report: ImportReport) -> None:
     report.unchanged += kinds["unchanged"]
     report.quarantined = sum(bool(plan.quarantine) for plan in plans)
     report.accepted = sum(plan.accepted for plan in plans)
+    report.by_choice = sum(plan.draft.sampling == Correction.Sampling.USER for plan in plans)
     verdicts = Counter(_verdict(plan.draft) for plan in plans if plan.draft.prediction)
     report.corrected = verdicts[Correction.Verdict.CORRECTED]
     report.confirmed = verdicts[Correction.Verdict.CONFIRMED]
@@ -408,7 +458,7 @@ def _write(
                 _write_rows(plans, locked, by=by, accept=accept, restore=restore)
                 if then is not None:
                     for plan in plans:
-                        then(plan.row)
+                        then(plan.row, plan.changes)
             return plans
         except (folds.SurveyOutdatedError, _RowsChangedError):
             # Somebody else got in between and is done: at every retry one writer has finished.
@@ -451,17 +501,34 @@ def _plans(drafts: Sequence[Draft]) -> list[_Plan]:
 
 
 def _plan(draft: Draft, stored: Correction | None) -> _Plan:
-    if stored and "page_id" not in draft.named:
-        # A known row whose source names no page (any more) keeps the one that it has.
-        draft = replace(draft, page_id=stored.page_id, named=draft.named | {"page_id"})
     if stored and draft.predicted_now and draft.is_about(stored):
         # Another import of the same rows predicted them first; floats differ with the batch.
         draft = replace(draft, prediction=_prediction_of(stored))
+    draft = draft.beside(stored)
     changes = _differences(stored, draft.content()) if stored else {}
     plan = _Plan(draft, stored, changes, folds.pair_digest(draft.premise, draft.hypothesis))
-    if stored and stored.source_digest == draft.source_digest:
+    if stored and stored.source_digest == draft.source_digest and not _chosen_anew(plan):
         plan.edited, plan.changes = bool(changes), {}
+    if stored and not plan.changes.keys().isdisjoint(OF_A_DRAW):
+        _refuse_redrawing(stored, plan.changes)
     return plan
+
+
+def _chosen_anew(plan: _Plan) -> bool:
+    """Whether the source names another sampling than the row's: it may have left that open before,
+    and then says of the row what it said last time."""
+    return "sampling" in plan.draft.named and not plan.changes.keys().isdisjoint(CHOSEN)
+
+
+def _refuse_redrawing(row: Correction, changes: Mapping[str, list[Any]]) -> None:
+    """The answer to an audit sample is about what was drawn, or live figures would be biased."""
+    sample = AuditSample.objects.filter(correction=row).only("pk").first()
+    if sample is not None:
+        fixed = ", ".join(name for name in OF_A_DRAW if name in changes)
+        raise RevisionRefused(
+            f"Row {row.pk} answers audit sample {sample.pk}: its pair, prediction, sampling and "
+            f"probability stay as they were drawn, but {fixed} would change."
+        )
 
 
 def _stored(external_ids: Iterable[str]) -> dict[str, Correction]:

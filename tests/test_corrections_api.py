@@ -144,6 +144,23 @@ def test_nobody_takes_an_id_that_another_takes_while_theirs_is_compared(
     assert PremiseText.objects.count() == 1
 
 
+def test_a_row_that_was_drawn_keeps_that_in_a_callers_revision(caller: User, curator: User) -> None:
+    mine = {"external_id": "mine", "predicted_version": 3, "predicted_digest": "d" * 64}
+    row = sent(caller, **mine)
+    known = VERDICT | {"external_id": "mine"}
+    assert as_(curator).post(URL, known | {"sampling": "complete"}).status_code == 200
+
+    for changed in ({"sampling": "user"}, {"premise": "Else."}, {"predicted_label": "supports"}):
+        refused = as_(caller).post(URL, known | changed)
+        assert (refused.status_code, "drawn" in refused.json()["detail"]) == (403, True)
+    fixed = as_(caller).post(URL, known | {"correct_label": "refutes"})
+
+    assert (fixed.status_code, fixed.json()["revision"]) == (200, 3)
+    row.refresh_from_db()
+    assert (row.sampling, row.sampling_probability) == ("complete", 1)
+    assert (row.predicted_version, row.predicted_digest) == (3, "d" * 64)
+
+
 def test_the_list_is_narrowed_by_its_filters(caller: User, curator: User) -> None:
     sent(caller)
     sent(caller, correct_label="refutes", domain="medicine")

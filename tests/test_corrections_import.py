@@ -15,12 +15,19 @@ import pytest
 from django.contrib.auth.models import Permission, User
 from django.core.management import CommandError, call_command
 from django.db import connection
+from django.utils import timezone
 
 from corrections import importers, intake
 from corrections.drafts import ParsedRow, Prediction
 from corrections.intake import edit_correction, import_corrections, review
 from corrections.labels import Label
-from corrections.models import Correction, CorrectionEvent, PremiseText, SourceGroup
+from corrections.models import (
+    AuditSample,
+    Correction,
+    CorrectionEvent,
+    PremiseText,
+    SourceGroup,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACES = ("Oslo", "Lima", "Accra", "Hanoi", "Quito", "Cairo")
@@ -138,6 +145,49 @@ def test_only_a_column_that_is_there_blanks_a_field(tmp_path: Path) -> None:
     file.write_text(f"{head},domain\n{said},\n")
     assert run(file)["revised"] == 1
     assert Correction.objects.get().domain == ""
+
+
+@pytest.mark.django_db
+def test_a_file_that_says_nothing_of_the_sampling_keeps_what_is_on_record(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "a.jsonl"
+    drawn = {"sampling": "audit", "sampling_probability": 0.5}
+    run(jsonl(file, row(0, **drawn, predicted_version=3, predicted_digest="d" * 64), row(1)))
+
+    again = run(jsonl(file, row(0, reason="misread"), row(1, reason="misread")))
+
+    assert (again["revised"], again["by_choice"]) == (2, 1)
+    assert Correction.objects.get(external_id="r0").sampling_probability == 0.5
+    assert Correction.objects.get(external_id="r0").predicted_version == 3
+    assert run(file, sampling="complete")["by_choice"] == 0
+    assert set(Correction.objects.values_list("sampling", flat=True)) == {"complete"}
+
+
+@pytest.mark.django_db
+def test_a_row_that_changes_what_was_drawn_for_audit_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    run(jsonl(file, row(0, sampling="audit", sampling_probability=0.5)))
+    sample = AuditSample.objects.create(
+        **{name: row(0)[name] for name in ("premise", "hypothesis", "predicted_label")},
+        raw_confidence=0.5,
+        confidence=0.5,
+        probability=0.5,
+        drawn_at=timezone.now(),
+        state="answered",
+        correction=Correction.objects.get(),
+    )
+
+    jsonl(file, row(0, premise="Another trial was begun."), row(1))
+    with pytest.raises(CommandError, match="1 of 2 rows are refused"):
+        run(file)
+    mended = run(file, partial=True)
+    [said] = mended["refused"]
+    assert (said["line"], f"audit sample {sample.pk}" in said["reason"]) == (1, True)
+    assert mended["created"] == 1
+    assert run(jsonl(file, row(0, correct_label="refutes")))["revised"] == 1
+    kept = Correction.objects.get(external_id="r0")
+    assert (kept.sampling, kept.sampling_probability) == ("audit", 0.5)
 
 
 @pytest.mark.django_db

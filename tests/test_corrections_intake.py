@@ -216,6 +216,91 @@ def test_sending_again_undoes_no_edit_and_blanks_nothing_it_does_not_name(
     assert row.reason == ""
 
 
+DRAW: dict[str, Any] = {"predicted_version": 3, "predicted_digest": "d" * 64}
+
+
+def drawn(row: Correction) -> tuple[Any, ...]:
+    row.refresh_from_db()
+    return (
+        row.sampling,
+        row.sampling_probability,
+        row.predicted_version,
+        row.predicted_digest[:1],
+    )
+
+
+@pytest.mark.parametrize(
+    ("sampling", "probability"), [("audit", 0.5), ("disagreement", 0.75), ("complete", 0.25)]
+)
+def test_a_revision_that_leaves_open_how_a_row_was_drawn_keeps_it(
+    curator: User, sampling: str, probability: float
+) -> None:
+    how = {"sampling": sampling, "sampling_probability": probability}
+    row = record(curator, external_id="a", **how, **DRAW)
+
+    record(curator, external_id="a", correct_label="refutes")
+    assert (*drawn(row), row.revision) == (sampling, probability, 3, "d", 2)
+    assert row.events.last().changes.keys() == {"correct_label"}
+
+    record(curator, external_id="a", reason="misread", sampling=sampling)
+    assert (*drawn(row), row.reason) == (sampling, probability, 3, "d", "misread")
+
+
+def test_a_revision_may_say_anew_how_a_row_was_drawn(curator: User) -> None:
+    row = record(curator, external_id="a", sampling="audit", sampling_probability=0.5, **DRAW)
+
+    record(curator, external_id="a", sampling_probability=0.25)
+    assert drawn(row) == ("audit", 0.25, 3, "d")
+    record(curator, external_id="a", sampling="complete")
+    assert drawn(row) == ("complete", 1.0, 3, "d")
+    # The content is what was last sent without a sampling; that it is named now is news.
+    record(curator, external_id="a")
+    record(curator, external_id="a", sampling="user")
+    assert drawn(row) == ("user", None, 3, "d")
+
+
+def test_a_probability_has_to_go_with_the_sampling_on_record(curator: User) -> None:
+    record(curator, external_id="a", sampling="complete")
+    record(curator, external_id="b")
+
+    for external_id, wrong, says in (
+        ("a", {"sampling": "audit", "sampling_probability": None}, "missing"),
+        ("a", {"sampling": "user", "sampling_probability": 0.5}, "nobody knows it"),
+        ("a", {"sampling_probability": 0}, "at least 1e-06 where sampling is complete"),
+        ("b", {"sampling_probability": 0.5}, "nobody knows it"),
+    ):
+        with pytest.raises(ValidationError, match=says) as refused:
+            record(curator, external_id=external_id, **wrong)
+        assert list(refused.value.message_dict) == ["sampling_probability"]
+    assert set(Correction.objects.values_list("sampling", "revision")) == {
+        ("complete", 1),
+        ("user", 1),
+    }
+
+
+@pytest.mark.parametrize(
+    ("named", "who"),
+    [
+        ({}, (3, "d")),
+        ({"predicted_version": 3}, (3, "d")),
+        ({"predicted_digest": "d" * 64}, (3, "d")),
+        ({"predicted_confidence": 0.63}, (3, "d")),
+        ({"predicted_version": 4}, (4, "")),
+        ({"predicted_digest": "b" * 64}, (None, "b")),
+        ({"predicted_label": "refutes"}, (None, "")),
+        ({"premise": "Aspirin was given to 300 patients."}, (None, "")),
+    ],
+)
+def test_who_predicted_is_kept_as_long_as_it_is_the_same_prediction(
+    caller: User, named: dict[str, Any], who: tuple[int | None, str]
+) -> None:
+    row = record(caller, external_id="a", **DRAW)
+
+    record(caller, external_id="a", reason="misread", **named)
+
+    assert drawn(row)[2:] == who
+
+
 def test_an_edit_is_judged_by_what_it_changes(caller: User, curator: User, settings: Any) -> None:
     row = record(caller)
     settings.LYRA_MAX_CHARS = 20  # the premise is longer

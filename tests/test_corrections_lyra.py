@@ -171,6 +171,17 @@ def test_importing_again_keeps_what_a_curator_added(lyra: Lyra, curator: User) -
     assert row.reason == ""  # the one on record was for the label before
 
 
+def test_importing_again_keeps_the_sampling_that_was_said(lyra: Lyra) -> None:
+    lyra.edge(1)
+    lyra.correction(1, edge=1)
+    lyra.imported(sampling="complete")
+    lyra.correction(2, edge=1, correct_label="refutes")
+
+    assert lyra.imported()["revised"] == 1
+    row = Correction.objects.get()
+    assert (row.sampling, row.sampling_probability) == ("complete", 1)
+
+
 def test_a_blank_premise_is_refused_by_name_and_the_rest_imported_if_told(lyra: Lyra) -> None:
     lyra.edge(1)
     lyra.correction(0, edge=1, premise="  ")

@@ -184,6 +184,36 @@ def test_a_rejected_verdict_counts_nowhere_and_an_edited_one_as_it_is_now(curato
     assert live.figures()[0].accuracy.rows == 1
 
 
+def test_an_answer_whose_label_is_fixed_still_counts(curator: User) -> None:
+    audited(curator, 1, right=True)
+    audited(curator, 2, right=True)
+    row = Correction.objects.first()
+    names = ("external_id", "premise", "hypothesis", "predicted_label", "predicted_confidence")
+    body = {name: getattr(row, name) for name in names} | {"correct_label": "refutes"}
+    rest = APIClient()
+    rest.force_authenticate(curator)
+
+    for changed in (
+        {"premise": "Another ward."},
+        {"predicted_confidence": 0.71},
+        {"predicted_version": 4},
+        {"sampling": "user"},
+        {"sampling_probability": 0.25},
+    ):
+        refused = rest.post("/api/v1/corrections", body | changed)
+        assert refused.status_code == 409
+        [name] = changed
+        assert f"audit sample {row.audit_sample.pk}" in refused.json()["detail"]
+        assert name in refused.json()["detail"]
+    fixed = rest.post("/api/v1/corrections", body | {"reason": "Misread.", "domain": "wards"})
+    review([row.pk], by=curator, status="accepted")
+
+    assert (fixed.status_code, fixed.json()["revision"]) == (200, 2)
+    [found] = live.figures()
+    assert (found.version, found.digest) == (3, DIGEST)
+    assert (found.accuracy.rows, found.accuracy.estimate) == (2, pytest.approx(1 / 2))
+
+
 def test_versions_are_told_apart_by_number_and_digest(curator: User) -> None:
     audited(curator, 1, right=True)
     audited(curator, 2, right=False, predicted_version=4)

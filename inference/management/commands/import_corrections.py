@@ -87,7 +87,8 @@ class Command(ActingCommand):
                     partial=partial,
                     restore=may_review,
                     predict=_predict if predict_missing else None,
-                    sampling=sampling or (BY_CHOICE if source.format == "lyra" else None),
+                    sampling=sampling,
+                    usual=BY_CHOICE if source.format == "lyra" else None,
                     progress=progress,
                 )
         except importers.FileMissing as error:
