@@ -27,9 +27,10 @@ from django_q.models import OrmQ
 from django_q.tasks import async_task
 
 from adapters_app import snapshots
-from adapters_app.models import AdapterVersion, Scope, Serving, TrainingRun
+from adapters_app.models import AdapterVersion, Promotion, Scope, Serving, TrainingRun
 from adapters_app.nli.config import TrainConfig
 from corrections.labels import LABELS
+from corrections.models import Correction
 
 # The second attempt answers accidents (a restart, an out-of-memory kill); a third would only loop.
 MAX_ATTEMPTS = 2
@@ -109,7 +110,7 @@ def request(
 
     Raises:
         TrainingRefused: too little data, an unknown or impossible setting, a version that does not
-            fit the configured base.
+            fit the configured base, or a run that is to do the same is not over.
     """
     if scope not in Scope.values:
         raise TrainingRefused(f"scope: {scope!r} is not one of {', '.join(Scope.values)}.")
@@ -117,17 +118,21 @@ def request(
         settled = _shadow_settings(version, config)
     else:
         settled = _train_settings(config)
+    run = TrainingRun(
+        kind=kind,
+        version=version if kind == TrainingRun.Kind.SHADOW else None,
+        scope=scope,
+        domain=domain,
+        reason=reason,
+        config=settled,
+        base_name=base_label(),
+        requested_by=by,
+    )
     with transaction.atomic():
-        run = TrainingRun.objects.create(
-            kind=kind,
-            version=version if kind == TrainingRun.Kind.SHADOW else None,
-            scope=scope,
-            domain=domain,
-            reason=reason,
-            config=settled,
-            base_name=base_label(),
-            requested_by=by,
-        )
+        # One request at a time: of two that are the same the second sees the first.
+        Serving.objects.select_for_update().get(pk=1)
+        _refuse_twice(run)
+        run.save()
         if enqueue:
             ring(run.pk)
     return run
@@ -158,6 +163,43 @@ def check_data(counts: snapshots.Selection, config: TrainConfig) -> None:
             f"No accepted verdict says {' or '.join(missing)}: the model would unlearn that label. "
             "Accept some that do."
         )
+
+
+def _refuse_twice(asked: TrainingRun) -> None:
+    """Refuse a request that a run which is not over answers already, as when it is sent again."""
+    active = (
+        TrainingRun.objects.active()
+        .select_related("snapshot")
+        .filter(
+            kind=asked.kind,
+            version=asked.version,
+            scope=asked.scope,
+            domain=asked.domain,
+            base_name=asked.base_name,
+            cancel_requested_at=None,
+        )
+    )
+    for run in active.order_by("pk"):
+        if run.config == asked.config and not _outdated(run):
+            raise TrainingRefused(
+                f"Run {run.pk} is {run.get_status_display()} and does the same, on the same "
+                "verdicts: follow that one, or cancel it first."
+            )
+
+
+def _outdated(run: TrainingRun) -> bool:
+    """Whether the same run, begun now, would find other verdicts or another version that serves.
+
+    Verdicts enter the selection as rows that are new to it, or as what others leave out no more.
+    """
+    if run.status == Status.QUEUED or run.snapshot is None:
+        return False
+    selection, frozen = snapshots.select(), run.snapshot
+    return (
+        (len(selection.ids), selection.left_out) != (frozen.rows, frozen.left_out)
+        or Correction.objects.accepted().filter(updated_at__gt=run.started_at).exists()
+        or Promotion.objects.filter(at__gt=run.started_at).exists()
+    )
 
 
 def _left_out(counts: snapshots.Selection) -> str:

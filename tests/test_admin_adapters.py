@@ -429,6 +429,15 @@ def test_too_few_verdicts_are_refused_in_words_and_what_was_typed_stays(tina, db
     assert "try" in response.content.decode()
 
 
+def test_a_second_click_is_told_which_run_does_the_same(tina, three_verdicts):
+    tina.post(REQUEST, config_data())
+    run = TrainingRun.objects.get()
+    again = tina.post(REQUEST, config_data())
+    assert again.status_code == 409
+    assert f"Run {run.pk} is queued and does the same" in text_of(again)
+    assert TrainingRun.objects.get() == run
+
+
 def test_the_form_starts_from_a_preset_or_a_former_run(tina, trainer):
     assert tina.get(f"{REQUEST}?preset=seed").context["form"]["epochs"].value() == 3
     run = make_run(trainer, domain="law")

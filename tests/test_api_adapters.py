@@ -214,6 +214,15 @@ def test_a_shadow_evaluation_is_requested_followed_and_cancelled(tom, make_versi
     assert (again.status_code, "already over" in again.json()["detail"]) == (409, True)
 
 
+def test_a_request_that_is_sent_again_is_409_and_names_the_run(tom, make_version):
+    make_version()
+    body = {"kind": "shadow", "version": "v1"}
+    run = tom.post(f"{API}/training-runs", body, format="json").json()["id"]
+    again = tom.post(f"{API}/training-runs", body, format="json")
+    assert (again.status_code, f"Run {run} is queued" in again.json()["detail"]) == (409, True)
+    assert TrainingRun.objects.active().count() == 1
+
+
 @pytest.mark.parametrize(
     ("body", "field"),
     [

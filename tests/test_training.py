@@ -14,6 +14,7 @@ import pytest
 import torch
 from django.conf import settings as current
 from django.contrib.auth.models import User
+from django.core.management import CommandError, call_command
 from django.core.management.base import OutputWrapper
 from django.db import DatabaseError, OperationalError, connection, transaction
 from django.utils import timezone
@@ -25,7 +26,9 @@ from adapters_app.management.commands import run_training
 from adapters_app.models import AdapterVersion, TrainingRun
 from adapters_app.nli.base_model import Base
 from adapters_app.training import CancelRequested, LeaseLost, TrainingRefused
+from corrections import intake
 from corrections.acting import Refused
+from corrections.models import Correction
 from tests.test_recipe import QUICK
 from tests.verdicts import accept
 from tests.versions import write_adapter
@@ -115,6 +118,47 @@ def test_a_request_and_its_doorbell_are_committed_together(tina):
         request_and_fail()
     assert not TrainingRun.objects.exists()
     assert rings() == []
+
+
+def test_a_request_that_a_run_answers_already_is_refused_and_names_it(queued, tina):
+    again = {"by": tina, "config": {"epochs": 2}, "reason": "sent again"}
+    with pytest.raises(TrainingRefused, match=f"Run {queued.pk} is queued and does the same"):
+        training.request(**again)
+    claim(queued)
+    with pytest.raises(TrainingRefused, match=f"Run {queued.pk} is running and does the same"):
+        training.request(**again)
+    assert rings() == [queued.pk]
+
+    training.request(by=tina, config={"epochs": 3})
+    training.request(by=tina, config={"epochs": 2}, domain="falls")
+    training.cancel(queued, by=tina)
+    training.request(**again)
+    assert TrainingRun.objects.count() == 4
+
+
+def test_the_command_says_which_run_does_the_same(queued):
+    with pytest.raises(CommandError, match=f"Run {queued.pk} is queued and does the same"):
+        call_command("train_adapter", "--set", "epochs=2")
+    assert TrainingRun.objects.get() == queued
+
+
+@pytest.mark.parametrize("change", ["accepted", "rejected", "accepted anew"])
+def test_what_runs_does_not_answer_for_verdicts_that_changed_since(queued, tina, change):
+    lease = claim(queued)
+    training.froze(lease, snapshots.freeze())
+    again = {"by": tina, "config": {"epochs": 2}}
+    with pytest.raises(TrainingRefused, match="is running"):
+        training.request(**again)
+
+    row = Correction.objects.earliest("pk")
+    if change == "accepted":
+        accept(1, start=500)
+    if change == "rejected":
+        intake.review([row.pk], by=tina, status="rejected")
+    if change == "accepted anew":
+        intake.review([row.pk], by=tina, status="pending")
+        intake.review([row.pk], by=tina, status="accepted")
+    training.request(**again)
 
 
 # --- holding --------------------------------------------------------------------------------------
