@@ -230,7 +230,8 @@ class CorrectionAdmin(admin.ModelAdmin):
     def _review(self, request: HttpRequest, rows: QuerySet[Correction], status: Status) -> None:
         try:
             changed = intake.review(
-                rows.values_list("pk", flat=True),
+                # Who selects many means those that are not there yet, whoever saw to the others.
+                rows.exclude(status=status).values_list("pk", flat=True),
                 by=_user(request),
                 status=status,
                 seen=_seen(request),

@@ -87,7 +87,11 @@ class CorrectionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Generi
         "`label`, `predicted_confidence` its `confidence`, `predicted_version` and "
         "`predicted_digest` its `version` and `digest`.\n\n"
         "201 where the correction is new; 200 where its `external_id` was known: the same content "
-        "changes nothing, new content is a revision, to be reviewed again. A revision keeps what "
+        "changes nothing, new content is a revision, to be reviewed again. Only by its "
+        "`external_id` is a request that is sent again recognised: without one, each is a verdict "
+        "of its own. `expected_revision` says which revision you revise, or by 0 that there is "
+        "none yet.\n\n"
+        "A revision keeps what "
         "you leave out: `reason`, `domain`, `page_id`, `sampling` and `sampling_probability`, and "
         "`predicted_version` and `predicted_digest` as long as pair and `predicted_label` are the "
         "same.\n\n"
@@ -116,7 +120,8 @@ class CorrectionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Generi
             201: CorrectionSerializer,
             200: CorrectionSerializer,
             409: refusal(
-                "The row answers an audit sample, and what was drawn would change.",
+                "Another revision is on record than `expected_revision`, or the row answers an "
+                "audit sample and what was drawn would change.",
                 says="Row 5 answers audit sample 3: its pair, prediction, sampling and probability "
                 "stay as they were drawn, but premise would change.",
             ),
@@ -144,8 +149,8 @@ class CorrectionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Generi
         summary="Accept, reject or reopen.",
         description="Send the `revision` and the `status` (as `seen_status`) that you saw in "
         "`GET /api/v1/corrections/{id}`, and a row that somebody else changed or reviewed since is "
-        "refused; what you leave out is not compared. A row that has the status already stays as "
-        "it is.",
+        "refused; what you leave out is not compared. A row that has the status already keeps its "
+        "reviewer; a `note` that is new is put on record.",
         examples=[
             OpenApiExample(
                 "Accept",

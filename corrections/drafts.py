@@ -9,11 +9,12 @@ import math
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
+from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
 from corrections.labels import LABELS, Label
@@ -29,7 +30,10 @@ SHORT_TEXTS = {
     "group": 255,
     "reviewer": 150,
 }
+# Names, not texts: white space around them would make another page, domain or person of the same.
+STRIPPED = ("domain", "page_id", "annotator")
 MAX_VERSION = 2**31 - 1
+MAX_AHEAD = timedelta(days=1)  # of our clock, for sources whose clock or time zone is wrong
 MAX_NOTE = 2_000  # characters of a note on a review or an edit
 # Columns a source may not have: where it names none, what is on record stays.
 OPTIONAL = ("reason", "domain", "page_id", "annotator")
@@ -110,6 +114,7 @@ class Draft:
     # Those of OPTIONAL and CHOSEN that the source carries.
     named: frozenset[str] = frozenset((*OPTIONAL, *CHOSEN))
     source_digest: str = ""  # of what the source said, before anything was filled in
+    expected_revision: int | None = None  # of the row on record, 0 = none; None = not compared
     predicted_now: bool = False  # the prediction was made for this import, not stated by its source
 
     def is_about(self, row: Correction) -> bool:
@@ -182,7 +187,7 @@ def check(fields: Mapping[str, Any], *, sampling: str = Correction.Sampling.USER
         domain=reader.text("domain"),
         page_id=reader.text("page_id"),
         annotator=reader.text("annotator"),
-        corrected_at=reader.time("corrected_at"),
+        corrected_at=reader.past("corrected_at"),
         external_id=reader.text("external_id") or f"own:{uuid.uuid4()}",
         restored=reader.restored(),
         named=frozenset(
@@ -192,7 +197,8 @@ def check(fields: Mapping[str, Any], *, sampling: str = Correction.Sampling.USER
     )
     if reader.problems:
         raise ValidationError(reader.problems)
-    return replace(draft, source_digest=_digest(draft.content()))
+    stripped = {name: getattr(draft, name).strip() for name in STRIPPED}
+    return replace(draft, source_digest=_digest(draft.content()), **stripped)
 
 
 def check_edit(changes: Mapping[str, Any]) -> dict[str, str]:
@@ -204,7 +210,9 @@ def check_edit(changes: Mapping[str, Any]) -> dict[str, str]:
     }
     if reader.problems:
         raise ValidationError(reader.problems)
-    return {name: str(value) for name, value in values.items()}
+    return {
+        name: value.strip() if name in STRIPPED else str(value) for name, value in values.items()
+    }
 
 
 def _digest(content: Mapping[str, Any]) -> str:
@@ -289,6 +297,13 @@ class _Reader:
         moment = utc(value)
         if moment is None:
             self._refuse(name, f"is {_shown(value)}; it must be an ISO-8601 time.")
+        return moment
+
+    def past(self, name: str) -> datetime | None:
+        moment = self.time(name)
+        if moment and moment > timezone.now() + MAX_AHEAD:
+            said = f"{moment:%Y-%m-%d %H:%M} UTC"
+            self._refuse(name, f"is {said}; it may lie at most a day ahead of now.")
         return moment
 
     def prediction(self) -> Prediction | None:

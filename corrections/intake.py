@@ -97,6 +97,7 @@ def record_correction(
     external_id: str | None = None,
     annotator: str = "",
     corrected_at: datetime | None = None,
+    expected_revision: int | None = None,
     accept: bool = False,
     then: Then | None = None,
 ) -> tuple[Correction, bool]:
@@ -105,10 +106,12 @@ def record_correction(
     A known `external_id` with the content it had last time changes nothing, edits made here since
     included; with new content it is a revision, which goes back to pending and keeps what is left
     open here: the optional fields that are None, how the row was sampled and, as long as it is the
-    same prediction of the same pair, who made it. `accept` accepts it in `by`'s name, unless it is
+    same prediction of the same pair, who made it. `expected_revision` is of the row on record (0 =
+    there is none; None = not compared). `accept` accepts it in `by`'s name, unless it is
     quarantined. `then` hears of the row and of what changed in the same transaction, and undoes
     everything by raising. Raises ValidationError with a message per field, RevisionRefused where
-    the row answers an audit sample and what was drawn would change.
+    another revision is on record, or the row answers an audit sample and what was drawn would
+    change.
     """
     fields = {
         "premise": premise,
@@ -130,6 +133,7 @@ def record_correction(
     draft = check(fields)
     if draft.prediction is None:
         raise ValidationError(_missing_prediction(fields))
+    draft = replace(draft, expected_revision=expected_revision)
     [plan] = _write([draft], by=by, accept=accept, restore=False, then=then)
     return plan.row, plan.stored is None
 
@@ -166,14 +170,17 @@ def review(
 ) -> int:
     """Accept, reject or reopen (`status` pending) in one transaction; how many rows changed.
 
-    `seen` is what the reviewer saw, by id. Raises ReviewRefused if a row has changed or was
-    reviewed since, or if a quarantined row would be accepted; then nothing changes.
+    A row that has the status keeps its reviewer and takes no more than a note that is new. `seen`
+    is what the reviewer saw, by id. Raises ReviewRefused if a row has changed or was reviewed
+    since, or if a quarantined row would be accepted; then nothing changes.
     """
     reviewed_at = None if status == Status.PENDING else timezone.now()
     with transaction.atomic():
         folds.lock_folds()
-        rows = _rows_to_review(correction_ids, status)
-        _refuse_review(rows, status, seen or {})
+        found = _rows_to_review(correction_ids, status)
+        _refuse_review(found, status, seen or {})
+        rows = [row for row in found if row.status != status]
+        noted = [row for row in found if row.status == status and note not in ("", row.review_note)]
         for chunk in folds.chunks(rows, folds.IN_CHUNK):
             Correction.objects.filter(pk__in=[row.pk for row in chunk]).update(
                 status=status,
@@ -187,7 +194,21 @@ def review(
             _event(row, by, _REVIEW_ACTIONS[status], {"status": [row.status, status]}, note)
             for row in rows
         )
-    return len(rows)
+        _take_note(noted, by=by, note=note)
+    return len(rows) + len(noted)
+
+
+def _take_note(rows: Sequence[Correction], *, by: User, note: str) -> None:
+    # Not a review anew: when a verdict was reviewed tells which models may be judged on it.
+    events = [
+        _event(row, by, Action.EDITED, {"review_note": [row.review_note, note]}, note)
+        for row in rows
+    ]
+    for chunk in folds.chunks(rows, folds.IN_CHUNK):
+        Correction.objects.filter(pk__in=[row.pk for row in chunk]).update(
+            review_note=note, updated_at=timezone.now()
+        )
+    CorrectionEvent.objects.bulk_create(events)
 
 
 def edit_and_review(
@@ -501,6 +522,13 @@ def _plans(drafts: Sequence[Draft]) -> list[_Plan]:
 
 
 def _plan(draft: Draft, stored: Correction | None) -> _Plan:
+    revision = stored.revision if stored else 0
+    if draft.expected_revision not in (None, revision):
+        now = f"is at revision {revision}" if stored else "is not on record"
+        raise RevisionRefused(
+            f"external_id {draft.external_id} {now}, but expected_revision is "
+            f"{draft.expected_revision}: look at it again."
+        )
     if stored and draft.predicted_now and draft.is_about(stored):
         # Another import of the same rows predicted them first; floats differ with the batch.
         draft = replace(draft, prediction=_prediction_of(stored))
@@ -687,8 +715,8 @@ def _rows_to_review(correction_ids: Iterable[int], status: str) -> list[Correcti
         raise ValidationError({"status": f"status must be one of {', '.join(_REVIEW_ACTIONS)}."})
     rows: list[Correction] = []
     for chunk in folds.chunks(dict.fromkeys(correction_ids), folds.IN_CHUNK):
-        found = Correction.objects.filter(pk__in=chunk).exclude(status=status)
-        rows += found.only("pk", "status", "quarantine", "revision")
+        found = Correction.objects.filter(pk__in=chunk)
+        rows += found.only("pk", "status", "quarantine", "revision", "review_note")
     return rows
 
 

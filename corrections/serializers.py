@@ -102,6 +102,11 @@ class NewCorrectionSerializer(RequestSerializer):
         help_text="Who judged; by default you.",
     )
     corrected_at = serializers.DateTimeField(required=False)
+    expected_revision = WholeNumberField(
+        required=False,
+        min_value=0,
+        help_text="The revision that you revise, 0 for a new correction; 409 if it is another.",
+    )
 
 
 class ReviewSerializer(RequestSerializer):

@@ -104,6 +104,22 @@ def test_chosen_rows_are_accepted_and_quarantined_ones_named(caller: User, curat
     assert Correction.objects.accepted().count() == 2
 
 
+def test_what_a_colleague_accepted_meanwhile_does_not_stop_the_others(
+    caller: User, curator: User, administrator: User
+) -> None:
+    rows = [recorded(caller, number) for number in range(3)]
+    form: dict[str, Any] = {"action": "accept", "_selected_action": [row.pk for row in rows]}
+    for row in rows:
+        form |= {f"revision_{row.pk}": "1", f"status_{row.pk}": "pending"}
+    review([rows[0].pk], by=administrator, status="accepted", note="clear")
+
+    said = messages_of(as_(curator).post(LIST, form, follow=True))
+
+    assert said == ["2 corrections accepted."]
+    rows[0].refresh_from_db()
+    assert (rows[0].reviewer, rows[0].review_note) == (administrator, "clear")
+
+
 def test_one_chosen_row_is_one_correction(caller: User, curator: User) -> None:
     chosen = {"action": "reject", "_selected_action": [recorded(caller).pk]}
 

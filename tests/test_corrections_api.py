@@ -75,6 +75,7 @@ def test_sending_again_is_answered_200_and_new_content_is_a_revision(caller: Use
         ("annotator", ["a"]),
         ("predicted_version", 2**31),
         ("page", "p1"),
+        ("corrected_at", "2099-01-01T00:00:00Z"),
     ],
 )
 def test_a_wrong_value_is_400_naming_the_field(caller: User, field: str, value: Any) -> None:
@@ -293,15 +294,60 @@ def test_a_review_of_what_a_colleague_reviewed_meanwhile_is_409(
     as_(administrator).post(url, seen | {"status": "accepted"})
 
     stale = as_(curator).post(url, seen | {"status": "rejected"})
-    agreed = as_(curator).post(url, seen | {"status": "accepted"})
+    agreed = as_(curator).post(url, seen | {"status": "accepted", "note": "Seen too late."})
+    outdated = as_(curator).post(url, {"status": "accepted", "revision": 77})
     aware = as_(curator).post(url, {"status": "rejected", "seen_status": "accepted"})
     unsaid = as_(curator).post(url, {"status": "pending"})
 
-    assert (stale.status_code, agreed.status_code) == (409, 200)
-    assert f"Row {row.pk} was accepted by ada on 20" in stale.json()["detail"]
-    assert agreed.json()["reviewer"] == "ada"
+    assert (stale.status_code, agreed.status_code, outdated.status_code) == (409, 409, 409)
+    for refused in (stale, agreed):
+        assert f"Row {row.pk} was accepted by ada on 20" in refused.json()["detail"]
+    assert "changed since" in outdated.json()["detail"]
     assert (aware.status_code, unsaid.status_code) == (200, 200)
     assert as_(curator).post(url, {"status": "accepted", "seen_status": "x"}).status_code == 400
+
+
+def test_a_note_on_what_is_reviewed_already_is_kept(
+    caller: User, curator: User, administrator: User
+) -> None:
+    row = sent(caller)
+    url = f"{URL}/{row.pk}/review"
+    before = as_(administrator).post(url, {"status": "rejected", "note": "a"}).json()
+
+    body = as_(curator).post(url, {"status": "rejected", "note": "important"}).json()
+    as_(curator).post(url, {"status": "rejected", "note": "important"})
+    as_(curator).post(url, {"status": "rejected"})
+
+    assert (body["status"], body["review_note"], body["reviewer"]) == (
+        "rejected",
+        "important",
+        "ada",
+    )
+    assert body["reviewed_at"] == before["reviewed_at"]
+    row.refresh_from_db()
+    assert row.review_note == "important"
+    noted = row.events.last()
+    assert row.events.count() == 3
+    assert (noted.by, noted.note) == (curator, "important")
+    assert noted.changes == {"review_note": ["a", "important"]}
+
+
+def test_who_revises_another_revision_than_they_saw_is_409(caller: User) -> None:
+    mine = VERDICT | {"external_id": "mine"}
+
+    early = as_(caller).post(URL, mine | {"expected_revision": 1})
+    first = as_(caller).post(URL, mine | {"expected_revision": 0})
+    twice = as_(caller).post(URL, mine | {"expected_revision": 0})
+    revised = as_(caller).post(URL, mine | {"expected_revision": 1, "reason": "Misread."})
+    late = as_(caller).post(URL, mine | {"expected_revision": 1, "reason": "Else."})
+
+    assert (early.status_code, first.status_code, twice.status_code) == (409, 201, 409)
+    assert "external_id mine is not on record" in early.json()["detail"]
+    assert (revised.status_code, late.status_code) == (200, 409)
+    assert "external_id mine is at revision 2" in late.json()["detail"]
+    row = Correction.objects.get()
+    assert (row.revision, row.reason) == (2, "Misread.")
+    assert as_(caller).post(URL, mine | {"expected_revision": -1}).status_code == 400
 
 
 @pytest.mark.parametrize("odd", ["%00", "%ff", "9" * 5_000, "-1", "x", ""])

@@ -1,12 +1,14 @@
 """Recording, revising, editing and reviewing one verdict: what is kept, refused and remembered."""
 
 import math
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
 from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
+from django.utils import timezone
 
 from corrections.intake import ReviewRefused, Seen, edit_correction, record_correction, review
 from corrections.models import Correction
@@ -214,6 +216,41 @@ def test_sending_again_undoes_no_edit_and_blanks_nothing_it_does_not_name(
     record(caller, external_id="a", reason="")
     row.refresh_from_db()
     assert row.reason == ""
+
+
+def test_white_space_around_names_makes_no_other_page_domain_or_person(
+    caller: User, curator: User
+) -> None:
+    rows = [
+        record(caller, premise=f"Text {n}.", page_id=page, domain=" law", annotator="Ana\u00a0")
+        for n, page in enumerate((" p ", "p", "\tp"))
+    ]
+
+    assert {row.group.key for row in rows} == {"page:p"}
+    assert {(row.page_id, row.domain, row.annotator) for row in rows} == {("p", "law", "Ana")}
+    assert rows[0].premise == "Text 0."
+    edit_correction(rows[0], by=curator, domain=" medicine ", reason=" dose ")
+    assert (rows[0].domain, rows[0].reason) == ("medicine", " dose ")
+
+
+def test_what_was_stored_with_white_space_is_not_revised_by_the_same_content(
+    caller: User,
+) -> None:
+    row = record(caller, external_id=" a", page_id=" p ")
+    Correction.objects.update(page_id=" p ")  # as rows once were
+
+    assert record(caller, external_id=" a", page_id=" p ") == row
+    row.refresh_from_db()
+    assert (row.page_id, row.revision) == (" p ", 1)
+
+
+def test_nobody_judges_in_the_future(caller: User) -> None:
+    soon, late = (timezone.now() + timedelta(hours=hours) for hours in (23, 25))
+
+    assert record(caller, corrected_at=soon).corrected_at == soon
+    with pytest.raises(ValidationError, match="at most a day ahead of now") as refused:
+        record(caller, corrected_at=late)
+    assert list(refused.value.message_dict) == ["corrected_at"]
 
 
 DRAW: dict[str, Any] = {"predicted_version": 3, "predicted_digest": "d" * 64}
