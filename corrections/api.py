@@ -1,4 +1,4 @@
-"""REST: send a verdict, list and read verdicts, review them; the audit queue.
+"""REST: send a verdict, list and read verdicts, edit and review them; the audit queue.
 
 Thin: each change is one function of `intake` or `audits`; what they refuse is 409 with the reason
 in `detail`.
@@ -32,6 +32,7 @@ from corrections.serializers import (
     AuditFilterSerializer,
     AuditSampleSerializer,
     AuditSkipSerializer,
+    CorrectionEditSerializer,
     CorrectionFilterSerializer,
     CorrectionSerializer,
     CorrectionWithHistorySerializer,
@@ -73,6 +74,7 @@ class CorrectionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Generi
     required_permission = {
         "GET": "corrections.view_correction",
         "POST": "corrections.add_correction",
+        "PATCH": "corrections.change_correction",
     }
 
     def get_serializer_class(self) -> type[BaseSerializer[Any]]:
@@ -144,6 +146,42 @@ class CorrectionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Generi
             CorrectionSerializer(correction).data,
             status=status.HTTP_201_CREATED if created else status.HTTP_200_OK,
         )
+
+    @extend_schema(
+        summary="Edit label, reason, domain or annotator.",
+        description="What you leave out stays as it is. Send the `revision` that you saw in "
+        "`GET /api/v1/corrections/{id}`: a row that has changed since is refused. A changed label "
+        "goes back to pending, to be reviewed again; the other fields need no new review.",
+        examples=[
+            OpenApiExample(
+                "Another label",
+                request_only=True,
+                value={
+                    "revision": 1,
+                    "correct_label": "neutral",
+                    "note": "Falls were not counted.",
+                },
+            )
+        ],
+        request=CorrectionEditSerializer,
+        responses={
+            200: CorrectionWithHistorySerializer,
+            409: refusal(
+                "The row is not what you saw any more.",
+                says="Row 5 has changed since you saw it: look at it again.",
+            ),
+        },
+    )
+    def partial_update(self, request: Request, pk: str) -> Response:
+        sent = CorrectionEditSerializer(data=request.data)
+        sent.is_valid(raise_exception=True)
+        correction, values = self.get_object(), dict(sent.validated_data)
+        correction.revision = values.pop("revision")  # as it was seen
+        try:
+            intake.edit_correction(correction, by=_user(request), **values)
+        except intake.ReviewRefused as error:
+            raise Conflict(str(error)) from error
+        return Response(self.get_serializer(self.get_object()).data)
 
     @extend_schema(
         summary="Accept, reject or reopen.",

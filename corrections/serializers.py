@@ -109,6 +109,23 @@ class NewCorrectionSerializer(RequestSerializer):
     )
 
 
+class CorrectionEditSerializer(RequestSerializer):
+    correct_label = ChoiceField(
+        choices=[label.value for label in LABELS],
+        required=False,
+        help_text="Another one than on record goes back to pending.",
+    )
+    reason = Text(required=False, max_length=settings.LYRA_MAX_CHARS)
+    domain = Text(required=False, max_length=SHORT_TEXTS["domain"])
+    annotator = Text(required=False, max_length=SHORT_TEXTS["annotator"])
+    revision = WholeNumberField(
+        min_value=1, help_text="The one you saw; 409 if the content has changed."
+    )
+    note = TextField(
+        max_length=MAX_NOTE, allow_blank=True, default="", help_text="Why, for the history."
+    )
+
+
 class ReviewSerializer(RequestSerializer):
     status = ChoiceField(choices=Correction.Status.choices)
     note = TextField(max_length=MAX_NOTE, allow_blank=True, default="")

@@ -416,6 +416,7 @@ SPECTACULAR_SETTINGS = {
     "REDOC_DIST": "SIDECAR",
     "SERVE_PERMISSIONS": ["rest_framework.permissions.IsAuthenticated"],
     "COMPONENT_SPLIT_REQUEST": True,
+    "COMPONENT_SPLIT_PATCH": False,  # what a PATCH requires is required
     "ENUM_NAME_OVERRIDES": {
         "Label": "corrections.models.Correction.LABEL_CHOICES",
         "CorrectionSampling": "corrections.models.Correction.Sampling",

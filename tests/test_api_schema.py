@@ -200,6 +200,13 @@ def test_every_list_says_how_it_is_narrowed_and_refuses_the_rest(schema, as_user
     assert lists == 7
 
 
+def test_an_edit_requires_the_revision_that_was_seen(schema):
+    edit = schema["paths"][f"{API}/corrections/{{id}}"]["patch"]["requestBody"]
+    reference = edit["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+    assert schema["components"]["schemas"][reference]["required"] == ["revision"]
+    assert edit["required"]
+
+
 def test_no_refusal_says_string(schema):
     for name, operation in operations(schema):
         for status, answer in operation["responses"].items():

@@ -273,6 +273,44 @@ def test_a_guard_that_is_misspelt_does_not_let_a_review_through(
     assert Correction.objects.get().status == "pending"
 
 
+def test_a_curator_edits_what_they_saw(caller: User, curator: User) -> None:
+    row = sent(caller, page_id="p1")
+    as_(curator).post(f"{URL}/{row.pk}/review", {"status": "accepted"})
+    url, note = f"{URL}/{row.pk}", "Falls were not counted."
+
+    said = as_(curator).patch(url, {"revision": 1, "reason": "dose", "domain": "medicine"})
+    body = as_(curator).patch(url, {"revision": 2, "correct_label": "refutes", "note": note}).json()
+    stale = as_(curator).patch(url, {"revision": 2, "annotator": "Ana"})
+
+    assert (said.status_code, said.json()["status"]) == (200, "accepted")
+    assert (body["correct_label"], body["status"], body["revision"]) == ("refutes", "pending", 3)
+    assert (body["reason"], body["domain"], body["page_id"]) == ("dose", "medicine", "p1")
+    assert (body["events"][-1]["action"], body["events"][-1]["note"]) == ("edited", note)
+    assert (stale.status_code, "changed since" in stale.json()["detail"]) == (409, True)
+    row.refresh_from_db()
+    assert (row.revision, row.annotator) == (3, "carla")
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"reason": "dose"}, "revision"),
+        ({"revision": 1, "correct_label": "maybe"}, "correct_label"),
+        ({"revision": 1, "domain": "d" * 101}, "domain"),
+        ({"revision": 1, "reason": None}, "reason"),
+    ],
+)
+def test_an_edit_that_cannot_be_is_400_naming_the_field(
+    caller: User, curator: User, values: dict[str, Any], field: str
+) -> None:
+    row = sent(caller)
+
+    answer = as_(curator).patch(f"{URL}/{row.pk}", values)
+
+    assert (answer.status_code, list(answer.json())) == (400, [field])
+    assert as_(caller).patch(f"{URL}/{row.pk}", {"revision": 1}).status_code == 403
+
+
 def test_a_refused_review_is_409_with_the_reason(caller: User, curator: User) -> None:
     row = sent(caller, external_id="mine")
     as_(caller).post(URL, VERDICT | {"external_id": "mine", "correct_label": "refutes"})

@@ -42,6 +42,7 @@ MATRIX: dict[tuple[str, str], set[str]] = {
     ("get", "/api/v1/corrections"): {"bob"},
     ("post", "/api/v1/corrections"): {"alice", "bob"},
     ("get", "/api/v1/corrections/1"): {"bob"},
+    ("patch", "/api/v1/corrections/1"): {"bob"},
     ("post", "/api/v1/corrections/1/review"): {"bob"},
     ("get", "/api/v1/audit-samples"): {"bob"},
     ("get", "/api/v1/audit-samples/1"): {"bob"},
