@@ -146,8 +146,8 @@ class TrainingRunViewSet(ReadOnly):
         responses={
             201: TrainingRunSerializer,
             409: refusal(
-                "There is too little to learn from, the version cannot be compared with what serves, "
-                "or a run that does the same is queued or running.",
+                "There is too little to learn from, the version cannot be compared with what "
+                "serves, or a run that does the same is queued or running.",
                 says="There are 12 accepted verdicts to train on; at least 60 are needed. Review "
                 "more corrections first.",
             ),
