@@ -46,12 +46,14 @@ LIMITS: dict[str, tuple[str, tuple[Callable[[Any], bool], str]]] = {
     "lyra.E019": ("LYRA_AUDIT_WAITING", _between(1, 100_000)),
     "lyra.E024": ("LYRA_MAX_WAITING_PAIRS", _at_least(1)),
     "lyra.E022": ("LYRA_DISAGREEMENT_SHARE", _chance()),
+    "lyra.E025": ("LYRA_READ_TIMEOUT_S", _between(1, 3600)),
+    "lyra.E026": ("LYRA_DATABASE_TIMEOUT_S", _between(2, 3600)),
 }
 
 
 @register()
 def check_limits(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
-    """lyra.E001–E011, E017–E019, E022, E024: numbers inside their limits (NaN is outside)."""
+    """lyra.E001–E011, E017–E019, E022, E024–E026: numbers inside their limits (NaN is outside)."""
     return [
         Error(f"{name}={getattr(settings, name)} must be {words}.", id=check_id)
         for check_id, (name, (holds, words)) in LIMITS.items()

@@ -10,7 +10,7 @@ from django.contrib import admin
 from django.core.exceptions import NON_FIELD_ERRORS
 from django.core.exceptions import ValidationError as DjangoValidationError
 from django.db import InterfaceError, OperationalError
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse, UnreadablePostError
 from django.shortcuts import render
 from django.template.loader import render_to_string
 from django.utils.log import log_response
@@ -39,6 +39,12 @@ MACHINE_PATHS = (
 )
 
 
+class RequestCutOff(APIException):
+    status_code = HTTPStatus.REQUEST_TIMEOUT
+    default_detail = "The request did not arrive as a whole."
+    default_code = "request_cut_off"
+
+
 class DatabaseAway(APIException):
     status_code = HTTPStatus.SERVICE_UNAVAILABLE
     default_detail = "The database cannot be reached just now."
@@ -54,6 +60,8 @@ def handle(error: Exception, context: dict[str, Any]) -> Response | None:
     elif isinstance(error, DATABASE_AWAY):
         logger.error("database unavailable: %s", error)
         error = DatabaseAway()
+    elif isinstance(error, UnreadablePostError):  # the client was too slow, or is gone
+        error = RequestCutOff()
     response = exception_handler(error, context)
     if response and isinstance(error, APIException) and error.get_codes() == OVERLOADED:
         log_response("%s", error, response=response, request=context["request"], level="debug")

@@ -12,7 +12,7 @@ from django.conf import settings
 from django.db import connections
 
 from adapters_app import scratch
-from lyra_site import home
+from lyra_site import database, home
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "lyra_site.settings")
 # Each request's thread encodes its own pairs: threads of the tokenizer's would only wait beside the
@@ -20,7 +20,7 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "lyra_site.settings")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 bind = f"{settings.LYRA_HOST}:{settings.LYRA_PORT}"
-worker_class = "gthread"
+worker_class = "lyra_site.slow_clients.Worker"  # gthread
 # Predictions wait for one another in the model, where the queue is bounded (inference.batching).
 threads = settings.LYRA_THREADS
 # Each process loads the model by itself: torch's thread pools and CUDA do not survive a fork.
@@ -42,6 +42,7 @@ SWITCH_S = 0.001
 def post_worker_init(worker: Any) -> None:
     """In each process that serves, before its first request."""
     connections.settings["default"]["CONN_MAX_AGE"] = KEEP_CONNECTION_S
+    database.limit_waiting()
     sys.setswitchinterval(SWITCH_S)
     # What is there now stays: not to be looked through again and again beside requests, whose own
     # garbage is nearly all freed without it.

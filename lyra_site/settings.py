@@ -189,6 +189,9 @@ if HTTPS:
 # DATABASE_URL=postgres://user:password@host/name; default: SQLite in LYRA_HOME.
 DATABASES = {"default": env.db("DATABASE_URL", default=f"sqlite:///{LYRA_HOME / 'lyra.sqlite3'}")}
 SQLITE_BUSY_TIMEOUT_S = 15
+# PostgreSQL: seconds that any process waits for a connection, and a web request for one statement.
+# One that finds the database hanging is refused (503) after twice as long at most.
+LYRA_DATABASE_TIMEOUT_S = env.float("LYRA_DATABASE_TIMEOUT_S", default=10.0)
 _database = DATABASES["default"]
 if _database.get("ENGINE") not in {
     "django.db.backends.sqlite3",
@@ -209,6 +212,15 @@ if _database["ENGINE"] == "django.db.backends.sqlite3":
 else:
     _database["CONN_MAX_AGE"] = 60
     _database["CONN_HEALTH_CHECKS"] = True
+    # What DATABASE_URL says of these (?connect_timeout=3) wins.
+    _database["OPTIONS"] = {
+        "connect_timeout": round(LYRA_DATABASE_TIMEOUT_S),
+        # A peer or a network that is gone is noticed within a minute, in a long statement too.
+        "keepalives_idle": 30,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 30_000,
+    } | _database.get("OPTIONS", {})
 
 # --- Storage --------------------------------------------------------------------------------------
 # Where artifacts and snapshots go. Several hosts: s3://bucket/prefix (needs django-storages[s3]).
@@ -319,6 +331,8 @@ LYRA_MAX_WAITING_PAIRS = env.int("LYRA_MAX_WAITING_PAIRS", default=2 * LYRA_MAX_
 LYRA_MAX_CHARS = env.int("LYRA_MAX_CHARS", default=10_000)  # characters per text
 LYRA_MAX_BODY_BYTES = env.int("LYRA_MAX_BODY_BYTES", default=8 * 1024 * 1024)
 DATA_UPLOAD_MAX_MEMORY_SIZE = LYRA_MAX_BODY_BYTES
+# Seconds a web thread waits for a client to send its request, and one more for every 16 KiB of it.
+LYRA_READ_TIMEOUT_S = env.float("LYRA_READ_TIMEOUT_S", default=30.0)
 # Adapter versions kept folded in memory beside the one that serves.
 LYRA_RESIDENT_ADAPTERS = env.int("LYRA_RESIDENT_ADAPTERS", default=4)
 # Upstream's paths (/nli, /ml/nli, …) without a token. Only for a loopback server: refused when a

@@ -68,3 +68,26 @@ def test_a_seat_is_given_back_whatever_becomes_of_the_request(settings):
         with pytest.raises(RuntimeError, match="should not happen"):
             ask("/api/v1/nli", "PUT")
     assert ask("/api/v1/nli")[0] == "200 OK"
+
+
+def test_a_body_that_is_too_large_or_has_no_length_is_left_to_django(settings):
+    """Which refuses it unread."""
+
+    class Unreadable:
+        def read(self, *_: int) -> bytes:
+            pytest.fail("it was read")
+
+    for length in (str(settings.LYRA_MAX_BODY_BYTES + 1), "", "many", "9" * 5000):
+        environ = {"CONTENT_LENGTH": length, "wsgi.input": Unreadable()}
+        assert admission._whole_body(environ) is environ["wsgi.input"]
+
+
+def test_nothing_is_read_for_a_request_that_is_refused(settings):
+    class Unreadable:
+        def read(self, *_: int) -> bytes:
+            pytest.fail("it was read")
+
+    environ = {"PATH_INFO": "/nli", "CONTENT_LENGTH": "10", "wsgi.input": Unreadable()}
+    with all_seats_taken(settings):
+        answer = admission.Admission(behind)(environ, lambda *_: lambda _: None)
+        assert b"Too many predictions" in b"".join(answer)

@@ -1,0 +1,222 @@
+"""Clients that send half a request, and a database that hangs: gunicorn's threads are not held for
+ever. Over real sockets, each server a process of its own."""
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests import postgresql
+from tests.conftest import ROOT
+from tests.tiny import tiny_base
+
+THREADS = 4
+READ_TIMEOUT_S = 2
+DATABASE_TIMEOUT_S = 2
+# For what takes no time at all on an idle machine.
+PATIENCE_S = 30
+BODY = json.dumps({"pairs": [{"premise": "a", "nli_hypothesis": "b"}]}).encode()
+
+
+@dataclass
+class Server:
+    """A gunicorn as we configure it, whose model is loaded."""
+
+    port: int
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S)
+
+    def ask(self, path: str, body: bytes | None = None) -> int:
+        """The status of an answer."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
+        with contextlib.closing(connection):
+            connection.request(
+                "POST" if body else "GET", path, body, {"Content-Type": "application/json"}
+            )
+            return connection.getresponse().status
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, base: str) -> Iterator[Server]:
+    """One of THREADS threads, which waits READ_TIMEOUT_S for clients."""
+    with _serving(tmp_path_factory.mktemp("home"), base, {}) as serving:
+        yield serving
+
+
+@pytest.fixture
+def serve(home: Path, base: str) -> Iterator[Callable[..., Server]]:
+    """Migrate and start a server in `home`; keywords are settings of its own."""
+    with contextlib.ExitStack() as stack:
+        yield lambda **own: stack.enter_context(_serving(home, base, own))
+
+
+@contextlib.contextmanager
+def _serving(home: Path, base: str, own: dict[str, str]) -> Iterator[Server]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {"LYRA_HOME": str(home), "PORT": str(port), "LYRA_BASE_MODEL": base}
+    environment |= {"LYRA_THREADS": str(THREADS), "LYRA_COMPAT_OPEN": "1"}
+    environment |= {"LYRA_READ_TIMEOUT_S": str(READ_TIMEOUT_S), "LYRA_TORCH_THREADS": "1"} | own
+    subprocess.run(
+        [sys.executable, "manage.py", "migrate", "-v0"], cwd=ROOT, env=environment, check=True
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gunicorn", "--config=lyra_site/gunicorn_conf.py", "lyra_site.wsgi"],
+        cwd=ROOT,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert any("is loaded" in line for line in process.stderr), "it ended before it served"
+        yield Server(port)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        sys.stderr.write(process.communicate()[1])  # shown where a test fails
+
+
+HALF_A_HEADER = b"GET /livez HTTP/1.1\r\nHost: "
+HALF_A_BODY = (
+    b"POST /nli HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    b"Content-Length: %d\r\n\r\n%b" % (len(BODY), BODY[:5])
+)
+
+
+@pytest.mark.parametrize("half", [HALF_A_HEADER, HALF_A_BODY], ids=["header", "body"])
+def test_half_requests_hold_no_thread_for_longer_than_is_set(server: Server, half: bytes) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(THREADS + 2):
+            stack.enter_context(server.connect()).sendall(half)
+        assert server.ask("/livez") == 200
+        assert server.ask("/nli", BODY) == 200
+
+
+def test_a_client_that_drips_is_cut_off_as_well(server: Server) -> None:
+    """A byte now and then is no progress: what counts is the whole time that is waited."""
+    with server.connect() as client:
+        client.sendall(HALF_A_HEADER)
+        began = time.monotonic()
+        client.settimeout(READ_TIMEOUT_S / 5)
+        while time.monotonic() - began < PATIENCE_S:
+            try:
+                client.sendall(b"x")
+                if not client.recv(1):
+                    break
+            except TimeoutError:
+                continue
+            except OSError:
+                break
+        assert time.monotonic() - began < 4 * READ_TIMEOUT_S
+
+
+def test_predictions_are_answered_while_others_send_slowly(serve) -> None:
+    """A seat is for a request that is there: one that is half there keeps no other from it."""
+    server = serve(LYRA_SPARE_THREADS=str(THREADS - 1), LYRA_READ_TIMEOUT_S="60")
+    with server.connect() as slow:
+        slow.sendall(HALF_A_BODY)
+        assert server.ask("/livez") == 200
+        assert [server.ask("/nli", BODY) for _ in range(3)] == [200] * 3
+        slow.sendall(BODY[5:])
+        assert slow.recv(100).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_client_that_stops_halfway_is_told_so(server: Server) -> None:
+    with server.connect() as slow:
+        slow.sendall(HALF_A_BODY)
+        answer = slow.makefile("rb").read()
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"took too long" in answer
+
+
+def test_a_large_body_may_take_longer(server: Server) -> None:
+    """What is on its way at a fair pace is not cut off."""
+    body = BODY + b" " * 400_000
+    with server.connect() as client:
+        client.sendall(HALF_A_BODY.split(b"Content-Length")[0])
+        client.sendall(b"Content-Length: %d\r\n\r\n" % len(body))
+        began, piece = time.monotonic(), 40_000
+        for start in range(0, len(body), piece):
+            client.sendall(body[start : start + piece])
+            with contextlib.suppress(TimeoutError):
+                client.settimeout(READ_TIMEOUT_S / 4)
+                if start + piece < len(body):
+                    assert client.recv(1) == b"not yet"
+        assert time.monotonic() - began > READ_TIMEOUT_S
+        client.settimeout(PATIENCE_S)
+        assert client.recv(100).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.fixture
+def own_postgresql() -> Iterator[postgresql.Server]:
+    """A server that no other test uses, to be stopped and continued."""
+    with postgresql.running_server() as server:
+        try:
+            yield server
+        finally:
+            _signal(server, signal.SIGCONT)
+
+
+def _signal(server: postgresql.Server, number: signal.Signals) -> None:
+    postmaster = psutil.Process(
+        int((server.directory / "data/postmaster.pid").read_text().split()[0])
+    )
+    for process in (postmaster, *postmaster.children()):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+
+
+def test_a_database_that_hangs_is_503_and_answers_again_when_it_does(serve, own_postgresql) -> None:
+    url = own_postgresql.create("hangs")
+    server = serve(DATABASE_URL=url, LYRA_DATABASE_TIMEOUT_S=str(DATABASE_TIMEOUT_S))
+    assert server.ask("/nli", BODY) == 200
+    _signal(own_postgresql, signal.SIGSTOP)
+    for path, body in (("/nli", BODY), ("/readyz", None)):
+        began = time.monotonic()
+        assert server.ask(path, body) == 503, path
+        assert time.monotonic() - began < 4 * DATABASE_TIMEOUT_S + 2
+    assert server.ask("/livez") == 200
+    _signal(own_postgresql, signal.SIGCONT)
+    assert server.ask("/nli", BODY) == 200
+
+
+@pytest.mark.parametrize(
+    ("query", "connect", "limit"),
+    [("", 10, "10s"), ("?connect_timeout=3&options=-c%20statement_timeout%3D5s", 3, "5s")],
+    ids=["default", "what the URL says"],
+)
+def test_web_processes_limit_statements_and_commands_do_not(
+    manage, postgresql_url: str, query: str, connect: int, limit: str
+) -> None:
+    show = (
+        "from django.db import connection, connections;"
+        "from lyra_site import database; {};"
+        "cursor = connection.cursor(); cursor.execute('SHOW statement_timeout');"
+        "print(cursor.fetchone()[0], connection.settings_dict['OPTIONS']['connect_timeout'])"
+    )
+    for before, expected in (
+        ("database.limit_waiting()", limit),
+        ("pass", limit if query else "0"),
+    ):
+        said = manage(
+            "shell", "--no-imports", "-c", show.format(before), DATABASE_URL=postgresql_url + query
+        )
+        assert said.stdout.split() == [expected, str(connect)], said.stderr
