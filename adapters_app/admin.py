@@ -21,7 +21,16 @@ from django.views.decorators.http import require_POST, require_safe
 from django_q.models import OrmQ, Schedule, Task
 from django_q.status import Stat
 
-from adapters_app import charts, evidence, label_review, liveness, registry, training, triggers
+from adapters_app import (
+    charts,
+    evidence,
+    label_review,
+    liveness,
+    registry,
+    secret_key,
+    training,
+    triggers,
+)
 from adapters_app.findings import ARMS, Findings, TaskFindings, export
 from adapters_app.forms import PromoteForm, ReleaseForm, RequestTrainingForm
 from adapters_app.models import (
@@ -314,7 +323,7 @@ class TrainingRunAdmin(ReadOnlyAdmin):
                     "args": row.args() or (),
                     "taken": row.lock > timezone.now(),
                 }
-                for row in OrmQ.objects.order_by("pk")
+                for row in OrmQ.objects.exclude(key=secret_key.LETTER).order_by("pk")
             ],
             schedules=Schedule.objects.order_by("next_run"),
             done=list(last_tasks()),

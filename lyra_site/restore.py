@@ -20,7 +20,7 @@ from django.core.files.storage import FileSystemStorage, storages
 from django.db import DatabaseError, OperationalError, connection
 from django.db.migrations.loader import MigrationLoader
 
-from adapters_app import scratch
+from adapters_app import scratch, secret_key
 from adapters_app.storage import SUMS
 from lyra_site import home, postgresql
 from lyra_site.archive import (
@@ -66,6 +66,7 @@ def restore(path: Path, *, force: bool = False) -> dict[str, Member]:
                 _load(database)
                 _replace_artifacts(archive, differing)
                 _replace_secret_key(archive)
+                secret_key.forget()  # the backup may come from a host that had another one
     except NotWhole as error:
         raise RestoreRefused(str(error)) from error
     except OSError as error:

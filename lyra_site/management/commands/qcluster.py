@@ -11,7 +11,7 @@ from django.db import connection
 from django_q import cluster
 from django_q.management.commands import qcluster
 
-from adapters_app import scratch
+from adapters_app import scratch, secret_key
 from corrections import schema
 from corrections.acting import Refused
 from lyra_site import home
@@ -37,6 +37,9 @@ class Command(qcluster.Command):
         home.use()  # before it forks: as long as any process of the cluster lives, it is in use
         if schema.is_behind():
             raise Refused(schema.RUN_MIGRATE)
+        if problem := secret_key.problem():
+            raise Refused(problem)
+        secret_key.note()
         connection.close()  # no process may share it with its fork
         scratch.sweep()  # of a cluster that was killed with what it did
         cluster.Sentinel = WholeSentinel

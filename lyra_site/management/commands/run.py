@@ -11,6 +11,7 @@ from django.conf import settings
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandParser
 
+from adapters_app import secret_key
 from corrections.acting import Refused
 from lyra_site.home import lock
 
@@ -37,6 +38,9 @@ class Command(BaseCommand):
         _check_port(settings.LYRA_HOST, settings.LYRA_PORT)
         (settings.LYRA_HOME / "logs").mkdir(exist_ok=True)
         call_command("migrate", verbosity=0)
+        if problem := secret_key.problem():
+            raise Refused(problem)
+        secret_key.note()
         call_command("collectstatic", interactive=False, verbosity=0)
         if demo:
             call_command("setup_demo")
