@@ -4,6 +4,7 @@ Those of training and serving are in `adapters_app.checks`; a value that is not 
 refused while the settings load.
 """
 
+import difflib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,10 @@ LIMITS = (
     "LYRA_MAX_BODY_BYTES",
     "LYRA_RESIDENT_ADAPTERS",
     "LYRA_TOKEN_DAYS",
+    "WEB_CONCURRENCY",
 )
+# No settings: what programs of this project tell one another.
+INTERNAL = {"LYRA_PYTHON"}
 LOOPBACK = {"localhost", "127.0.0.1", "[::1]", "::1"}
 
 
@@ -106,6 +110,18 @@ def limits_are_positive(**_: Any) -> list[CheckMessage]:
         for name in LIMITS
         if getattr(settings, name) < 1
     ]
+
+
+@register()
+def names_are_known(**_: Any) -> Iterator[CheckMessage]:
+    for name in sorted(os.environ):
+        if name.startswith("LYRA_") and name not in settings.LYRA_NAMES | INTERNAL:
+            nearest = difflib.get_close_matches(name, settings.LYRA_NAMES, n=1)
+            yield Warning(
+                f"{name} is set, and is the name of no setting.",
+                hint=f"Is {nearest[0]} meant?" if nearest else "All are in lyra_site/settings.py.",
+                id="lyra_site.W003",
+            )
 
 
 @register()

@@ -7,7 +7,9 @@ refused right here, those that cannot be right by the system checks in `adapters
 
 import contextlib
 import logging
+import math
 import os
+import re
 import secrets
 import sys
 import tempfile
@@ -22,19 +24,38 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 
 
 class _Environment(environ.Env):
-    """Names the variable whose value is not of its type; a misspelt “ture” is not False."""
+    """Names the variable whose value is not of its type: a misspelt “ture” is not False, and “0.2%”
+    is no number. Knows the name of every setting."""
 
     WORDS_FOR_FALSE = ("false", "off", "n", "no", "0", "")
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
     def get_value(self, var: str, cast: Any = None, **kwargs: Any) -> Any:
+        self.names.add(var)
         text = os.environ.get(var)
         words = (*self.BOOLEAN_TRUE_STRINGS, *self.WORDS_FOR_FALSE)
         if cast is bool and text is not None and text.lower().strip() not in words:
             raise ImproperlyConfigured(f"{var}={text!r} is neither true nor false.")
+        if cast in (int, float) and text is not None:
+            return _number(var, text, cast)
         try:
             return super().get_value(var, cast=cast, **kwargs)
         except ValueError as error:
             raise ImproperlyConfigured(f"{var}={text!r} cannot be used: {error}") from None
+
+
+def _number(var: str, text: str, kind: type[int] | type[float]) -> int | float:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        form = "a whole number, such as 8" if kind is int else "a number, such as 0.02"
+        raise ImproperlyConfigured(f"{var}={text!r} is not {form}.")
+    return value
 
 
 env = _Environment()
@@ -42,22 +63,27 @@ env = _Environment()
 # --- Where everything the running system writes lives: database, artifacts, logs, secrets ---------
 LYRA_HOME = Path(env.str("LYRA_HOME", default=str(BASE_DIR / "var"))).expanduser().resolve()
 try:
-    LYRA_HOME.mkdir(parents=True, exist_ok=True)
+    LYRA_HOME.mkdir(mode=0o700, parents=True, exist_ok=True)
 except OSError as error:
     raise ImproperlyConfigured(
         f"LYRA_HOME={LYRA_HOME} cannot be created: {error.strerror}"
     ) from error
+# What people said is nobody else's to read, whichever command writes it.
+os.umask(0o077)
 
 # --- Web ------------------------------------------------------------------------------------------
 DEBUG = env.bool("LYRA_DEBUG", default=False)
 # Where `manage.py run` and lyra_site/gunicorn_conf.py listen.
 LYRA_HOST = env.str("LYRA_HOST", default="127.0.0.1")
 LYRA_PORT = env.int("PORT", default=8000)
+# Web processes; gunicorn reads this variable itself.
+WEB_CONCURRENCY = env.int("WEB_CONCURRENCY", default=1)
 # Host names this server answers to, comma-separated.
 ALLOWED_HOSTS = env.list("LYRA_ALLOWED_HOSTS", default=["localhost", "127.0.0.1", "[::1]"])
 # Origins for admin forms when behind another host name, e.g. https://lyra.example.org
 CSRF_TRUSTED_ORIGINS = env.list("LYRA_TRUSTED_ORIGINS", default=[])
-# Behind a TLS-terminating proxy: cookies are Secure, HTTP is redirected, HSTS is sent.
+# Behind a TLS-terminating proxy: cookies are Secure, HTTP is redirected, and browsers are told to
+# use nothing but HTTPS for this host name (not for others below it) for a year (HSTS).
 HTTPS = env.bool("LYRA_HTTPS", default=False)
 
 
@@ -183,7 +209,9 @@ if HTTPS:
     SECURE_SSL_REDIRECT = True
     SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = True
     SECURE_HSTS_SECONDS = 31_536_000
-    SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = True
+# `check --deploy` asks for HSTS of subdomains and for browsers' built-in lists: whoever runs this
+# server need not own what else is below its name, and a name leaves those lists after months.
+SILENCED_SYSTEM_CHECKS = ["security.W005", "security.W021"]
 
 # --- Database -------------------------------------------------------------------------------------
 # DATABASE_URL=postgres://user:password@host/name; default: SQLite in LYRA_HOME.
@@ -223,8 +251,13 @@ else:
     } | _database.get("OPTIONS", {})
 
 # --- Storage --------------------------------------------------------------------------------------
-# Where artifacts and snapshots go. Several hosts: s3://bucket/prefix (needs django-storages[s3]).
+# Where artifacts and snapshots go: an absolute path. Several hosts: s3://bucket/prefix (needs
+# django-storages[s3]).
 LYRA_ARTIFACTS = env.str("LYRA_ARTIFACTS", default=str(LYRA_HOME / "artifacts"))
+if not re.match(r"/|s3://[^/]", LYRA_ARTIFACTS):
+    raise ImproperlyConfigured(
+        f"LYRA_ARTIFACTS={LYRA_ARTIFACTS!r} is neither an absolute path nor s3://bucket/prefix."
+    )
 if LYRA_ARTIFACTS.startswith("s3://"):
     if find_spec("storages") is None or find_spec("boto3") is None:
         raise ImproperlyConfigured(
@@ -453,6 +486,9 @@ LOGGING = {
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["stderr"], "level": LYRA_LOG_LEVEL},
 }
+
+# What this file asked for; `lyra_site.checks` finds misspelt names by it.
+LYRA_NAMES = frozenset(env.names)
 
 # True while pytest runs; lets the tests choose cheaper password hashing and nothing else.
 if "pytest" in sys.modules:

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Manage
 from tests.tiny import tiny_base
 
 # Seconds until a test gives up; generous, because two cores may be busy with other tests.
@@ -167,6 +167,16 @@ def test_a_port_in_use_is_refused(server: Server, base: str, tmp_path: Path) -> 
     )
     assert second.returncode == 1
     assert f"PORT={port + 1}" in second.stderr
+
+
+@pytest.mark.parametrize("host", ["nosuch.invalid", "192.0.2.1"])
+def test_an_address_that_is_not_ours_is_refused_with_the_right_advice(
+    manage: Manage, host: str
+) -> None:
+    refused = manage("run", LYRA_HOST=host, PORT=str(_free_port()))
+    assert refused.returncode == 1
+    assert "LYRA_HOST must be an address of this machine" in refused.stderr
+    assert "another port" not in refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """The site's settings that cannot be right are refused at start, also where gunicorn starts it."""
 
 import os
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 from django.conf import settings as current
 from django.core.checks import run_checks
+from django.core.exceptions import ImproperlyConfigured
 
 from lyra_site.settings import _write_first
 from tests.conftest import Manage
@@ -27,6 +30,9 @@ def found() -> set[str]:
         ("ALLOWED_HOSTS", ["*"], "lyra_site.W001"),
         ("LYRA_MAX_PAIRS", 0, "lyra_site.E005"),
         ("LYRA_PORT", 70_000, "lyra_site.E006"),
+        ("WEB_CONCURRENCY", 0, "lyra_site.E005"),
+        ("LYRA_READ_TIMEOUT_S", 0, "lyra.E025"),
+        ("LYRA_DATABASE_TIMEOUT_S", 0, "lyra.E026"),
         ("LYRA_CACHE_URL", "memcached://host", "lyra_site.E007"),
         ("LYRA_CACHE_URL", "redis://", "lyra_site.E007"),
         ("LYRA_CACHE_URL", "redis://host:port", "lyra_site.E007"),
@@ -42,6 +48,64 @@ def test_a_bad_setting_is_refused(settings, name: str, value: object, check_id: 
 def test_a_cache_that_may_be_is_accepted(settings, url: str) -> None:
     settings.LYRA_CACHE_URL = url
     assert "lyra_site.E007" not in found()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("LYRA_AUDIT_SHARE", "0.2%"),
+        ("LYRA_AUDIT_SHARE", "0,5"),
+        ("LYRA_AUDIT_SHARE", "nan"),
+        ("LYRA_TRIGGER_MIN_DAYS", "inf"),
+        ("LYRA_TRIGGER_MIN_DAYS", ""),
+        ("LYRA_MAX_PAIRS", "1.5"),
+        ("WEB_CONCURRENCY", "two"),
+        ("LYRA_ARTIFACTS", "gs://bucket/lyra"),
+        ("LYRA_ARTIFACTS", "artifacts"),
+        ("LYRA_ARTIFACTS", "s3:///lyra"),
+    ],
+)
+def test_what_is_not_of_its_type_is_refused_with_its_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, value: str
+) -> None:
+    monkeypatch.setenv("LYRA_HOME", str(tmp_path))
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ImproperlyConfigured, match=re.escape(f"{name}={value!r}")):
+        runpy.run_path(str(current.BASE_DIR / "lyra_site" / "settings.py"))
+
+
+def test_a_number_is_what_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LYRA_HOME", str(tmp_path))
+    monkeypatch.setenv("LYRA_TRIGGER_MIN_DAYS", "1e1")
+    read = runpy.run_path(str(current.BASE_DIR / "lyra_site" / "settings.py"))
+    assert read["LYRA_TRIGGER_MIN_DAYS"] == 10
+
+
+def test_a_misspelt_setting_is_told_with_the_name_that_was_meant(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LYRA_MAX_PAIR", "7")
+    (told,) = [message for message in run_checks() if message.id == "lyra_site.W003"]
+    assert "LYRA_MAX_PAIR " in told.msg
+    assert "LYRA_MAX_PAIRS" in told.hint
+
+
+def test_hsts_speaks_for_this_host_name_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LYRA_HOME", str(tmp_path))
+    monkeypatch.setenv("LYRA_HTTPS", "1")
+    read = runpy.run_path(str(current.BASE_DIR / "lyra_site" / "settings.py"))
+    assert read["SECURE_HSTS_SECONDS"]
+    assert not read.get("SECURE_HSTS_INCLUDE_SUBDOMAINS")
+    assert not read.get("SECURE_HSTS_PRELOAD")
+
+
+def test_what_the_first_command_writes_only_its_owner_reads(tmp_path: Path, manage: Manage) -> None:
+    made = tmp_path / "made"
+    assert manage("migrate", "--verbosity=0", LYRA_HOME=str(made)).returncode == 0
+    assert made.stat().st_mode & 0o777 == 0o700
+    assert (made / "lyra.sqlite3").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize(

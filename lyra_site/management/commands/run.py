@@ -1,5 +1,6 @@
 """Start everything in the foreground: web server, worker and training worker, supervised."""
 
+import errno
 import fcntl
 import os
 import socket
@@ -32,7 +33,6 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, demo: bool, **options: Any) -> None:
-        os.umask(0o027)  # what people said is nobody else's to read
         held = lock()
         _check_socket_path(settings.LYRA_HOME / "supervisor.sock")
         _check_port(settings.LYRA_HOST, settings.LYRA_PORT)
@@ -57,6 +57,14 @@ def _check_socket_path(path: Path) -> None:
         raise Refused(f"LYRA_HOME is too long a path: {path} cannot be a socket.")
 
 
+def _advice(error: OSError, port: int) -> str:
+    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        return "LYRA_HOST must be an address of this machine; 0.0.0.0 stands for all of them."
+    if error.errno == errno.EACCES:
+        return "Choose a port from 1024 on, for example PORT=8000."
+    return f"Choose another port, for example PORT={port + 1}."
+
+
 def _check_port(host: str, port: int) -> None:
     """Raise Refused where another program listens already."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -66,8 +74,7 @@ def _check_port(host: str, port: int) -> None:
             probe.bind((host.strip("[]"), port))
         except OSError as error:
             raise Refused(
-                f"Cannot listen on {host}:{port}: {error.strerror}. "
-                f"Choose another port, for example PORT={port + 1}."
+                f"Cannot listen on {host}:{port}: {error.strerror}. {_advice(error, port)}"
             ) from error
 
 
