@@ -6,13 +6,17 @@ that ends: process ids say nothing across containers that share a home.
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from django.conf import settings
+
+MEMORY = Path("/dev/shm")  # noqa: S108  directories that only we can read
 
 
 @contextlib.contextmanager
@@ -28,10 +32,15 @@ def directory() -> Iterator[Path]:
         os.close(owner)
 
 
-def keep() -> Path:
-    """An empty directory for as long as this process and its forks live; then it is swept away."""
+def keep_in_memory() -> Path:
+    """An empty directory for as long as this process and its forks live; then it is swept away.
+
+    In memory where the system offers that: a file that is mapped, as Prometheus' are, kills its
+    process where the disk is full.
+    """
+    memory = os.access(MEMORY, os.W_OK | os.X_OK)
     with _place() as place:
-        made = Path(tempfile.mkdtemp(dir=place))
+        made = Path(tempfile.mkdtemp(dir=MEMORY if memory else place, prefix=_prefix()))
         _lock(made)  # open until the process ends
     return made
 
@@ -39,10 +48,23 @@ def keep() -> Path:
 def sweep() -> int:
     """Remove directories whose owners are dead; return how many."""
     with _place() as place:
-        left = [path for path in place.iterdir() if path.is_dir() and not _is_owned(path)]
+        found = [*place.iterdir(), *MEMORY.glob(f"{_prefix()}*")]
+        left = [path for path in found if _is_our_directory(path) and not _is_owned(path)]
         for path in left:
             shutil.rmtree(path, ignore_errors=True)
     return len(left)
+
+
+def _prefix() -> str:
+    """What names in MEMORY begin with, where other homes have theirs."""
+    home = hashlib.sha256(os.fsencode(settings.LYRA_HOME)).hexdigest()
+    return f"lyra-{home[:16]}-"
+
+
+def _is_our_directory(path: Path) -> bool:
+    """Everybody may write to MEMORY."""
+    found = path.lstat()
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ WEB_CONCURRENCY, which gunicorn reads itself, is the number of processes (defaul
 
 import gc
 import os
+import shutil
 import sys
 from typing import Any
 
@@ -58,4 +59,9 @@ def on_starting(server: Any) -> None:
     if server.cfg.workers > 1:
         # Or /metrics would tell what one process counted, whichever is asked: they count in files
         # that are added up. prometheus_client looks for this variable when it is imported.
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(scratch.keep())
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(scratch.keep_in_memory())
+
+
+def on_exit(server: Any) -> None:
+    """In the master, when all others have ended; what a killed one leaves, the next one sweeps."""
+    shutil.rmtree(os.environ.get("PROMETHEUS_MULTIPROC_DIR", ""), ignore_errors=True)

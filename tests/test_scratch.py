@@ -23,6 +23,11 @@ with scratch.directory() as directory:
     input()
 """
 
+KEEP = """
+import django; django.setup()
+from adapters_app import scratch; print(scratch.keep_in_memory())
+"""
+
 
 @pytest.fixture(autouse=True)
 def place(settings, tmp_path: Path) -> Path:
@@ -65,7 +70,41 @@ def test_a_directory_ends_with_its_block(place: Path) -> None:
     assert list(place.iterdir()) == []
 
 
-def test_a_kept_directory_is_not_swept_while_its_process_lives(place: Path) -> None:
-    kept = scratch.keep()
+def test_a_kept_directory_is_in_memory_and_not_swept_while_its_process_lives(
+    settings, tmp_path: Path
+) -> None:
+    """In memory: a full disk would kill who has mapped a file there. Other homes leave it alone."""
+    kept = scratch.keep_in_memory()
+    assert kept.parent == scratch.MEMORY
+    assert kept.stat().st_mode & 0o777 == 0o700
     assert scratch.sweep() == 0
     assert kept.is_dir()
+    settings.LYRA_HOME = tmp_path / "other"
+    assert scratch.sweep() == 0
+    kept.rmdir()
+
+
+def test_what_a_killed_process_kept_in_memory_is_swept(place: Path) -> None:
+    keeper = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            KEEP,
+        ],
+        cwd=ROOT,
+        env=os.environ | {"LYRA_HOME": str(place.parent)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    left = Path(keeper.stdout.strip())
+    assert left.is_dir()
+    assert scratch.sweep() == 1
+    assert not left.exists()
+
+
+def test_the_disk_serves_where_there_is_no_such_memory(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scratch, "MEMORY", tmp_path / "nowhere")
+    assert scratch.keep_in_memory().parent == place
