@@ -12,6 +12,8 @@ from adapters_app.models import ServingProcess, TrainingRun
 
 # A probe goes through each queue every minute; after this long without a sign nobody is there.
 SILENT_AFTER = timedelta(minutes=4)
+# Clocks of hosts that keep time differ by less.
+CLOCKS_DIFFER = timedelta(minutes=1)
 # Web processes report every half a minute; one that misses this many seconds was killed.
 SERVER_SILENT_AFTER = timedelta(seconds=90)
 
@@ -29,13 +31,23 @@ def last_sign(cluster: str) -> datetime | None:
     """
     signs = [training.last_probe(cluster)]
     if cluster == settings.TRAINING_CLUSTER:
-        signs.append(TrainingRun.objects.aggregate(last=Max("heartbeat_at"))["last"])
-    return max((sign for sign in signs if sign), default=None)
+        beats = TrainingRun.objects.filter(heartbeat_at__lte=timezone.now() + CLOCKS_DIFFER)
+        signs.append(beats.aggregate(last=Max("heartbeat_at"))["last"])
+    known = [sign for sign in signs if sign]
+    return max(
+        (sign for sign in known if not is_from_future(sign)), default=max(known, default=None)
+    )
+
+
+def is_from_future(sign: datetime, now: datetime | None = None) -> bool:
+    """Whether a clock was ahead when it was given: then nobody can tell how long ago that was."""
+    return sign - (now or timezone.now()) > CLOCKS_DIFFER
 
 
 def is_silent(last: datetime | None, now: datetime | None = None) -> bool:
     """Whether whoever showed themselves `last` must be taken for gone by `now`."""
-    return last is None or (now or timezone.now()) - last > SILENT_AFTER
+    now = now or timezone.now()
+    return last is None or now - last > SILENT_AFTER or is_from_future(last, now)
 
 
 def silent_workers(now: datetime | None = None) -> list[str]:
@@ -53,7 +65,7 @@ def saw_server(name: str, *, base_name: str, base_fingerprint: str) -> None:
         name=name,
         defaults={"base_name": base_name, "base_fingerprint": base_fingerprint, "seen_at": now},
     )
-    ServingProcess.objects.filter(seen_at__lt=now - SERVER_SILENT_AFTER).delete()
+    ServingProcess.objects.exclude(seen_at__range=_recent(now)).delete()
 
 
 def server_ended(name: str) -> None:
@@ -63,5 +75,8 @@ def server_ended(name: str) -> None:
 
 def servers() -> "models.QuerySet[ServingProcess]":
     """Web processes that live, by name; each says which base it answers with."""
-    alive = ServingProcess.objects.filter(seen_at__gte=timezone.now() - SERVER_SILENT_AFTER)
-    return alive.order_by("name")
+    return ServingProcess.objects.filter(seen_at__range=_recent(timezone.now())).order_by("name")
+
+
+def _recent(now: datetime) -> tuple[datetime, datetime]:
+    return now - SERVER_SILENT_AFTER, now + CLOCKS_DIFFER

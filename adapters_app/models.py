@@ -3,6 +3,7 @@
 State changes live in `training` and `registry`.
 """
 
+from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
@@ -76,7 +77,10 @@ class TrainingRunQuerySet(models.QuerySet["TrainingRun"]):
 
     def expired(self) -> "TrainingRunQuerySet":
         """Running by our books, but whoever ran it stopped renewing its lease."""
-        return self.filter(status=TrainingRun.Status.RUNNING, lease_expires_at__lt=timezone.now())
+        now, lease = timezone.now(), timedelta(seconds=settings.LYRA_LEASE_S)
+        # No lease lasts this long: it was taken while a clock was ahead, which has been set back.
+        ended = Q(lease_expires_at__lt=now) | Q(lease_expires_at__gt=now + 2 * lease)
+        return self.filter(ended, status=TrainingRun.Status.RUNNING)
 
 
 class TrainingRun(models.Model):

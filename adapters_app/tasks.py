@@ -2,13 +2,16 @@
 
 import os
 import socket
+from datetime import timedelta
 from typing import Any
 
 from django.apps import apps as registered_apps
 from django.conf import settings
 from django.contrib.auth.models import User
+from django.contrib.sessions.backends.db import SessionStore
+from django.utils import timezone
 from django_q.conf import Conf
-from django_q.models import Schedule
+from django_q.models import Failure, Schedule
 from django_q.status import Stat
 
 from adapters_app import registry, supervise, training, triggers
@@ -22,7 +25,10 @@ SCHEDULES = {
     "settle runs whose worker disappeared": ("adapters_app.tasks.reconcile", 1),
     "start a training when the conditions hold": ("adapters_app.tasks.consider_training", 60),
     "let the candidate answer what is to be compared": ("adapters_app.tasks.compare_answers", 5),
+    "clear what has expired": ("adapters_app.tasks.clear_expired", 24 * 60),
 }
+
+KEEP_FAILURES = timedelta(days=30)
 
 
 def run(run_id: int) -> str:
@@ -74,6 +80,14 @@ def consider_training() -> str:
     return f"run {started.pk}"
 
 
+def clear_expired() -> str:
+    """Every day: remove sessions that have ended, and what the queue kept of tasks that failed."""
+    SessionStore.clear_expired()
+    old = Failure.objects.filter(stopped__lt=timezone.now() - KEEP_FAILURES)
+    failures, _ = old.delete()
+    return f"old failures removed {failures}"
+
+
 def make_schedules(*, apps: Any = registered_apps, **_: Any) -> None:
     """After migrate (which tells the apps as migrated) or flush: fill what must not be empty."""
     try:
@@ -83,7 +97,7 @@ def make_schedules(*, apps: Any = registered_apps, **_: Any) -> None:
         return
     Serving.objects.get_or_create(pk=1)
     for name, (function, minutes) in SCHEDULES.items():
-        Schedule.objects.update_or_create(
+        schedule, _created = Schedule.objects.update_or_create(
             name=name,
             defaults={
                 "func": function,
@@ -93,6 +107,10 @@ def make_schedules(*, apps: Any = registered_apps, **_: Any) -> None:
                 "cluster": None,
             },
         )
+        if schedule.next_run > timezone.now() + timedelta(minutes=minutes):
+            # A clock was ahead once, and has been set back: it would wait for that day.
+            schedule.next_run = timezone.now()
+            schedule.save(update_fields=["next_run"])
 
 
 def _cluster_stops() -> bool:

@@ -11,14 +11,17 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from django.conf import settings as current
 from django.contrib.auth.models import User
+from django.contrib.sessions.models import Session
+from django.core.management import call_command
 from django.db import connection
 from django.utils import timezone
-from django_q.models import OrmQ, Schedule
+from django_q.models import OrmQ, Schedule, Task
 
 from adapters_app import supervise, tasks, training
 from adapters_app.models import AdapterVersion, ShadowEvaluation, TrainingRun
@@ -217,9 +220,40 @@ def test_probes_come_back_from_the_cluster(cluster, db):
 
 def test_schedules_exist_after_migrate_and_call_real_functions():
     functions = set(Schedule.objects.values_list("func", flat=True))
-    expected = {"reconcile", "consider_training", "compare_answers"}
+    expected = {"reconcile", "consider_training", "compare_answers", "clear_expired"}
     assert functions == {f"adapters_app.tasks.{name}" for name in expected}
     assert all(callable(getattr(tasks, name)) for name in expected)
+
+
+def test_a_schedule_put_off_by_a_wrong_clock_runs_again_after_migrate():
+    """The clock was a year ahead when it ran last, and has been set back."""
+    late = Schedule.objects.get(func="adapters_app.tasks.reconcile")
+    usual = Schedule.objects.get(func="adapters_app.tasks.consider_training")
+    soon = timezone.now() + timedelta(minutes=30)
+    Schedule.objects.filter(pk=late.pk).update(next_run=timezone.now() + timedelta(days=365))
+    Schedule.objects.filter(pk=usual.pk).update(next_run=soon)
+    call_command("migrate", verbosity=0)
+    late.refresh_from_db()
+    usual.refresh_from_db()
+    assert late.next_run <= timezone.now()
+    assert usual.next_run == soon
+
+
+def test_what_has_expired_is_cleared_and_nothing_else():
+    now = timezone.now()
+    for days, success in ((-31, False), (-29, False), (-31, True)):
+        Task.objects.create(
+            id=f"{days}{success}",
+            func="f",
+            started=now,
+            stopped=now + timedelta(days),
+            success=success,
+        )
+    for key, days in (("ended", -1), ("lives", 1)):
+        Session.objects.create(session_key=key, expire_date=now + timedelta(days))
+    tasks.clear_expired()
+    assert set(Task.objects.values_list("pk", flat=True)) == {"-29False", "-31True"}
+    assert [session.pk for session in Session.objects.all()] == ["lives"]
 
 
 # --- sudden death ---------------------------------------------------------------------------------

@@ -521,6 +521,13 @@ def test_a_lease_that_holds_is_left_alone(queued):
     assert training.requeue_expired() == []
 
 
+def test_a_lease_taken_while_a_clock_was_ahead_does_not_last_until_then(queued):
+    claim(queued)
+    ahead = timezone.now() + timedelta(days=365)
+    TrainingRun.objects.filter(pk=queued.pk).update(lease_expires_at=ahead)
+    assert training.requeue_expired() == [queued.pk]
+
+
 def test_an_expired_run_that_was_to_be_cancelled_is_cancelled(queued, tina):
     claim(queued)
     training.cancel(queued, by=tina)
