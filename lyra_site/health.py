@@ -4,13 +4,15 @@
 /metrics need adapters_app.view_serving (trainer, releaser, curator; an administrator).
 """
 
+import logging
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from django.conf import settings
 from django.contrib.auth.decorators import login_not_required
-from django.contrib.auth.models import AnonymousUser
-from django.db import connection
+from django.db import DatabaseError, InterfaceError, connection
 from django.db.models import Count
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
@@ -29,15 +31,19 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from adapters_app import liveness, registry
+from adapters_app import liveness, registry, secret_key
 from adapters_app.api import AnyAccept
 from adapters_app.models import TrainingRun
+from corrections import schema
 from corrections.models import Correction
 from inference import engine
 from lyra_site import shared_cache
 from lyra_site.errors import DATABASE_AWAY
 
+logger = logging.getLogger(__name__)
+
 DETAILS = "adapters_app.view_serving"
+AHEAD = "The last heartbeat is dated in the future: a clock is wrong, or was set back since."
 OK, DEGRADED, UNAVAILABLE = "ok", "degraded", "unavailable"
 
 
@@ -54,22 +60,20 @@ class ReadyView(APIView):
     permission_classes = []
 
     def perform_authentication(self, request: Request) -> None:
-        """Open to strangers, so also to those whose token is wrong or has expired."""
-        try:
-            super().perform_authentication(request)
-        except AuthenticationFailed:
-            request.user = AnonymousUser()
+        """Who asks is asked only where the database can tell."""
 
     @extend_schema(exclude=True)
     def get(self, request: Request) -> Response:
-        checks = {"database": _database(), "model": _model(), "queue": _queue()}
+        checks = {"database": _database(), "disk": _disk()}
+        if checks["database"]["ok"]:
+            checks |= {"model": _model(), "queue": _queue(), "secret_key": _secret_key()}
         if not (checks["database"]["ok"] and checks["model"]["ok"]):
             status = UNAVAILABLE
         else:
-            whole = checks["queue"]["ok"] and "engine_fault" not in checks["model"]
-            status = OK if whole else DEGRADED
+            whole = all(check["ok"] for check in checks.values())
+            status = OK if whole and "engine_fault" not in checks["model"] else DEGRADED
         body: dict[str, Any] = {"status": status}
-        if checks["database"]["ok"] and request.user.has_perm(DETAILS):
+        if checks["database"]["ok"] and _may_see_details(request):
             body["checks"] = checks
         return Response(body, status=503 if status == UNAVAILABLE else 200)
 
@@ -84,13 +88,45 @@ class MetricsView(APIView):
         return HttpResponse(body, content_type=CONTENT_TYPE_LATEST)
 
 
+def _may_see_details(request: Request) -> bool:
+    """Open to strangers, so also to those whose token is wrong or has expired."""
+    try:
+        return request.user.has_perm(DETAILS)
+    except AuthenticationFailed:
+        return False
+
+
 def _database() -> dict[str, Any]:
     try:
         with connection.cursor() as cursor:
             cursor.execute("SELECT 1")
-    except DATABASE_AWAY as error:
-        return {"ok": False, "detail": str(error)}
+        registry.serving()
+    except (DatabaseError, InterfaceError) as error:  # away, damaged, or not migrated
+        detail = schema.RUN_MIGRATE if schema.is_behind() else str(error)
+        logger.error("not ready: %s", detail)
+        return {"ok": False, "detail": detail}
     return {"ok": True}
+
+
+def _disk() -> dict[str, Any]:
+    """Whether a training would find room; what is full loses data, and says so badly."""
+    free, least = _free_bytes() // 2**20, settings.LYRA_MIN_FREE_MIB
+    if free >= least:
+        return {"ok": True, "free_mib": free}
+    return {
+        "ok": False,
+        "free_mib": free,
+        "detail": f"The disk of LYRA_HOME has {free} MiB free; LYRA_MIN_FREE_MIB is {least}.",
+    }
+
+
+def _free_bytes() -> int:
+    return shutil.disk_usage(settings.LYRA_HOME).free
+
+
+def _secret_key() -> dict[str, Any]:
+    problem = secret_key.problem()
+    return {"ok": False, "detail": problem} if problem else {"ok": True}
 
 
 def _model() -> dict[str, Any]:
@@ -126,10 +162,11 @@ def _queue() -> dict[str, Any]:
 
 def _cluster(name: str) -> dict[str, Any]:
     seen = liveness.last_sign(name)
-    return {
+    state = {
         "ok": not liveness.is_silent(seen),
         "last_heartbeat": seen.isoformat() if seen else None,
     }
+    return state | ({"detail": AHEAD} if seen and liveness.is_from_future(seen) else {})
 
 
 def _process_registry() -> CollectorRegistry:
@@ -151,6 +188,9 @@ class _DatabaseGauges(Collector):
         serving = registry.serving()
         name = serving.version.name if serving.version else engine.BASE
         yield GaugeMetricFamily("lyra_serving_revision", "Serving revision", serving.revision)
+        yield GaugeMetricFamily(
+            "lyra_home_free_bytes", "Free space on the disk of LYRA_HOME", _free_bytes()
+        )
         yield _labelled("lyra_serving", "What serves", "adapter", {name: 1})
         yield _by_status("lyra_training_runs", "Training runs by status", TrainingRun)
         yield _by_status("lyra_corrections", "Corrections by status", Correction)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -139,6 +140,52 @@ def test_a_run_is_no_sign_of_the_other_worker(make_version, workers):
 def test_a_worker_is_silent_after_minutes_without_a_sign(workers, db, minutes, silent):
     now = timezone.now() + timedelta(minutes=minutes)
     assert liveness.silent_workers(now) == silent
+
+
+def test_a_sign_of_life_from_the_future_is_none(as_user, warm, workers):
+    """A clock was ahead when it was given: nobody can tell how long ago that was."""
+    cache.set("probe:lyra", timezone.now() + timedelta(hours=1), timeout=None)
+    cache.set("probe:training", timezone.now() + timedelta(seconds=20), timeout=None)
+    assert liveness.silent_workers() == ["lyra"]
+    found = queue(as_user)
+    assert found["training"]["ok"] is True
+    assert found["lyra"]["ok"] is False
+    assert "future" in found["lyra"]["detail"]
+
+
+def test_a_run_from_the_future_hides_no_sign_of_its_worker(make_version, workers):
+    run = make_version().run
+    run.heartbeat_at = timezone.now() + timedelta(days=365)
+    run.save()
+    assert liveness.silent_workers() == []
+
+
+def test_a_disk_that_fills_degrades_with_the_number(as_user, warm, workers, settings):
+    free = shutil.disk_usage(settings.LYRA_HOME).free
+    settings.LYRA_MIN_FREE_MIB = free // 2**20 + 1000
+    response = as_user("rita").get("/readyz")
+    assert (response.status_code, response.json()["status"]) == (200, "degraded")
+    assert "MiB free" in response.json()["checks"]["disk"]["detail"]
+    text = as_user("rita").get("/metrics").content.decode()
+    (told,) = re.findall(r"^lyra_home_free_bytes (\S+)$", text, re.MULTILINE)
+    assert float(told) == pytest.approx(free, rel=0.2)
+
+
+@pytest.mark.parametrize("content", [None, b"no database at all, but long enough" * 100])
+def test_an_unusable_database_is_not_ready_and_says_why(
+    home: Path, manage, tiny: str, content: bytes | None
+) -> None:
+    """Not migrated, or damaged: the probe is told 503, and the log why."""
+    if content:
+        (home / "lyra.sqlite3").write_bytes(content)
+    ask = (
+        "from django.test import Client; from inference import engine;"
+        "engine.warm_in_background(); engine._warming.join();"
+        "print(Client(HTTP_HOST='localhost').get('/readyz').status_code)"
+    )
+    said = manage("shell", "--no-imports", "-c", ask, LYRA_BASE_MODEL=tiny)
+    assert said.stdout.split()[-1] == "503", said.stderr
+    assert ("not a database" if content else "Run manage.py migrate") in said.stderr
 
 
 def queue(as_user):
