@@ -1,5 +1,6 @@
 """Who asks, and what they may do: tokens for programs (“Authorization: Token …”), accounts."""
 
+import logging
 from binascii import Error as NotHex
 from hmac import compare_digest
 from typing import Any
@@ -8,11 +9,14 @@ from django.contrib.auth.backends import ModelBackend
 from django.contrib.auth.models import AnonymousUser, User
 from django.db import connection
 from django.db.models import Model
+from django.http import HttpRequest
 from django.utils import timezone
 from knox.auth import TokenAuthentication
 from knox.crypto import hash_token
 from knox.settings import CONSTANTS
 from rest_framework.exceptions import AuthenticationFailed
+
+logger = logging.getLogger(__name__)
 
 # Every prediction asks these two, by hand: putting such a question together with the ORM costs
 # several times as much as the database's answer.
@@ -65,6 +69,17 @@ class Token(TokenAuthentication):
                     raise AuthenticationFailed("User inactive or deleted.")
                 return user, digest
         raise AuthenticationFailed("Invalid token.")
+
+
+def log_refused(credentials: dict[str, Any], request: HttpRequest | None = None, **_: Any) -> None:
+    """The signal that a name and a password were wrong; quoted, since a stranger chose them."""
+    meta = request.META if request else {}
+    logger.warning(
+        "sign-in refused: user name %.150r, from %s, forwarded for %.200r",
+        credentials.get("username"),
+        meta.get("REMOTE_ADDR"),
+        meta.get("HTTP_X_FORWARDED_FOR"),
+    )
 
 
 class Accounts(ModelBackend):

@@ -124,3 +124,13 @@ def test_who_may_change_accounts_makes_nobody_mightier_and_no_administrator_weak
     assert clerk.post(f"{theirs}change/", form).status_code == 403
     assert clerk.post(f"{theirs}delete/", {"post": "yes"}).status_code == 403
     assert User.objects.get(pk=cast["ada"].pk).username == "ada"
+
+
+def test_a_refused_sign_in_is_logged_on_one_line(client, cast, caplog):
+    client.post(
+        "/admin/login/", {"username": "rita\nroot", "password": "x"}, REMOTE_ADDR="192.0.2.7"
+    )
+    (line,) = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
+    assert "rita\\nroot" in line
+    assert "192.0.2.7" in line
+    assert "\n" not in line
