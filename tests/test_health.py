@@ -10,7 +10,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -256,8 +256,12 @@ def _two_processes(home: Path, base: str) -> Iterator[tuple[psutil.Process, int]
         assert len(list(islice(loaded, 2))) == 2, "it ended before both had loaded the model"
         yield master, port
     finally:
-        os.killpg(master.pid, signal.SIGKILL)
-        master.communicate()
+        master.terminate()  # in order: what it keeps in memory goes with it
+        try:
+            master.communicate(timeout=60)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(master.pid, signal.SIGKILL)
 
 
 def _get(port: int, path: str, *, token: str = "", body: dict | None = None) -> str:
