@@ -172,8 +172,11 @@ def nested(rows: Sequence[SnapshotRow], points: int, seed: int) -> list[set[int]
 
 def learnt(rows: Sequence[SnapshotRow], groups: set[int], config: TrainConfig) -> list[int]:
     """Verdicts that each sibling learns from."""
-    folds = [row.fold for row in rows if row.group_id in groups and row.trains(config)]
-    return [len(folds) - folds.count(fold) for fold in {row.fold for row in rows}]
+    part = [row for row in rows if row.group_id in groups and row.trains(config)]
+    return [
+        len(fitting.blind(part, [row for row in rows if row.fold == fold]))
+        for fold in {row.fold for row in rows}
+    ]
 
 
 def _check_asked(points: int, target: float | None) -> None:
@@ -196,7 +199,7 @@ def _check_data(
     if least < MIN_LEARNT:
         raise CannotTrain(
             f"At the smallest size a sibling would learn from {least} verdicts; it needs "
-            f"{MIN_LEARNT}. Ask for fewer sizes, or accept verdicts about more pages."
+            f"{MIN_LEARNT}. Ask for fewer sizes, or accept verdicts about more pages and claims."
         )
 
 

@@ -142,6 +142,7 @@ def calibrate(
     rows: Sequence[SnapshotRow],
     *,
     replaces: CalibrationEvaluation | None = None,
+    replaces_among: np.ndarray | None = None,
 ) -> tuple[Calibrator, NewCalibration]:
     """Fit and choose a calibrator on out-of-fold logits (n, 3) of the n rows of a snapshot.
 
@@ -149,7 +150,8 @@ def calibrate(
     label pay; otherwise, without such offsets, on all `representative` rows: how often which label
     is right only a sample tells. With fewer than 30 rows nothing is fitted: probabilities stay as
     they are; other methods need more, see `calibration.choose`. What it is worth is told
-    `cross_fitted`. `replaces` is the version's calibrator so far, measured on the same rows.
+    `cross_fitted`. `replaces` is the version's calibrator so far, fitted on those
+    `replaces_among` (n,) these rows; it is measured on the same rows in the same way.
     """
     sample, known = representative(rows), judged(rows)
     choice, fitted_rows = _choose(logits, known, METHODS), len(known.rows)
@@ -166,6 +168,11 @@ def calibrate(
     uncalibrated = Identity().predict_proba(own)
     calibrated = cross_fitted(choice.calibrator, logits, rows)[known.index]
     before, after = _figures(uncalibrated, known), _figures(calibrated, known)
+    replaced = {}
+    if replaces:
+        present = stored_calibrator(replaces)
+        so_far = cross_fitted(present, logits, rows, among=replaces_among)[known.index]
+        replaced = {name: _figures(so_far, known)[name] for name in ("brier", "ece", "log_loss")}
     fitted = NewCalibration(
         method=choice.calibrator.method,
         parameters=choice.calibrator.to_dict(),
@@ -174,7 +181,7 @@ def calibrate(
         candidates=choice.log_losses,
         not_tried=choice.not_tried,
         replaces=replaces,
-        replaced=_scores(stored_calibrator(replaces), own, known) if replaces else {},
+        replaced=replaced,
         reliability_before=_reliability(uncalibrated, known),
         reliability_after=_reliability(calibrated, known),
         **{f"{name}_before": value for name, value in before.items()},
@@ -217,11 +224,6 @@ def cross_fitted(
 def _choose(logits: np.ndarray, rows: Judged, methods: Sequence[type[Calibrator]]) -> Choice:
     own = logits[rows.index]
     return choose(own, rows.labels, rows.weights, rows.groups, methods=methods)
-
-
-def _scores(calibrator: Calibrator, logits: np.ndarray, rows: Judged) -> dict[str, float]:
-    figures = _figures(calibrator.predict_proba(logits), rows)
-    return {name: figures[name] for name in ("brier", "ece", "log_loss")}
 
 
 def _figures(probabilities: np.ndarray, rows: Judged) -> dict[str, Any]:
@@ -547,9 +549,10 @@ def _advice(
 ) -> list[str]:
     said = []
     if learnt:
+        verdicts = "1 verdict is" if learnt == 1 else f"{learnt} verdicts are"
         said.append(
-            f"{learnt} verdicts are left out: of the two models one has learnt from others on the "
-            "same claims."
+            f"{verdicts} left out: one of the models has learnt from other verdicts on the same "
+            "claim."
         )
     if identical:
         said.append("The candidate is identical to what serves: same artifact.")
@@ -576,10 +579,11 @@ def _luck(verdict: str, attempt: int) -> list[str]:
     if verdict != Verdict.BETTER or attempt == 1:
         return []
     each = metrics.WRONGLY_BETTER
+    of_all = f"at most {percent(attempt * each, 0)}" if attempt * each < 1 else "considerable"
     said = (
         f"This is comparison number {attempt} with what serves. An equal one is called better in "
-        f"up to {percent(each)} of comparisons, so one of {attempt} may be in up to "
-        f"{percent(min(1.0, attempt * each), 0)}: look whether later verdicts confirm it."
+        f"up to {percent(each)} of comparisons; the chance that at least one of {attempt} was, by "
+        f"luck, is {of_all}. Look whether later verdicts confirm it."
     )
     return [said]
 

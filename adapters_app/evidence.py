@@ -219,8 +219,8 @@ def needed(evaluation: ShadowEvaluation) -> str:
     effect = evaluation.figures.get("stated_effect", STATED_EFFECT)
     return (
         f"If {evaluation.candidate.name} really is {100 * effect:.0f} points better, about "
-        f"{evaluation.needed_pairs} more reviewed pairs, from other sources, would show it four "
-        "times in five."
+        f"{evaluation.needed_pairs} more reviewed pairs, from other sources and on other claims, "
+        "would show it four times in five."
     )
 
 

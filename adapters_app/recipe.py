@@ -43,6 +43,8 @@ from corrections.labels import LABELS
 
 T = TypeVar("T")
 GENERAL_ANSWERS_S = 90 * 24 * 3600  # answers to general pairs are kept so long
+# In a version's metrics: its siblings left out the claims that they judge, see `fitting.blind`.
+BLIND_TO_CLAIMS = "blind_to_claims"
 PACKAGES = ("torch", "transformers", "peft", "safetensors", "numpy")
 
 
@@ -211,7 +213,6 @@ def shadow_evaluate(work: Work, version: AdapterVersion) -> ShadowEvaluation:
     work.progress.stage("shadow", f"{version.name} against what serves, out of fold.")
     calibration = work.progress.outlast(lambda: registry.latest_calibration(version))
     candidate = _contestant_of(work, version, calibration)
-    released = _predictor_of(work, version, calibration)
     incumbent = _incumbent(work, base, serving.version, serving.calibration)
     measured = evaluation.measure(
         snapshot=work.snapshot,
@@ -224,7 +225,7 @@ def shadow_evaluate(work: Work, version: AdapterVersion) -> ShadowEvaluation:
         # Not the whole config: settings may have been renamed since this version was trained.
         seed=int(version.config.get("seed", TrainConfig().seed)),
         attempt=work.progress.outlast(lambda: registry.comparisons_with(serving)) + 1,
-        later=_later(work, version, released, serving, incumbent, candidate),
+        later=_later(work, version, calibration, serving, incumbent, candidate),
     )
     work.progress.stage("registering", f"Verdict: {measured.verdict}.")
     return work.progress.outlast(
@@ -255,7 +256,8 @@ def calibrate_again(
         )
     logits = _sibling_logits(base, version.sibling_digests, rows, on_batch)
     present = registry.present_calibration(version)
-    _, fitted = evaluation.calibrate(logits, rows, replaces=present)
+    among = _among(_fitted_on(version, present), rows)
+    _, fitted = evaluation.calibrate(logits, rows, replaces=present, replaces_among=among)
     fitted = replace(fitted, snapshot=snapshots.keep(snapshot, rows))
     return registry.record_calibration(version, fitted, by=by)
 
@@ -273,6 +275,7 @@ def _metrics(
             "base": base_figures,
             "epochs": fitted.epochs,
             "chosen_epoch": fitted.chosen_epoch,
+            BLIND_TO_CLAIMS: True,
             "confirmation_weight": reporting.confirmation_weight(learnt)
             if config.reporting_weights
             else 1.0,
@@ -317,33 +320,52 @@ def _contestant_of(
 ) -> Contestant:
     logits = _sibling_logits(work.base, version.sibling_digests, work.rows, work.progress.tick)
     calibrator = evaluation.stored_calibrator(calibration)
-    learnt = snapshots.load(version.snapshot)
-    fitted_on = learnt
-    if calibration is not None and calibration.snapshot is not None:
-        fitted_on = snapshots.load(calibration.snapshot)
-    ids = {row.correction_id for row in fitted_on}
     return Contestant(
         logits=logits,
         general_logits=_general_logits(work, version.artifact_digest),
         calibrator=calibrator,
         digest=version.artifact_digest,
-        unseen=_unseen(learnt, work.rows),
+        unseen=_unseen(
+            snapshots.load(version.snapshot),
+            work.rows,
+            by_claim=version.metrics.get(BLIND_TO_CLAIMS, False),
+        ),
         crossed=evaluation.cross_fitted(
             calibrator,
             logits,
             work.rows,
-            among=np.array([row.correction_id in ids for row in work.rows], dtype=bool),
+            among=_among(_fitted_on(version, calibration), work.rows),
         ),
     )
 
 
-def _unseen(learnt: Sequence[SnapshotRow], rows: Sequence[SnapshotRow]) -> np.ndarray:
+def _fitted_on(
+    version: AdapterVersion, calibration: CalibrationEvaluation | None
+) -> list[SnapshotRow]:
+    """Rows that a version's calibrator was fitted on; its first one, on those it learnt from."""
+    named = calibration.snapshot if calibration is not None else None
+    return snapshots.load(named or version.snapshot)
+
+
+def _among(some: Sequence[SnapshotRow], rows: Sequence[SnapshotRow]) -> np.ndarray:
+    """(rows,) whether a row is one of `some`."""
+    ids = {row.correction_id for row in some}
+    return np.array([row.correction_id in ids for row in rows], dtype=bool)
+
+
+def _unseen(
+    learnt: Sequence[SnapshotRow], rows: Sequence[SnapshotRow], *, by_claim: bool
+) -> np.ndarray:
     """(rows,) whether the sibling that judges a row, of those that learnt from `learnt`, has learnt
-    nothing about its claim. Of pages it never does: their folds are for ever."""
-    known = {
-        fold: {row.claim for row in blind(learnt, [row for row in learnt if row.fold == fold])}
-        for fold in {row.fold for row in rows}
-    }
+    nothing about its claim. Of pages it never does: their folds are for ever.
+
+    `by_claim`: they left out the claims of their folds, as all did but the first versions.
+    """
+    known = {}
+    for fold in {row.fold for row in rows}:
+        others = [row for row in learnt if row.fold != fold]
+        held = [row for row in learnt if row.fold == fold]
+        known[fold] = {row.claim for row in (blind(learnt, held) if by_claim else others)}
     return np.array([row.claim not in known[row.fold] for row in rows], dtype=bool)
 
 
@@ -381,15 +403,15 @@ def _general_logits(work: Work, digest: str) -> np.ndarray:
 def _later(
     work: Work,
     version: AdapterVersion,
-    released: Predictor,
+    calibration: CalibrationEvaluation | None,
     serving: Serving,
     incumbent: Contestant,
     candidate: Contestant,
 ) -> dict[str, Any]:
     """The released artifact's own figures on pairs its snapshot did not hold.
 
-    With a bet on its gain over what serves, on pages and claims that neither of the two learnt
-    from.
+    With a bet on its gain over what serves, on pages and claims that neither of the two, nor the
+    calibrator of either, learnt from.
     """
     trained_on = snapshots.load(version.snapshot)
     pairs = {row.pair_digest for row in trained_on}
@@ -397,11 +419,13 @@ def _later(
     rows = _chosen(work.rows, ~known)
     if not rows:
         return {"n": 0}
+    released = _predictor_of(work, version, calibration)
     probabilities = released.probabilities([row.pair for row in rows])
-    unseen = _new_to(trained_on, rows)
+    unseen = _new_to(trained_on, rows) & _new_to(_fitted_on(version, calibration), rows)
     fresh = unseen
     if serving.version is not None:
         fresh = unseen & _new_to(snapshots.load(serving.version.snapshot), rows)
+        fresh &= _new_to(_fitted_on(serving.version, serving.calibration), rows)
     news = _chosen(rows, fresh)
     served = _predictor_of(work, serving.version, serving.calibration)
     return evaluation.figures_on(probabilities, rows) | {

@@ -423,8 +423,8 @@ def calibrates_worse(
 ) -> list[str]:
     """What speaks against a newer calibrator, in words with both numbers.
 
-    Both are judged on the pairs the newer one was fitted on, which favours it a little: what is
-    found is a real loss. Figures of each on pairs of its own would compare the pairs.
+    Both are judged on the same pairs, each pair by one that was not fitted on its fold. Figures of
+    each on pairs of its own would compare the pairs.
     """
     figures = replaced_figures(newer, present)
     if figures is None:

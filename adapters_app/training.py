@@ -128,10 +128,12 @@ def request(
         base_name=base_label(),
         requested_by=by,
     )
+    # Before the lock, which promotions wait for.
+    now = snapshots.select() if TrainingRun.objects.active().exists() else None
     with transaction.atomic():
         # One request at a time: of two that are the same the second sees the first.
         Serving.objects.select_for_update().get(pk=1)
-        _refuse_twice(run)
+        _refuse_twice(run, now)
         run.save()
         if enqueue:
             ring(run.pk)
@@ -165,8 +167,11 @@ def check_data(counts: snapshots.Selection, config: TrainConfig) -> None:
         )
 
 
-def _refuse_twice(asked: TrainingRun) -> None:
-    """Refuse a request that a run which is not over answers already, as when it is sent again."""
+def _refuse_twice(asked: TrainingRun, now: snapshots.Selection | None) -> None:
+    """Refuse a request that a run which is not over answers already, as when it is sent again.
+
+    `now` are the verdicts of now; None if no run was active when they were to be looked at.
+    """
     active = (
         TrainingRun.objects.active()
         .select_related("snapshot")
@@ -180,23 +185,23 @@ def _refuse_twice(asked: TrainingRun) -> None:
         )
     )
     for run in active.order_by("pk"):
-        if run.config == asked.config and not _outdated(run):
+        if run.config == asked.config and not _outdated(run, now):
             raise TrainingRefused(
                 f"Run {run.pk} is {run.get_status_display()} and does the same, on the same "
                 "verdicts: follow that one, or cancel it first."
             )
 
 
-def _outdated(run: TrainingRun) -> bool:
+def _outdated(run: TrainingRun, now: snapshots.Selection | None) -> bool:
     """Whether the same run, begun now, would find other verdicts or another version that serves.
 
     Verdicts enter the selection as rows that are new to it, or as what others leave out no more.
     """
-    if run.status == Status.QUEUED or run.snapshot is None:
+    if run.status == Status.QUEUED or run.snapshot is None or now is None:
         return False
-    selection, frozen = snapshots.select(), run.snapshot
+    frozen = run.snapshot
     return (
-        (len(selection.ids), selection.left_out) != (frozen.rows, frozen.left_out)
+        (len(now.ids), now.left_out) != (frozen.rows, frozen.left_out)
         or Correction.objects.accepted().filter(updated_at__gt=run.started_at).exists()
         or Promotion.objects.filter(at__gt=run.started_at).exists()
     )

@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from adapters_app.fitting import blind
 from adapters_app.nli.base_model import Base
 from adapters_app.nli.embedding import SentenceEncoder
 from adapters_app.nli.encoding import Pair
@@ -30,12 +31,13 @@ class Probe:
         self._features = features
 
     def out_of_fold(self, rows: Sequence[SnapshotRow], groups: set[int]) -> np.ndarray:
-        """(rows, 3): each by a probe that learnt from `groups` outside the row's fold."""
+        """(rows, 3): each by a probe that learnt from `groups`, blind to the row's fold."""
         probabilities = np.empty((len(rows), len(LABELS)))
         folds = np.array([row.fold for row in rows])
         for fold in np.unique(folds):
-            seen = [row for row in rows if row.group_id in groups and row.fold != fold]
             held = np.flatnonzero(folds == fold).tolist()
+            part = [row for row in rows if row.group_id in groups]
+            seen = blind(part, [rows[i] for i in held])
             probabilities[held] = self.learnt(seen, [rows[i].pair for i in held])
         return probabilities
 

@@ -162,6 +162,7 @@ def promote(version: AdapterVersion) -> None:
         candidate=version,
         run=version.run,
         incumbent=serving.version,
+        incumbent_calibration=serving.calibration,
         candidate_calibration=version.calibrations.get(),
         snapshot=version.snapshot,
         rows_fingerprint="",

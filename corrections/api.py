@@ -17,7 +17,12 @@ from drf_spectacular.utils import (
 )
 from rest_framework import mixins, status
 from rest_framework.decorators import action
-from rest_framework.exceptions import APIException, NotAuthenticated, PermissionDenied
+from rest_framework.exceptions import (
+    APIException,
+    NotAuthenticated,
+    PermissionDenied,
+    ValidationError,
+)
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.routers import SimpleRouter
@@ -178,9 +183,12 @@ class CorrectionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Generi
         correction, values = self.get_object(), dict(sent.validated_data)
         correction.revision = values.pop("revision")  # as it was seen
         try:
-            intake.edit_correction(correction, by=_user(request), **values)
+            edited = intake.edit_correction(correction, by=_user(request), **values)
         except intake.ReviewRefused as error:
             raise Conflict(str(error)) from error
+        if values["note"] and not edited:
+            said = "Nothing would change; a note goes with a change, or with a review."
+            raise ValidationError({"note": [said]})
         return Response(self.get_serializer(self.get_object()).data)
 
     @extend_schema(

@@ -178,7 +178,7 @@ def review(
     with transaction.atomic():
         folds.lock_folds()
         found = _rows_to_review(correction_ids, status)
-        _refuse_review(found, status, seen or {})
+        _refuse_review(found, status, seen or {}, by)
         rows = [row for row in found if row.status != status]
         noted = [row for row in found if row.status == status and note not in ("", row.review_note)]
         for chunk in folds.chunks(rows, folds.IN_CHUNK):
@@ -230,7 +230,7 @@ def edit_and_review(
         if changes:
             folds.lock_folds()
             # Before the edit, which puts a changed label back to pending, whatever it was.
-            _refuse_review(Correction.objects.filter(pk=correction.pk), status, seen)
+            _refuse_review(Correction.objects.filter(pk=correction.pk), status, seen, by)
             edited = edit_correction(correction, by=by, note=note, **changes)
             seen = {}
         review([correction.pk], by=by, status=status, note=note, seen=seen)
@@ -521,14 +521,21 @@ def _plans(drafts: Sequence[Draft]) -> list[_Plan]:
     return [_plan(draft, stored.get(draft.external_id)) for draft in drafts]
 
 
+def _refuse_revision(plan: _Plan) -> None:
+    """Where nothing would change nothing is lost: the same may be sent again, as by a client that
+    never got the answer."""
+    revision = plan.stored.revision if plan.stored else 0
+    expected = plan.draft.expected_revision
+    if expected in (None, revision) or plan.kind == "unchanged":
+        return
+    now = f"is at revision {revision}" if plan.stored else "is not on record"
+    raise RevisionRefused(
+        f"external_id {plan.draft.external_id} {now}, but expected_revision is {expected}: look at "
+        "it again."
+    )
+
+
 def _plan(draft: Draft, stored: Correction | None) -> _Plan:
-    revision = stored.revision if stored else 0
-    if draft.expected_revision not in (None, revision):
-        now = f"is at revision {revision}" if stored else "is not on record"
-        raise RevisionRefused(
-            f"external_id {draft.external_id} {now}, but expected_revision is "
-            f"{draft.expected_revision}: look at it again."
-        )
     if stored and draft.predicted_now and draft.is_about(stored):
         # Another import of the same rows predicted them first; floats differ with the batch.
         draft = replace(draft, prediction=_prediction_of(stored))
@@ -537,6 +544,7 @@ def _plan(draft: Draft, stored: Correction | None) -> _Plan:
     plan = _Plan(draft, stored, changes, folds.pair_digest(draft.premise, draft.hypothesis))
     if stored and stored.source_digest == draft.source_digest and not _chosen_anew(plan):
         plan.edited, plan.changes = bool(changes), {}
+    _refuse_revision(plan)
     if stored and not plan.changes.keys().isdisjoint(OF_A_DRAW):
         _refuse_redrawing(stored, plan.changes)
     return plan
@@ -716,13 +724,17 @@ def _rows_to_review(correction_ids: Iterable[int], status: str) -> list[Correcti
     rows: list[Correction] = []
     for chunk in folds.chunks(dict.fromkeys(correction_ids), folds.IN_CHUNK):
         found = Correction.objects.filter(pk__in=chunk)
-        rows += found.only("pk", "status", "quarantine", "revision", "review_note")
+        rows += found.only("pk", "status", "quarantine", "revision", "review_note", "reviewer_id")
     return rows
 
 
-def _refuse_review(rows: Iterable[Correction], status: str, seen: Mapping[int, Seen]) -> None:
+def _refuse_review(
+    rows: Iterable[Correction], status: str, seen: Mapping[int, Seen], by: User
+) -> None:
     for row in rows:
         saw = seen.get(row.pk, Seen())
+        if row.status == status and row.reviewer_id == by.pk:
+            saw = replace(saw, status=None)  # sent again by a client that never got the answer
         if saw.revision not in (None, row.revision):
             raise ReviewRefused(f"Row {row.pk} has changed since you saw it: look at it again.")
         if saw.status not in (None, row.status):

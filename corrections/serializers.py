@@ -147,7 +147,11 @@ class CorrectionFilterSerializer(serializers.Serializer[Any]):
     domain = serializers.CharField(max_length=SHORT_TEXTS["domain"], required=False)
     page_id = serializers.CharField(max_length=SHORT_TEXTS["page_id"], required=False)
     annotator = serializers.CharField(max_length=SHORT_TEXTS["annotator"], required=False)
-    external_id = serializers.CharField(max_length=SHORT_TEXTS["external_id"], required=False)
+    external_id = serializers.CharField(
+        max_length=SHORT_TEXTS["external_id"],
+        trim_whitespace=False,  # it is stored as it came
+        required=False,
+    )
     updated_after = serializers.DateTimeField(
         required=False,
         help_text="Sent, reviewed or changed in any other way after this time (`updated_at`). To "

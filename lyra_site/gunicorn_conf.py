@@ -59,9 +59,11 @@ def on_starting(server: Any) -> None:
     if server.cfg.workers > 1:
         # Or /metrics would tell what one process counted, whichever is asked: they count in files
         # that are added up. prometheus_client looks for this variable when it is imported.
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(scratch.keep_in_memory())
+        server.counted_in = scratch.keep_in_memory()
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(server.counted_in)
 
 
 def on_exit(server: Any) -> None:
     """In the master, when all others have ended; what a killed one leaves, the next one sweeps."""
-    shutil.rmtree(os.environ.get("PROMETHEUS_MULTIPROC_DIR", ""), ignore_errors=True)
+    if counted_in := getattr(server, "counted_in", None):
+        shutil.rmtree(counted_in, ignore_errors=True)

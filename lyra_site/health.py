@@ -33,7 +33,7 @@ from rest_framework.views import APIView
 
 from adapters_app import liveness, registry, secret_key
 from adapters_app.api import AnyAccept
-from adapters_app.models import TrainingRun
+from adapters_app.models import Serving, TrainingRun
 from corrections import schema
 from corrections.models import Correction
 from inference import engine
@@ -101,7 +101,8 @@ def _database() -> dict[str, Any]:
         with connection.cursor() as cursor:
             cursor.execute("SELECT 1")
         registry.serving()
-    except (DatabaseError, InterfaceError) as error:  # away, damaged, or not migrated
+    except (DatabaseError, InterfaceError, Serving.DoesNotExist) as error:
+        # Away, damaged, or not migrated.
         detail = schema.RUN_MIGRATE if schema.is_behind() else str(error)
         logger.error("not ready: %s", detail)
         return {"ok": False, "detail": detail}

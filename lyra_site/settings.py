@@ -52,7 +52,7 @@ def _number(var: str, text: str, kind: type[int] | type[float]) -> int | float:
         value = kind(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         form = "a whole number, such as 8" if kind is int else "a number, such as 0.02"
         raise ImproperlyConfigured(f"{var}={text!r} is not {form}.")
     return value

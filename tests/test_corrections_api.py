@@ -287,6 +287,8 @@ def test_a_curator_edits_what_they_saw(caller: User, curator: User) -> None:
     assert (body["reason"], body["domain"], body["page_id"]) == ("dose", "medicine", "p1")
     assert (body["events"][-1]["action"], body["events"][-1]["note"]) == ("edited", note)
     assert (stale.status_code, "changed since" in stale.json()["detail"]) == (409, True)
+    kept = as_(curator).patch(url, {"revision": 3, "correct_label": "refutes", "note": note})
+    assert (kept.status_code, "Nothing would change" in str(kept.json()["note"])) == (400, True)
     row.refresh_from_db()
     assert (row.revision, row.annotator) == (3, "carla")
 
@@ -342,6 +344,10 @@ def test_a_review_of_what_a_colleague_reviewed_meanwhile_is_409(
         assert f"Row {row.pk} was accepted by ada on 20" in refused.json()["detail"]
     assert "changed since" in outdated.json()["detail"]
     assert (aware.status_code, unsaid.status_code) == (200, 200)
+    # Sent again by who never got the answer: nothing to refuse, nothing to do.
+    again = seen | {"status": "rejected"}
+    assert [as_(curator).post(url, again).status_code for _ in range(2)] == [200, 200]
+    assert row.events.filter(action="rejected").count() == 2
     assert as_(curator).post(url, {"status": "accepted", "seen_status": "x"}).status_code == 400
 
 
@@ -375,11 +381,13 @@ def test_who_revises_another_revision_than_they_saw_is_409(caller: User) -> None
 
     early = as_(caller).post(URL, mine | {"expected_revision": 1})
     first = as_(caller).post(URL, mine | {"expected_revision": 0})
-    twice = as_(caller).post(URL, mine | {"expected_revision": 0})
+    twice = as_(caller).post(URL, mine | {"expected_revision": 0})  # the answer was lost
+    other = as_(caller).post(URL, mine | {"expected_revision": 0, "reason": "Mine."})
     revised = as_(caller).post(URL, mine | {"expected_revision": 1, "reason": "Misread."})
     late = as_(caller).post(URL, mine | {"expected_revision": 1, "reason": "Else."})
 
-    assert (early.status_code, first.status_code, twice.status_code) == (409, 201, 409)
+    assert (early.status_code, first.status_code, twice.status_code) == (409, 201, 200)
+    assert (twice.json()["revision"], other.status_code) == (1, 409)
     assert "external_id mine is not on record" in early.json()["detail"]
     assert (revised.status_code, late.status_code) == (200, 409)
     assert "external_id mine is at revision 2" in late.json()["detail"]

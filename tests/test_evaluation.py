@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from adapters_app import evaluation
+from adapters_app.models import CalibrationEvaluation
 from adapters_app.nli import guard
 from adapters_app.nli.betting import bet_on_gain
 from adapters_app.nli.calibration import (
@@ -80,7 +81,9 @@ def test_rows_that_one_of_two_models_has_learnt_about_are_left_out_of_their_comp
         seed=0,
     )
     assert found.rows == 20
-    assert "20 verdicts are left out: of the two models one has learnt" in " ".join(found.advice)
+    assert "20 verdicts are left out: one of the models has learnt from other verdicts" in " ".join(
+        found.advice
+    )
 
 
 def test_lost_and_gained_answers_are_read_by_turns() -> None:
@@ -95,7 +98,8 @@ def test_the_luck_of_many_attempts_is_told() -> None:
     assert evaluation._luck("better", 1) == evaluation._luck("inconclusive", 7) == []
     [said] = evaluation._luck("better", 4)
     assert "comparison number 4" in said
-    assert "one of 4 may be in up to 10 %" in said
+    assert "at least one of 4 was, by luck, is at most 10 %" in said
+    assert "by luck, is considerable" in evaluation._luck("better", 50)[0]
 
 
 def test_live_answers_alone_keep_their_estimate() -> None:
@@ -166,6 +170,21 @@ def test_a_calibrator_is_worth_what_it_is_on_rows_that_it_was_not_fitted_on() ->
         unseen.append((crossed.argmax(1) == columns).mean())
     assert np.mean(seen) > 1 / 3 + 0.02
     assert np.mean(unseen) == pytest.approx(1 / 3, abs=0.015)
+
+
+@pytest.mark.django_db
+def test_a_calibrator_fitted_anew_on_the_same_rows_is_as_good_as_the_one_before() -> None:
+    """Both are judged by fits without the row's fold; the old one as it stands looked better."""
+    draw = np.random.default_rng(1)
+    rows = [row(n, "complete", 1.0, right=draw.random() < 0.6) for n in range(400)]
+    rows = [replace(each, label=LABELS[n % 7 % 3].value) for n, each in enumerate(rows)]
+    logits = draw.normal(size=(400, 3)) + 2 * np.eye(3)[evaluation.label_columns(rows)]
+    first, told = evaluation.calibrate(logits, rows)
+    stored = CalibrationEvaluation(method=first.method, parameters=first.to_dict())
+    _, second = evaluation.calibrate(logits, rows, replaces=stored)
+    assert first.method != "none"
+    assert second.replaced["log_loss"] == pytest.approx(told.log_loss_after, abs=1e-12)
+    assert second.log_loss_after <= second.replaced["log_loss"]
 
 
 def test_rows_that_a_calibrator_never_saw_are_answered_by_itself() -> None:

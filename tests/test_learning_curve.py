@@ -1,5 +1,7 @@
 """How much more? The projection on curves whose end is known, and the command on a tiny base."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from django.core.management import call_command
@@ -100,6 +102,17 @@ def test_what_is_said_is_no_more_than_is_known():
 @pytest.mark.parametrize(("value", "target"), [(0.52, 0.55), (0.54, 0.6), (0.53, 0.55), (0.99, 1)])
 def test_without_a_target_the_next_step_is_asked_about(value, target):
     assert curves.next_step(value) == target
+
+
+@pytest.mark.django_db
+def test_sizes_count_what_siblings_learn_from():
+    """Of three pages about each claim, one on each fold, a sibling may learn nothing."""
+    accept(27, pages=9, folds=3)
+    rows = snapshots.load(snapshots.freeze())
+    groups = {row.group_id for row in rows}
+    assert curves.learnt(rows, groups, TrainConfig()) == [18, 18, 18]
+    alike = [replace(row, hypothesis=f"claim {n // 9}") for n, row in enumerate(rows)]
+    assert curves.learnt(alike, groups, TrainConfig()) == [0, 0, 0]
 
 
 # --- The command ----------------------------------------------------------------------------------

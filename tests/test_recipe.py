@@ -235,7 +235,13 @@ def test_rows_about_claims_that_a_version_has_learnt_are_not_its_to_be_judged_on
         replace(learnt[1], correction_id=101, group_id=101, fold=1),  # sibling 1 did not
         replace(row(102, LABELS[0]), fold=1, hypothesis="new"),
     ]
-    assert recipe._unseen(learnt, [*learnt, *news]).tolist() == [True] * 10 + [False, True, True]
+    rows = [*learnt, *news]
+    unseen = recipe._unseen(learnt, rows, by_claim=True)
+    assert unseen.tolist() == [True] * 10 + [False, True, True]
+    # Siblings of before left out no claims: here that of `learnt[1]`, which is on another fold too.
+    twice = [*learnt, replace(learnt[1], correction_id=50, group_id=50, fold=2)]
+    assert recipe._unseen(twice, rows, by_claim=True)[1]
+    assert not recipe._unseen(twice, rows, by_claim=False)[1]
 
 
 def test_verdicts_taken_back_after_the_request_are_noticed(tina):
