@@ -43,6 +43,10 @@ NO_KNOWN_ROWS = (
     "No row has a known sampling probability, so nothing can be said about accuracy: what people "
     "choose to report is biased. Review drawn samples, or import a complete set."
 )
+ALL_CLAIMS_LEARNT = (
+    "One of the models has learnt about every claim that was judged, so nothing can be said about "
+    "accuracy. Review verdicts about other claims."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,6 +276,7 @@ def measure(
     `attempt`: how many comparisons with what serves there are, this one included. `later` (figures
     of the released adapter) goes with the evidence as it is.
     """
+    known = len(judged(rows).rows)
     against = judged(rows, among=_unseen_by(candidate, incumbent, len(rows)))
     guard = compare_on_guard(candidate, incumbent, base, guard_set) | {
         "unlabelled": flips_against_base(
@@ -279,7 +284,8 @@ def measure(
         )
     }
     if not against.rows:
-        return _unmeasurable(snapshot, served, guard, later)
+        reason = ALL_CLAIMS_LEARNT if known else NO_KNOWN_ROWS
+        return _unmeasurable(snapshot, served, guard, later, reason)
     domain = _compare(incumbent, candidate, against, seed)
     to_base = _compare(base, candidate, against, seed)
     verdict = _verdict(domain, guard, identical=candidate.digest == incumbent.digest)
@@ -316,7 +322,7 @@ def measure(
             to_base,
             guard,
             identical=candidate.digest == incumbent.digest,
-            learnt=len(judged(rows).rows) - len(against.rows),
+            learnt=known - len(against.rows),
         )
         + _luck(verdict, attempt),
     )
@@ -593,6 +599,7 @@ def _unmeasurable(
     served: tuple[AdapterVersion | None, CalibrationEvaluation | None],
     guard: dict[str, Any],
     later: dict[str, Any] | None,
+    reason: str,
 ) -> NewEvaluation:
     return NewEvaluation(
         incumbent=served[0],
@@ -609,5 +616,5 @@ def _unmeasurable(
         flips=[],
         guard=guard,
         later=later or {},
-        advice=[NO_KNOWN_ROWS],
+        advice=[reason],
     )

@@ -86,6 +86,36 @@ def test_rows_that_one_of_two_models_has_learnt_about_are_left_out_of_their_comp
     )
 
 
+def test_where_every_claim_was_learnt_that_is_said() -> None:
+    """… not that probabilities are unknown: these are known."""
+    rows = [row(n, "complete", 1.0) for n in range(20)]
+    general = np.zeros((len(guard.unlabelled()), 3), dtype=np.float32)
+    model = evaluation.Contestant(np.zeros((20, 3), dtype=np.float32), general, Identity())
+    found = evaluation.measure(
+        snapshot=None,
+        rows=rows,
+        candidate=replace(model, digest="b", unseen=np.zeros(20, dtype=bool)),
+        incumbent=model,
+        base=model,
+        served=(None, None),
+        guard_set=guard.load(),
+        seed=0,
+    )
+    assert (found.rows, found.verdict) == (0, "inconclusive")
+    assert found.advice == [evaluation.ALL_CLAIMS_LEARNT]
+
+
+def test_the_most_disagreements_on_a_page_are_those_of_known_rows() -> None:
+    """Page 7 has three, page 8 four, of which two are of rows that do not count."""
+    rows = [replace(row(n, "complete", 1.0), group_id=7 if n < 5 else 8) for n in range(10)]
+    one, other = np.zeros((10, 3)), np.zeros((10, 3))
+    other[[0, 1, 2, 5, 6, 8, 9], 1] = 1
+    models = [evaluation.Contestant(logits, logits, Identity()) for logits in (one, other)]
+    assert evaluation.most_disagreements(*models, rows, np.arange(10) < 8) == 3
+    assert evaluation.most_disagreements(*models, rows, np.ones(10, dtype=bool)) == 4
+    assert evaluation.most_disagreements(models[0], models[0], rows, np.arange(10) < 8) == 1
+
+
 def test_lost_and_gained_answers_are_read_by_turns() -> None:
     """0 to 5 are lost, 6 and 7 gained, 8 and 9 wrong either way, 10 unchanged."""
     lost, gained = np.arange(11) < 6, (np.arange(11) >= 6) & (np.arange(11) < 8)

@@ -171,10 +171,14 @@ def test_an_existing_version_is_measured_against_what_serves_now(carry_out, tina
     assert (bet["pages"], bet["rows"], bet["confirmed"]) == (4, 24, False)
     assert not AdapterVersion.objects.filter(run=run).exists()
     # And a candidate is judged against the siblings of what serves, not against the base.
+    # Rows that its calibrator was fitted on are no news to it, although its snapshot lacks them.
+    recipe.calibrate_again(second, by=tina)
+    later = evidence_of(carry_out(version=second)).later
+    assert (later["n"], later["new_pages"], later["confirmation"]["rows"]) == (30, {"n": 0}, 0)
     monkeypatch.setattr(evaluation, "_verdict", lambda *_, **__: "better")
     third = evidence_of(carry_out(seed=8))
     assert third.incumbent == first
-    assert "comparison number 2 with what serves" in " ".join(third.advice)
+    assert "comparison number 3 with what serves" in " ".join(third.advice)
 
 
 def test_without_known_probabilities_nothing_is_claimed(carry_out):
