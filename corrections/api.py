@@ -5,7 +5,7 @@ in `detail`.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from django.contrib.auth.models import User
 from django.db.models import QuerySet
@@ -31,7 +31,7 @@ from rest_framework.viewsets import GenericViewSet
 
 from corrections import audits, intake
 from corrections.intake import Seen
-from corrections.models import AuditSample, Correction, CorrectionEvent
+from corrections.models import AuditSample, Correction, CorrectionEvent, CorrectionQuerySet
 from corrections.serializers import (
     AuditAnswerSerializer,
     AuditFilterSerializer,
@@ -66,21 +66,36 @@ DECIDED = refusal(
 )
 
 
+VIEW, ADD = "corrections.view_correction", "corrections.add_correction"
+OWN_ONLY = (
+    "Curators read all. Callers read what they sent themselves, whoever has revised or reviewed it "
+    "since: `status` says what became of it, `review_note` why, where the reviewer said so."
+)
+
+
 @extend_schema_view(
     list=extend_schema(
-        parameters=[CorrectionFilterSerializer], summary="Corrections, newest first."
+        parameters=[CorrectionFilterSerializer],
+        summary="Corrections, newest first.",
+        description=f"{OWN_ONLY} To learn of what was decided since you last asked, give "
+        "`updated_after`.",
     ),
-    retrieve=extend_schema(summary="One correction, with its history."),
+    retrieve=extend_schema(summary="One correction, with its history.", description=OWN_ONLY),
 )
 class CorrectionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericViewSet[Any]):
     queryset = Correction.objects.select_related("group", "reviewer")
     filters = CorrectionFilterSerializer
     lookup_value_regex = "[0-9]{1,18}"
     required_permission = {
-        "GET": "corrections.view_correction",
-        "POST": "corrections.add_correction",
+        "GET": (VIEW, ADD),
+        "POST": ADD,
         "PATCH": "corrections.change_correction",
     }
+
+    def get_queryset(self) -> QuerySet[Correction]:
+        found = cast(CorrectionQuerySet, super().get_queryset())
+        reads_all = self.action not in {"list", "retrieve"} or self.request.user.has_perm(VIEW)
+        return found if reads_all else found.sent_by(_user(self.request))
 
     def get_serializer_class(self) -> type[BaseSerializer[Any]]:
         return CorrectionSerializer if self.action == "list" else CorrectionWithHistorySerializer

@@ -59,7 +59,7 @@ class EditCorrectionForm(forms.ModelForm):
         required=False,
         max_length=MAX_NOTE,
         widget=forms.TextInput(attrs={"class": "vTextField"}),
-        help_text="Why; it is kept in the history.",
+        help_text="Why; it is kept in the history, which whoever sent the row may read.",
     )
 
     class Meta:

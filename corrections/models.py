@@ -5,6 +5,7 @@ live answers drawn for audit in `audits`.
 """
 
 from django.conf import settings
+from django.contrib.auth.base_user import AbstractBaseUser
 from django.db import models
 from django.db.models import Exists, F, OuterRef, Q
 from django.utils.formats import date_format
@@ -107,6 +108,13 @@ class CorrectionQuerySet(models.QuerySet["Correction"]):
     def of_known_probability(self) -> "CorrectionQuerySet":
         """Rows that may carry figures: how likely they were to be seen is on record."""
         return self.filter(sampling_probability__isnull=False)
+
+    def sent_by(self, user: AbstractBaseUser) -> "CorrectionQuerySet":
+        """Rows that `user` recorded; whoever revised or reviewed them did not send them."""
+        recorded = CorrectionEvent.objects.filter(
+            by_id=user.pk, action=CorrectionEvent.Action.RECORDED
+        )
+        return self.filter(pk__in=recorded.values("correction"))
 
     def conflicts(self) -> "CorrectionQuerySet":
         """Rows still in play whose normalised pair has another such row with a different label."""

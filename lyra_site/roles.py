@@ -49,7 +49,7 @@ ROLES: dict[str, tuple[str, ...]] = {
 
 # What an administrator reads where roles are given.
 WHAT_THEY_DO = {
-    "caller": "asks for predictions and sends corrections",
+    "caller": "asks for predictions, sends corrections and reads what became of them",
     "curator": "reviews, imports and exports corrections, and judges audit samples",
     "trainer": "requests and cancels trainings and shadow evaluations",
     "releaser": "promotes versions, rolls back, and downloads adapters",

@@ -14,6 +14,7 @@ from rest_framework.exceptions import PermissionDenied
 from corrections.requests import RequestSerializer
 from corrections.serializers import RefusalSerializer
 from lyra_site.errors import DatabaseAway
+from lyra_site.permissions import any_of
 from lyra_site.roles import ROLES
 
 # By serializer field, as deep as what was sent; DRF keeps lists for the sentences.
@@ -126,8 +127,8 @@ class OperationSchema(AutoSchema):
 
     def _roles(self) -> str:
         needed = cast(Any, self.view).required_permission
-        permission = needed if isinstance(needed, str) else needed[self.method]
-        roles = [role for role, may in ROLES.items() if permission in may]
+        permissions = any_of(needed, self.method)
+        roles = [role for role, may in ROLES.items() if not set(permissions).isdisjoint(may)]
         return ", ".join([*roles, "administrator"])
 
     def _refusal(self, when: str, says: str) -> dict[str, Any]:

@@ -439,9 +439,9 @@ this page you need none: it asks as you.
                          "hypothesis": "The drug made falls more common."}]}'
 
 **The loop.** `POST /api/v1/nli` answers; `POST /api/v1/corrections` says where it was wrong, or
-right; curators review; `POST /api/v1/training-runs` makes a version of what they accepted; its
-shadow evaluation says whether it is better; `POST /api/v1/adapters/{version}/promote` lets it
-answer.
+right; curators review, and `GET /api/v1/corrections` tells you what they decided;
+`POST /api/v1/training-runs` makes a version of what they accepted; its shadow evaluation says
+whether it is better; `POST /api/v1/adapters/{version}/promote` lets it answer.
 
 **Refusals** say why in `detail`, or field by field where the body or a filter is at fault; so do
 fields and filters that are not known here, which somebody may have misspelt. 503 comes with

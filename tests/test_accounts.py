@@ -60,7 +60,8 @@ def test_a_caller_made_on_the_page_signs_in_makes_a_token_and_predicts(ada, on_t
     pair = {"premise": "the drug reduces risk", "hypothesis": "the drug is effective"}
     asked = {"data": {"pairs": [pair]}, "content_type": "application/json"}
     assert program.post("/api/v1/nli", **asked).status_code == 200
-    assert program.get("/api/v1/corrections").status_code == 403
+    assert program.get("/api/v1/corrections").json()["count"] == 0
+    assert program.get("/api/v1/adapters").status_code == 403
 
 
 def test_a_role_given_later_opens_the_door_and_one_taken_away_shuts_it(ada):

@@ -238,6 +238,8 @@ def test_every_operation_says_how_it_refuses(schema):
         assert ({"400", "413", "415"} <= answers.keys()) >= ("requestBody" in operation), name
     promote = schema["paths"][f"{API}/adapters/{{version}}/promote"]["post"]["responses"]
     assert promote["403"]["description"].endswith(": releaser, administrator.")
+    listed = schema["paths"][f"{API}/corrections"]["get"]["responses"]
+    assert listed["403"]["description"].endswith(": caller, curator, administrator.")
 
 
 @pytest.mark.parametrize(

@@ -313,6 +313,50 @@ def test_an_edit_that_cannot_be_is_400_naming_the_field(
     assert as_(caller).patch(f"{URL}/{row.pk}", {"revision": 1}).status_code == 403
 
 
+def test_a_caller_reads_what_became_of_what_they_sent_and_of_nothing_else(
+    caller: User, curator: User
+) -> None:
+    mine, kept = sent(caller, external_id="mine"), sent(caller, hypothesis="Nobody took any.")
+    theirs = sent(curator, hypothesis="Half of them took it.")
+    other = User.objects.create_user("cleo")
+    other.groups.add(*caller.groups.all())
+    # Revised by somebody else: sent by Carla all the same.
+    as_(curator).post(URL, VERDICT | {"external_id": "mine", "correct_label": "refutes"})
+    reviewed = as_(curator).post(
+        f"{URL}/{mine.pk}/review", {"status": "rejected", "note": "They did."}
+    )
+
+    listed = as_(caller).get(URL).json()
+    [decided] = as_(caller).get(URL, {"status": "rejected"}).json()["results"]
+    found = as_(caller).get(f"{URL}/{mine.pk}")
+
+    assert (listed["count"], [row["id"] for row in listed["results"]]) == (2, [kept.pk, mine.pk])
+    assert (decided["id"], decided["status"], decided["review_note"], decided["reviewer"]) == (
+        mine.pk,
+        "rejected",
+        "They did.",
+        "curt",
+    )
+    assert (found.status_code, found.json()) == (200, reviewed.json())
+    assert as_(caller).get(f"{URL}/{theirs.pk}").status_code == 404
+    assert as_(other).get(URL).json()["count"] == 0
+    assert as_(other).get(f"{URL}/{mine.pk}").status_code == 404
+    assert as_(curator).get(URL).json()["count"] == 3
+
+
+def test_a_caller_follows_what_is_decided(caller: User, curator: User) -> None:
+    first, second = sent(caller), sent(caller, hypothesis="Nobody took any.")
+    moment = second.updated_at.isoformat()
+
+    def changed() -> list[int]:
+        listed = as_(caller).get(URL, {"updated_after": moment}).json()
+        return [row["id"] for row in listed["results"]]
+
+    assert changed() == []
+    as_(curator).post(f"{URL}/{first.pk}/review", {"status": "accepted"})
+    assert changed() == [first.pk]
+
+
 def test_a_refused_review_is_409_with_the_reason(caller: User, curator: User) -> None:
     row = sent(caller, external_id="mine")
     as_(caller).post(URL, VERDICT | {"external_id": "mine", "correct_label": "refutes"})
@@ -409,7 +453,8 @@ def test_no_query_of_the_list_is_a_crash(caller: User, curator: User, odd: str) 
 def test_who_may_not_is_refused(caller: User, trainer: User) -> None:
     row = sent(caller)
 
-    assert as_(caller).get(URL).status_code == 403
+    assert as_(trainer).get(URL).status_code == 403
+    assert as_(trainer).get(f"{URL}/{row.pk}").status_code == 403
     assert as_(caller).post(f"{URL}/{row.pk}/review", {"status": "accepted"}).status_code == 403
     assert as_(trainer).post(URL, VERDICT).status_code == 403
     assert APIClient().post(URL, VERDICT).status_code == 401

@@ -39,9 +39,10 @@ MATRIX: dict[tuple[str, str], set[str]] = {
     ("get", "/api/v1/schema"): SIGNED_IN,
     ("post", "/api/v1/nli"): PREDICTS,
     ("get", "/api/v1/stats"): SEES_SERVING,
-    ("get", "/api/v1/corrections"): {"bob"},
+    # Who sends corrections reads those alone: tests/test_corrections_api.py looks inside.
+    ("get", "/api/v1/corrections"): {"alice", "bob"},
     ("post", "/api/v1/corrections"): {"alice", "bob"},
-    ("get", "/api/v1/corrections/1"): {"bob"},
+    ("get", "/api/v1/corrections/1"): {"alice", "bob"},
     ("patch", "/api/v1/corrections/1"): {"bob"},
     ("post", "/api/v1/corrections/1/review"): {"bob"},
     ("get", "/api/v1/audit-samples"): {"bob"},
@@ -147,6 +148,21 @@ def test_a_method_without_a_permission_is_for_nobody(cast, needed):
     request = APIRequestFactory().post("/")
     force_authenticate(request, cast["ada"])
     assert Forgotten.as_view()(request).status_code == 403
+
+
+@pytest.mark.parametrize(("who", "status"), [("alice", 200), ("tom", 200), ("bob", 403)])
+def test_of_several_permissions_one_is_enough(cast, who, status):
+    class Shared(APIView):
+        required_permission = {"GET": ("adapters_app.request_training", "no.such", "")}
+
+        def get(self, request):
+            return Response()
+
+    if who == "alice":
+        Shared.required_permission = ("no.such", "corrections.add_correction")
+    request = APIRequestFactory().get("/")
+    force_authenticate(request, cast[who])
+    assert Shared.as_view()(request).status_code == status
 
 
 @pytest.mark.parametrize("path", sorted(PAGES))
