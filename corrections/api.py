@@ -30,9 +30,10 @@ from rest_framework.serializers import BaseSerializer
 from rest_framework.viewsets import GenericViewSet
 
 from corrections import audits, intake
-from corrections.intake import Seen
+from corrections.intake import Review, Seen
 from corrections.models import AuditSample, Correction, CorrectionEvent, CorrectionQuerySet
 from corrections.serializers import (
+    MAX_REVIEWS,
     AuditAnswerSerializer,
     AuditFilterSerializer,
     AuditSampleSerializer,
@@ -43,7 +44,10 @@ from corrections.serializers import (
     CorrectionWithHistorySerializer,
     NewCorrectionSerializer,
     RefusalSerializer,
+    RefusedReviewsSerializer,
+    ReviewedSerializer,
     ReviewSerializer,
+    ReviewsSerializer,
 )
 
 
@@ -241,19 +245,72 @@ class CorrectionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Generi
     def review(self, request: Request, pk: str) -> Response:
         sent = ReviewSerializer(data=request.data)
         sent.is_valid(raise_exception=True)
-        correction = self.get_object()
-        values = sent.validated_data
+        decided = {self.get_object().pk: _decided(sent.validated_data)}
         try:
-            intake.review(
-                [correction.pk],
-                by=_user(request),
-                status=values["status"],
-                note=values["note"],
-                seen={correction.pk: Seen(values.get("revision"), values.get("seen_status"))},
-            )
+            intake.review_each(decided, by=_user(request))
         except intake.ReviewRefused as error:
             raise Conflict(str(error)) from error
         return Response(self.get_serializer(self.get_object()).data)
+
+    @extend_schema(
+        operation_id="corrections_review_many",
+        summary="Accept, reject or reopen many.",
+        description=f"Up to {MAX_REVIEWS} reviews, each as in "
+        "`POST /api/v1/corrections/{id}/review`, beside the `id` of its correction. All are "
+        "recorded or, where one is refused, none is: `refused` then says which, and why.",
+        examples=[
+            OpenApiExample(
+                "Accept one, reject another",
+                request_only=True,
+                value={
+                    "reviews": [
+                        {"id": 5, "status": "accepted", "revision": 1, "seen_status": "pending"},
+                        {"id": 9, "status": "rejected", "note": "Half a sentence.", "revision": 2},
+                    ]
+                },
+            )
+        ],
+        request=ReviewsSerializer,
+        responses={
+            200: ReviewedSerializer,
+            409: OpenApiResponse(
+                RefusedReviewsSerializer,
+                description="Corrections are not what you saw any more, are quarantined, or do "
+                "not exist.",
+                examples=[
+                    OpenApiExample(
+                        "A refusal",
+                        value={
+                            "detail": "1 of 40 reviews is refused, so nothing was changed.",
+                            "refused": {
+                                "5": "Row 5 has changed since you saw it: look at it again."
+                            },
+                        },
+                    )
+                ],
+            ),
+        },
+    )
+    @action(
+        detail=False,
+        methods=["post"],
+        url_path="review",
+        required_permission={"POST": "corrections.review_correction"},
+    )
+    def review_many(self, request: Request) -> Response:
+        sent = ReviewsSerializer(data=request.data)
+        sent.is_valid(raise_exception=True)
+        reviews = {each["id"]: _decided(each) for each in sent.validated_data["reviews"]}
+        try:
+            changed = intake.review_each(reviews, by=_user(request))
+        except intake.ReviewRefused as error:
+            count = len(error.reasons)
+            said = f"{count} of {len(reviews)} reviews {'is' if count == 1 else 'are'} refused"
+            refused = {str(pk): reason for pk, reason in error.reasons.items()}
+            raise Conflict(
+                {"detail": f"{said}, so nothing was changed.", "refused": refused}
+            ) from error
+        return Response({"changed": changed})
 
 
 @extend_schema_view(
@@ -342,6 +399,11 @@ def _narrowed(rows: QuerySet[Any], asked: dict[str, Any]) -> QuerySet[Any]:
         disputed = Correction.objects.conflicts().values("pk")
         rows = rows.filter(pk__in=disputed) if conflicting else rows.exclude(pk__in=disputed)
     return rows
+
+
+def _decided(values: dict[str, Any]) -> Review:
+    seen = Seen(values.get("revision"), values.get("seen_status"))
+    return Review(values["status"], values["note"], seen)
 
 
 def _user(request: Request) -> User:

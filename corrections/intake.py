@@ -57,7 +57,11 @@ PREDICT_CHUNK = 256
 
 
 class ReviewRefused(Exception):
-    """A row is not what the reviewer saw, or may not be used; the message says which and why."""
+    """Rows are not what the reviewer saw, or may not be used; `reasons` says by id why."""
+
+    def __init__(self, reasons: Mapping[int, str]) -> None:
+        super().__init__(" ".join(reasons.values()))
+        self.reasons = dict(reasons)
 
 
 class RevisionRefused(Exception):
@@ -70,6 +74,15 @@ class Seen:
 
     revision: int | None = None
     status: str | None = None
+
+
+@dataclass(frozen=True)
+class Review:
+    """What a person decides on a row, and what they saw of it."""
+
+    status: str
+    note: str = ""
+    seen: Seen = Seen()
 
 
 class _RowsChangedError(Exception):
@@ -152,7 +165,7 @@ def edit_correction(correction: Correction, *, by: User, note: str = "", **chang
         locked = folds.lock_folds()
         row = Correction.objects.select_related("group").get(pk=correction.pk)
         if row.revision != correction.revision:
-            raise ReviewRefused(f"Row {row.pk} has changed since you saw it: look at it again.")
+            raise ReviewRefused({row.pk: _changed_since(row)})
         differences = _differences(row, values)
         if differences:
             _apply_edit(row, differences, locked, by=by, note=note)
@@ -172,13 +185,14 @@ def review(
 
     A row that has the status keeps its reviewer and takes no more than a note that is new. `seen`
     is what the reviewer saw, by id. Raises ReviewRefused if a row has changed or was reviewed
-    since, or if a quarantined row would be accepted; then nothing changes.
+    since, or if a quarantined row would be accepted, or if there is none; then nothing changes.
     """
     reviewed_at = None if status == Status.PENDING else timezone.now()
     with transaction.atomic():
         folds.lock_folds()
-        found = _rows_to_review(correction_ids, status)
-        _refuse_review(found, status, seen or {}, by)
+        asked = dict.fromkeys(correction_ids)
+        found = _rows_to_review(asked, status)
+        _refuse_review(asked, found, status, seen or {}, by)
         rows = [row for row in found if row.status != status]
         noted = [row for row in found if row.status == status and note not in ("", row.review_note)]
         for chunk in folds.chunks(rows, folds.IN_CHUNK):
@@ -196,6 +210,27 @@ def review(
         )
         _take_note(noted, by=by, note=note)
     return len(rows) + len(noted)
+
+
+def review_each(reviews: Mapping[int, Review], *, by: User) -> int:
+    """Review rows by id, each in its own way, in one transaction; how many changed.
+
+    Raises ReviewRefused, with the reasons of all rows that `review` refuses; then nothing changes.
+    """
+    alike: dict[tuple[str, str], dict[int, Seen]] = {}
+    for pk, each in reviews.items():
+        alike.setdefault((each.status, each.note), {})[pk] = each.seen
+    changed, refused = 0, dict[int, str]()
+    with transaction.atomic():
+        folds.lock_folds()
+        for (status, note), seen in alike.items():
+            try:
+                changed += review(seen, by=by, status=status, note=note, seen=seen)
+            except ReviewRefused as error:
+                refused |= error.reasons
+        if refused:
+            raise ReviewRefused({pk: refused[pk] for pk in reviews if pk in refused})
+    return changed
 
 
 def _take_note(rows: Sequence[Correction], *, by: User, note: str) -> None:
@@ -230,7 +265,8 @@ def edit_and_review(
         if changes:
             folds.lock_folds()
             # Before the edit, which puts a changed label back to pending, whatever it was.
-            _refuse_review(Correction.objects.filter(pk=correction.pk), status, seen, by)
+            before = Correction.objects.filter(pk=correction.pk)
+            _refuse_review(seen, before, status, seen, by)
             edited = edit_correction(correction, by=by, note=note, **changes)
             seen = {}
         review([correction.pk], by=by, status=status, note=note, seen=seen)
@@ -722,25 +758,40 @@ def _rows_to_review(correction_ids: Iterable[int], status: str) -> list[Correcti
     if status not in _REVIEW_ACTIONS:
         raise ValidationError({"status": f"status must be one of {', '.join(_REVIEW_ACTIONS)}."})
     rows: list[Correction] = []
-    for chunk in folds.chunks(dict.fromkeys(correction_ids), folds.IN_CHUNK):
+    for chunk in folds.chunks(correction_ids, folds.IN_CHUNK):
         found = Correction.objects.filter(pk__in=chunk)
         rows += found.only("pk", "status", "quarantine", "revision", "review_note", "reviewer_id")
     return rows
 
 
 def _refuse_review(
-    rows: Iterable[Correction], status: str, seen: Mapping[int, Seen], by: User
+    asked: Iterable[int],
+    rows: Iterable[Correction],
+    status: str,
+    seen: Mapping[int, Seen],
+    by: User,
 ) -> None:
-    for row in rows:
-        saw = seen.get(row.pk, Seen())
-        if row.status == status and row.reviewer_id == by.pk:
-            saw = replace(saw, status=None)  # sent again by a client that never got the answer
-        if saw.revision not in (None, row.revision):
-            raise ReviewRefused(f"Row {row.pk} has changed since you saw it: look at it again.")
-        if saw.status not in (None, row.status):
-            raise ReviewRefused(f"{_last_review(row)}; you saw it {saw.status}: look at it again.")
-        if status == Status.ACCEPTED and row.quarantine:
-            raise ReviewRefused(f"Row {row.pk} is quarantined. {row.quarantine}")
+    reasons = {pk: f"There is no row {pk}." for pk in asked}
+    reasons |= {row.pk: _why_not(row, status, seen.get(row.pk, Seen()), by) for row in rows}
+    if refused := {pk: reason for pk, reason in reasons.items() if reason}:
+        raise ReviewRefused(refused)
+
+
+def _why_not(row: Correction, status: str, saw: Seen, by: User) -> str:
+    """Why `by`, who saw the row like that, may not give it the status; empty where they may."""
+    if row.status == status and row.reviewer_id == by.pk:
+        saw = replace(saw, status=None)  # sent again by a client that never got the answer
+    if saw.revision not in (None, row.revision):
+        return _changed_since(row)
+    if saw.status not in (None, row.status):
+        return f"{_last_review(row)}; you saw it {saw.status}: look at it again."
+    if status == Status.ACCEPTED and row.quarantine:
+        return f"Row {row.pk} is quarantined. {row.quarantine}"
+    return ""
+
+
+def _changed_since(row: Correction) -> str:
+    return f"Row {row.pk} has changed since you saw it: look at it again."
 
 
 def _last_review(row: Correction) -> str:

@@ -1,8 +1,10 @@
 """What the REST API shows of corrections and what it accepts; `drafts` says what a value may be."""
 
+from collections import Counter
 from typing import Any
 
 from django.conf import settings
+from django.core.validators import MaxLengthValidator, MinLengthValidator
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
@@ -17,6 +19,8 @@ from corrections.requests import (
     WholeNumberField,
 )
 
+MAX_ID = 2**63 - 1
+MAX_REVIEWS = 200  # in one request: as many as a page of the list holds
 # What `AuditSample.objects.drawn()` can be in.
 DRAWN_STATES = [
     choice for choice in AuditSample.State.choices if choice[0] != AuditSample.State.COMPARING
@@ -136,6 +140,41 @@ class ReviewSerializer(RequestSerializer):
         choices=Correction.Status.choices,
         required=False,
         help_text="The one you saw; 409 if somebody has reviewed the row otherwise since.",
+    )
+
+
+class ReviewOfOneSerializer(ReviewSerializer):
+    id = WholeNumberField(min_value=1, max_value=MAX_ID)
+
+
+class ReviewsSerializer(RequestSerializer):
+    reviews: serializers.ListSerializer[Any] = serializers.ListSerializer(
+        child=ReviewOfOneSerializer(),
+        allow_empty=False,
+        max_length=MAX_REVIEWS,
+        # For the schema; nothing that they would refuse gets as far as them.
+        validators=[MinLengthValidator(1), MaxLengthValidator(MAX_REVIEWS)],
+    )
+
+    def validate_reviews(self, reviews: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        counts = Counter(each["id"] for each in reviews)
+        if twice := [pk for pk, count in counts.items() if count > 1]:
+            raise serializers.ValidationError(f"Correction {twice[0]} is reviewed twice.")
+        return reviews
+
+
+class ReviewedSerializer(serializers.Serializer[Any]):
+    changed = serializers.IntegerField(
+        help_text="Corrections that had another status, or that a new note was put on."
+    )
+
+
+class RefusedReviewsSerializer(serializers.Serializer[Any]):
+    """Why nothing was reviewed."""
+
+    detail = serializers.CharField(help_text="How many are refused.")
+    refused = serializers.DictField(
+        child=serializers.CharField(), help_text="Why, in a sentence, by the correction's id."
     )
 
 

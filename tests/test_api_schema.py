@@ -124,6 +124,8 @@ def test_what_is_limited_says_so(schema, settings):
     confidence = new["predicted_confidence"]
     assert (confidence["minimum"], confidence["maximum"]) == (0, 1)
     assert new["predicted_version"]["minimum"] == 1
+    reviews = known["ReviewsRequest"]["properties"]["reviews"]
+    assert (reviews["minItems"], reviews["maxItems"]) == (1, 200)
     assert "comparing" not in json.dumps(schema)
 
 
@@ -138,6 +140,10 @@ def test_answers_are_what_the_schema_says(schema, as_user, cast, on_tiny, make_v
     path = "/corrections/{id}/review"
     reviewed = ada.post(f"{API}/corrections/{row}/review", {"status": "accepted"})
     checked(schema, reviewed, path, 200)
+    path, many = "/corrections/review", [{"id": row, "status": "pending"}]
+    checked(schema, ada.post(API + path, {"reviews": many}), path, 200)
+    refused = [*many, {"id": row + 1, "status": "accepted"}]
+    checked(schema, ada.post(API + path, {"reviews": refused}), path, 409)
     waiting, answered, skipped = (draw() for _ in range(3))
     for sample, act, body in (
         (answered, "answer", {"correct_label": "refutes"}),

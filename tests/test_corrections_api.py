@@ -1,5 +1,6 @@
 """REST: sending, listing and reviewing verdicts; refusals name the field or give the reason."""
 
+import json
 from typing import Any
 
 import pytest
@@ -418,6 +419,76 @@ def test_a_note_on_what_is_reviewed_already_is_kept(
     assert row.events.count() == 3
     assert (noted.by, noted.note) == (curator, "important")
     assert noted.changes == {"review_note": ["a", "important"]}
+
+
+def test_a_curator_reviews_many_at_once(caller: User, curator: User) -> None:
+    good, bad, done = (sent(caller, hypothesis=f"Claim {number}.") for number in range(3))
+    as_(curator).post(f"{URL}/{done.pk}/review", {"status": "accepted", "note": "Read."})
+    reviews = [
+        {"id": good.pk, "status": "accepted", "revision": 1, "seen_status": "pending"},
+        {"id": bad.pk, "status": "rejected", "note": "Half a sentence."},
+        {"id": done.pk, "status": "accepted"},
+    ]
+
+    answer = as_(curator).post(f"{URL}/review", {"reviews": reviews})
+    again = as_(curator).post(f"{URL}/review", {"reviews": reviews})
+
+    assert (answer.status_code, answer.json()) == (200, {"changed": 2})
+    assert (again.status_code, again.json()) == (200, {"changed": 0})
+    found = Correction.objects.order_by("pk").values_list("status", "review_note", "reviewer")
+    assert list(found) == [
+        ("accepted", "", curator.pk),
+        ("rejected", "Half a sentence.", curator.pk),
+        ("accepted", "Read.", curator.pk),
+    ]
+    assert [event.action for event in bad.events.all()] == ["recorded", "rejected"]
+
+
+def test_where_one_of_many_reviews_is_refused_none_is_recorded(
+    caller: User, curator: User, administrator: User
+) -> None:
+    fine, revised, taken, barred = (
+        sent(caller, external_id=f"e{number}", hypothesis=f"Claim {number}.") for number in range(4)
+    )
+    as_(caller).post(URL, VERDICT | {"external_id": "e1", "correct_label": "refutes"})
+    as_(administrator).post(f"{URL}/{taken.pk}/review", {"status": "rejected"})
+    Correction.objects.filter(pk=barred.pk).update(quarantine="It bridges folds.")
+    seen = {"status": "accepted", "revision": 1, "seen_status": "pending"}
+    reviews = [seen | {"id": row.pk} for row in (fine, revised, taken, barred)]
+    reviews += [{"id": 99, "status": "accepted"}, {"id": 98, "status": "rejected"}]
+
+    answer = as_(curator).post(f"{URL}/review", {"reviews": reviews})
+
+    assert answer.status_code == 409
+    assert answer.json()["detail"] == "5 of 6 reviews are refused, so nothing was changed."
+    refused = answer.json()["refused"]
+    assert list(refused) == [str(each["id"]) for each in reviews[1:]]
+    assert "changed since" in refused[str(revised.pk)]
+    assert "was rejected by ada" in refused[str(taken.pk)]
+    assert "bridges folds" in refused[str(barred.pk)]
+    assert (refused["99"], refused["98"]) == ("There is no row 99.", "There is no row 98.")
+    assert Correction.objects.pending().count() == 3
+    assert not fine.events.exclude(action="recorded").exists()
+
+
+@pytest.mark.parametrize(
+    ("reviews", "says"),
+    [
+        ([], "empty"),
+        ([{"id": 1, "status": "accepted"}] * 2, "Correction 1 is reviewed twice."),
+        ([{"id": pk, "status": "accepted"} for pk in range(1, 202)], "no more than 200"),
+        ([{"status": "accepted"}], '"id": ["This field is required."]'),
+        ([{"id": 1, "status": "accepted", "revison": 1}], "Did you mean “revision”?"),
+        ({"id": 1, "status": "accepted"}, "Expected a list"),
+    ],
+)
+def test_many_reviews_that_cannot_be_are_400_saying_which(
+    curator: User, reviews: Any, says: str
+) -> None:
+    answer = as_(curator).post(f"{URL}/review", {"reviews": reviews})
+
+    assert (answer.status_code, list(answer.json())) == (400, ["reviews"])
+    assert says in json.dumps(answer.json(), ensure_ascii=False)
 
 
 def test_who_revises_another_revision_than_they_saw_is_409(caller: User) -> None:
