@@ -7,7 +7,7 @@ reason in `detail`.
 import logging
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -21,8 +21,6 @@ from drf_spectacular.utils import OpenApiExample, extend_schema, extend_schema_v
 from rest_framework import mixins, status
 from rest_framework.decorators import action
 from rest_framework.exceptions import APIException, NotAuthenticated, NotFound, ValidationError
-from rest_framework.negotiation import DefaultContentNegotiation
-from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.routers import SimpleRouter
@@ -56,7 +54,7 @@ from adapters_app.serializers import (
     TrainingSummarySerializer,
     VersionFilterSerializer,
 )
-from corrections.api import Conflict, refusal
+from corrections.api import AnyAccept, Conflict, refusal
 from corrections.models import Correction
 
 logger = logging.getLogger(__name__)
@@ -76,16 +74,6 @@ SPOOL_BYTES = 16 * 1024 * 1024  # a larger download is spooled to disk, not held
 class ArtifactUnavailable(APIException):
     status_code = status.HTTP_503_SERVICE_UNAVAILABLE
     default_code = "artifact_unavailable"
-
-
-class AnyAccept(DefaultContentNegotiation):
-    """For views that answer with a file: the Accept header chooses nothing."""
-
-    def select_renderer(
-        self, request: Request, renderers: Iterable[BaseRenderer], format_suffix: str | None = None
-    ) -> tuple[BaseRenderer, str]:
-        first = next(iter(renderers))
-        return first, str(first.media_type)
 
 
 class ReadOnly(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericViewSet[Any]):

@@ -1,14 +1,15 @@
-"""REST: send a verdict, list and read verdicts, edit and review them; the audit queue.
+"""REST: send a verdict, list, read and export verdicts, edit and review them; the audit queue.
 
 Thin: each change is one function of `intake` or `audits`; what they refuse is 409 with the reason
 in `detail`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 from django.contrib.auth.models import User
 from django.db.models import QuerySet
+from django.http import StreamingHttpResponse
 from drf_spectacular.utils import (
     OpenApiExample,
     OpenApiResponse,
@@ -23,13 +24,15 @@ from rest_framework.exceptions import (
     PermissionDenied,
     ValidationError,
 )
+from rest_framework.negotiation import DefaultContentNegotiation
+from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.routers import SimpleRouter
 from rest_framework.serializers import BaseSerializer
 from rest_framework.viewsets import GenericViewSet
 
-from corrections import audits, intake
+from corrections import audits, exporters, folds, intake
 from corrections.intake import Review, Seen
 from corrections.models import AuditSample, Correction, CorrectionEvent, CorrectionQuerySet
 from corrections.serializers import (
@@ -50,12 +53,25 @@ from corrections.serializers import (
     ReviewsSerializer,
 )
 
+JSON_LINES = "application/x-ndjson"
+LINES_IN_CHUNK = 100  # sent at a time
+
 
 class Conflict(APIException):
     """409: understood and refused; `detail` says why."""
 
     status_code = status.HTTP_409_CONFLICT
     default_code = "refused"
+
+
+class AnyAccept(DefaultContentNegotiation):
+    """For views that answer with a file: the Accept header chooses nothing."""
+
+    def select_renderer(
+        self, request: Request, renderers: Iterable[BaseRenderer], format_suffix: str | None = None
+    ) -> tuple[BaseRenderer, str]:
+        first = next(iter(renderers))
+        return first, str(first.media_type)
 
 
 def refusal(when: str, *, says: str) -> OpenApiResponse:
@@ -311,6 +327,30 @@ class CorrectionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Generi
                 {"detail": f"{said}, so nothing was changed.", "refused": refused}
             ) from error
         return Response({"changed": changed})
+
+    @extend_schema(
+        operation_id="corrections_export",
+        summary="Export corrections, oldest first, as JSON Lines.",
+        description="One JSON object a line, as `manage.py export_corrections` writes and "
+        "`manage.py import_corrections` reads it, narrowed as the list is. It is sent while it is "
+        "read from the database: an answer that breaks off is not whole.",
+        parameters=[CorrectionFilterSerializer],
+        responses={(200, JSON_LINES): str},
+    )
+    @action(
+        detail=False,
+        required_permission={"GET": "corrections.export_correction"},
+        pagination_class=None,
+        content_negotiation_class=AnyAccept,
+    )
+    def export(self, request: Request) -> StreamingHttpResponse:
+        rows = exporters.exported(self.filter_queryset(self.get_queryset()))
+        lines = folds.chunks(exporters.jsonl_lines(rows), LINES_IN_CHUNK)
+        return StreamingHttpResponse(
+            ("".join(chunk) for chunk in lines),
+            content_type=JSON_LINES,
+            headers={"Content-Disposition": 'attachment; filename="corrections.jsonl"'},
+        )
 
 
 @extend_schema_view(

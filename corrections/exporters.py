@@ -7,6 +7,8 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
+from django.db.models import QuerySet
+
 from corrections.models import Correction
 
 # Columns in the order they are written; `importers.NAMES` reads every one of them.
@@ -40,10 +42,16 @@ COLUMNS = (
 def write_jsonl(rows: Iterable[Correction], file: IO[str]) -> int:
     """Write one JSON object a line; how many."""
     written = 0
-    for row in rows:
-        file.write(json.dumps(as_dict(row), ensure_ascii=False) + "\n")
+    for line in jsonl_lines(rows):
+        file.write(line)
         written += 1
     return written
+
+
+def jsonl_lines(rows: Iterable[Correction]) -> Iterator[str]:
+    """One JSON object a line, with the line's end."""
+    for row in rows:
+        yield json.dumps(as_dict(row), ensure_ascii=False) + "\n"
 
 
 def write_csv(rows: Iterable[Correction], file: IO[str]) -> int:
@@ -64,14 +72,9 @@ WRITERS: dict[str, Callable[[Iterable[Correction], IO[str]], int]] = {
 }
 
 
-def exported(*, status: str = "", domain: str = "") -> Iterator[Correction]:
-    """Corrections in the order they were recorded, streamed."""
-    rows = Correction.objects.select_related("group", "reviewer").order_by("pk")
-    if status:
-        rows = rows.filter(status=status)
-    if domain:
-        rows = rows.filter(domain=domain)
-    return rows.iterator(chunk_size=2000)
+def exported(rows: QuerySet[Correction]) -> Iterator[Correction]:
+    """Those of the rows in the order they were recorded, streamed."""
+    return rows.select_related("group", "reviewer").order_by("pk").iterator(chunk_size=2000)
 
 
 def as_dict(row: Correction) -> dict[str, Any]:

@@ -28,8 +28,9 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from adapters_app import registry
-from adapters_app.api import AnyAccept, signed_in
+from adapters_app.api import signed_in
 from adapters_app.models import AdapterVersion, Promotion
+from corrections.api import AnyAccept
 from inference import engine, sampling, tallies
 from inference.batching import ForwardFailed, Overloaded
 from inference.views import overloaded

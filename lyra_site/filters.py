@@ -24,7 +24,7 @@ class QueryFilter(BaseFilterBackend):
     def filter_queryset(
         self, request: Request, queryset: QuerySet[Any], view: APIView
     ) -> QuerySet[Any]:
-        if getattr(view, "action", None) != "list":
+        if getattr(view, "detail", True):  # of a viewset: whether it is about one row
             return queryset
         asked = self._asked(request, view)
         if hasattr(view, "narrow"):
@@ -36,14 +36,24 @@ class QueryFilter(BaseFilterBackend):
         filters: Serializer[Any] = (getattr(view, "filters", None) or Serializer)(
             data=_once(request)
         )
-        about_pages = {view.paginator.cursor_query_param, view.paginator.page_size_query_param}
-        known = filters.fields.keys() | about_pages | {api_settings.URL_FORMAT_OVERRIDE}
+        known = filters.fields.keys() | _about_pages(view)
         errors = unknown_names(request.query_params, known, "parameter")
         if not filters.is_valid():
             errors = {**filters.errors, **errors}
         if errors:
             raise ValidationError(errors)
         return dict(filters.validated_data)
+
+
+def _about_pages(view: Any) -> set[str]:
+    pages = view.paginator
+    if pages is None:  # a file, of one format
+        return set()
+    return {
+        pages.cursor_query_param,
+        pages.page_size_query_param,
+        api_settings.URL_FORMAT_OVERRIDE,
+    }
 
 
 def _once(request: Request) -> dict[str, str]:

@@ -32,9 +32,9 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from adapters_app import liveness, registry, secret_key
-from adapters_app.api import AnyAccept
 from adapters_app.models import Serving, TrainingRun
 from corrections import schema
+from corrections.api import AnyAccept
 from corrections.models import Correction
 from inference import engine
 from lyra_site import shared_cache

@@ -16,6 +16,7 @@ from django.contrib.auth.models import Permission, User
 from django.core.management import CommandError, call_command
 from django.db import connection
 from django.utils import timezone
+from rest_framework.test import APIClient
 
 from corrections import importers, intake
 from corrections.drafts import ParsedRow, Prediction
@@ -30,6 +31,7 @@ from corrections.models import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
+EXPORT = "/api/v1/corrections/export"
 PLACES = ("Oslo", "Lima", "Accra", "Hanoi", "Quito", "Cairo")
 
 
@@ -554,6 +556,31 @@ def test_an_importer_who_may_not_review_brings_no_acceptances(
 
 def _permissions(codename: str) -> list[Any]:
     return list(Permission.objects.filter(codename=codename))
+
+
+@pytest.mark.django_db
+def test_what_rest_exports_is_the_file_that_the_command_writes(
+    tmp_path: Path, curator: User, caller: User
+) -> None:
+    varied_rows(curator)
+    file, client = tmp_path / "export.jsonl", APIClient()
+    client.force_authenticate(curator)
+    call_command("export_corrections", str(file), stdout=StringIO())
+
+    whole = client.get(EXPORT)
+    accepted = client.get(EXPORT, {"status": "accepted", "updated_after": "2026-01-05T00:00:00Z"})
+
+    assert (whole.status_code, whole["Content-Type"]) == (200, "application/x-ndjson")
+    assert whole.streaming
+    assert whole.getvalue() == file.read_bytes()
+    rows = [json.loads(line) for line in accepted.getvalue().splitlines()]
+    assert [row["status"] for row in rows] == ["accepted", "accepted"]
+    assert client.get(EXPORT, {"verdict": "accepted"}).status_code == 400
+    for unknown in ("stauts", "page_size", "cursor", "format"):
+        refused = client.get(EXPORT, {unknown: "csv"})
+        assert (refused.status_code, list(refused.json())) == (400, [unknown])
+    client.force_authenticate(caller)
+    assert client.get(EXPORT).status_code == 403
 
 
 @pytest.mark.django_db

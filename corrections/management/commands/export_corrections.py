@@ -7,6 +7,7 @@ from typing import Any
 
 from django.contrib.auth.models import User
 from django.core.management.base import CommandParser
+from django.db.models import QuerySet
 
 from corrections.acting import ActingCommand, WrongUsage
 from corrections.exporters import WRITERS, exported
@@ -29,12 +30,14 @@ class Command(ActingCommand):
         self, *, by: User, file: Path, format: str | None, status: str, domain: str, **options: Any
     ) -> dict[str, Any]:
         chosen = format or ("csv" if file.suffix.lower() == ".csv" else "jsonl")
-        rows = _write_beside(file, chosen, status=status, domain=domain)
+        asked = {"status": status, "domain": domain}
+        found = Correction.objects.filter(**{name: said for name, said in asked.items() if said})
+        rows = _write_beside(file, chosen, found)
         self.stdout.write(f"{rows} corrections written to {file}")
         return {"file": str(file), "format": chosen, "rows": rows}
 
 
-def _write_beside(file: Path, chosen: str, *, status: str, domain: str) -> int:
+def _write_beside(file: Path, chosen: str, found: QuerySet[Correction]) -> int:
     """Write a temporary file and rename it, so that nobody sees half an export."""
     try:
         with tempfile.NamedTemporaryFile(
@@ -46,7 +49,7 @@ def _write_beside(file: Path, chosen: str, *, status: str, domain: str) -> int:
             delete=False,
         ) as beside:
             try:
-                rows = WRITERS[chosen](exported(status=status, domain=domain), beside)
+                rows = WRITERS[chosen](exported(found), beside)
                 beside.flush()
                 os.fsync(beside.fileno())
                 Path(beside.name).replace(file)
