@@ -16,10 +16,9 @@ from adapters_app.models import (
     Snapshot,
     TrainingRun,
 )
-from adapters_app.nli.config import TrainConfig
+from adapters_app.nli.config import CHOICES, RANGES, TrainConfig
 from corrections.labels import LABELS
 from corrections.requests import (
-    LONGEST_NAME,
     ChoiceField,
     NumberField,
     RequestSerializer,
@@ -87,24 +86,27 @@ class ModuleNames(serializers.JSONField):
     """“auto”, names separated by commas, or a list of names; TrainConfig says which can be."""
 
 
-def _setting(usual: Any) -> serializers.Field[Any, Any, Any, Any]:
+def _setting(name: str, usual: Any) -> serializers.Field[Any, Any, Any, Any]:
+    if name in CHOICES:
+        return ChoiceField(choices=CHOICES[name], required=False)
     if isinstance(usual, bool):
         return TrueFalseField(required=False)
+    low, high = RANGES[name]
     if isinstance(usual, int):
-        return WholeNumberField(required=False)
-    if isinstance(usual, float):
-        return NumberField(required=False)
-    return TextField(required=False, max_length=LONGEST_NAME)
+        return WholeNumberField(required=False, min_value=int(low), max_value=int(high))
+    return NumberField(required=False, min_value=low, max_value=high)
 
 
 class TrainSettingsSerializer(RequestSerializer):
-    """The fields of TrainConfig, which knows their limits."""
+    """The fields of TrainConfig, and its limits."""
 
     target_modules = ModuleNames(required=False)
 
     def get_fields(self) -> dict[str, serializers.Field[Any, Any, Any, Any]]:
-        usual = TrainConfig().to_dict()
-        return {name: _setting(value) for name, value in usual.items()} | super().get_fields()
+        declared, usual = super().get_fields(), TrainConfig().to_dict()
+        return declared | {
+            name: _setting(name, value) for name, value in usual.items() if name not in declared
+        }
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         if "\\u0000" in json.dumps(attrs):

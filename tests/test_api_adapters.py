@@ -253,6 +253,8 @@ def test_a_wrong_request_names_the_field(tom, body, field):
         ("rank", True),
         ("rank", [1]),
         ("dropout", "0.1"),
+        ("dropout", 0.91),
+        ("learning_rate", 0),
         ("corrections_only", 1),
         ("corrections_only", "yes"),
         ("preset", "x" * 10_000),

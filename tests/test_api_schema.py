@@ -16,6 +16,7 @@ from drf_spectacular.generators import SchemaGenerator
 
 from adapters_app.api import ReadOnly
 from adapters_app.models import TrainingRun
+from adapters_app.nli.config import CHOICES, RANGES
 from corrections.api import AuditSampleViewSet
 from corrections.models import AuditSample
 from inference import engine, tallies
@@ -126,7 +127,18 @@ def test_what_is_limited_says_so(schema, settings):
     assert new["predicted_version"]["minimum"] == 1
     reviews = known["ReviewsRequest"]["properties"]["reviews"]
     assert (reviews["minItems"], reviews["maxItems"]) == (1, 200)
+    settings = known["TrainSettingsRequest"]["properties"]
+    for name, limits in RANGES.items():
+        assert (settings[name]["minimum"], settings[name]["maximum"]) == limits, name
+    for name, choices in CHOICES.items():
+        assert schema_of(schema, settings[name])["enum"] == list(choices), name
     assert "comparing" not in json.dumps(schema)
+
+
+def schema_of(schema, part) -> dict:
+    """What a property says, where it stands or where it leads."""
+    reference = part.get("$ref") or part["allOf"][0]["$ref"]
+    return schema["components"]["schemas"][reference.rpartition("/")[2]]
 
 
 def test_answers_are_what_the_schema_says(schema, as_user, cast, on_tiny, make_version, tmp_path):

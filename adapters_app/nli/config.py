@@ -62,7 +62,7 @@ class TrainConfig:
         return max(1, round(self.batch_size * self.anchor_share))
 
     def __post_init__(self) -> None:
-        for name, (low, high) in _RANGES.items():
+        for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if not low <= value <= high:  # also refuses NaN
                 raise ValueError(f"{name}: {value} is not between {low:g} and {high:g}")
@@ -101,7 +101,7 @@ class TrainConfig:
 
 PRECISIONS = (AUTO, "bf16", "fp32")
 
-_RANGES: dict[str, tuple[float, float]] = {
+RANGES: dict[str, tuple[float, float]] = {
     "rank": (1, 256),
     "alpha": (0.1, 1024),
     "dropout": (0, 0.9),
@@ -137,6 +137,8 @@ PRESETS: dict[str, TrainConfig] = {
         reporting_weights=False,
     ),
 }
+
+CHOICES: dict[str, tuple[str, ...]] = {"preset": tuple(PRESETS), "precision": PRECISIONS}
 
 _TRUE, _FALSE = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
 
