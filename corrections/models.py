@@ -237,6 +237,8 @@ class Correction(models.Model):
                 ],
                 name="correction_figures",
             ),
+            # What has changed since somebody last asked (`updated_after`).
+            models.Index(fields=["updated_at"], name="correction_updated"),
             # The few that are quarantined, on the list's count and filter.
             models.Index(fields=["id"], condition=~Q(quarantine=""), name="correction_quarantined"),
         ]

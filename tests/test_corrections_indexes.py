@@ -13,6 +13,7 @@ pytestmark = pytest.mark.django_db
     [
         "/admin/",
         "/api/v1/stats",
+        "/api/v1/corrections?updated_after=2026-01-05T10:11:12Z",
         "/admin/corrections/correction/",
         "/admin/corrections/correction/?conflict=yes",
         "/admin/corrections/correction/?quarantined=yes",
