@@ -17,6 +17,7 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.models import User
 from django.core.exceptions import ValidationError
 from django.db import transaction
+from django.db.models import Prefetch
 from django.utils import timezone
 
 from corrections import folds
@@ -594,7 +595,7 @@ def _chosen_anew(plan: _Plan) -> bool:
 
 def _refuse_redrawing(row: Correction, changes: Mapping[str, list[Any]]) -> None:
     """The answer to an audit sample is about what was drawn, or live figures would be biased."""
-    sample = AuditSample.objects.filter(correction=row).only("pk").first()
+    sample = getattr(row, "audit_sample", None)  # `_stored` has asked for those of all rows
     if sample is not None:
         fixed = ", ".join(name for name in OF_A_DRAW if name in changes)
         raise RevisionRefused(
@@ -605,8 +606,10 @@ def _refuse_redrawing(row: Correction, changes: Mapping[str, list[Any]]) -> None
 
 def _stored(external_ids: Iterable[str]) -> dict[str, Correction]:
     rows: dict[str, Correction] = {}
+    samples = Prefetch("audit_sample", AuditSample.objects.only("correction"))
+    known = Correction.objects.select_related("group").prefetch_related(samples)
     for chunk in folds.chunks(external_ids, folds.IN_CHUNK):
-        for row in Correction.objects.filter(external_id__in=chunk).select_related("group"):
+        for row in known.filter(external_id__in=chunk):
             rows[row.external_id or ""] = row
     return rows
 

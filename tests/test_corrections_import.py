@@ -15,6 +15,7 @@ import pytest
 from django.contrib.auth.models import Permission, User
 from django.core.management import CommandError, call_command
 from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from rest_framework.test import APIClient
 
@@ -440,6 +441,23 @@ def test_no_transaction_is_open_while_the_model_predicts(curator: User) -> None:
     import_corrections(unpredicted(*range(3)), by=curator, predict=predict)
 
     assert open_blocks == [0]
+
+
+@pytest.mark.django_db
+def test_how_many_rows_are_drawn_anew_costs_no_more_questions(curator: User) -> None:
+    def asked_of_samples(count: int, confidence: float) -> int:
+        rows = [
+            ParsedRow(
+                number, row(number, predicted_confidence=confidence, external_id=f"r{number}")
+            )
+            for number in range(count)
+        ]
+        with CaptureQueriesContext(connection) as asked:
+            assert import_corrections(rows, by=curator).written
+        return sum("corrections_auditsample" in query["sql"] for query in asked)
+
+    asked_of_samples(12, 0.5)
+    assert asked_of_samples(2, 0.6) == asked_of_samples(12, 0.7) == 2  # checking, then writing
 
 
 # --- Exporting ------------------------------------------------------------------------------------
