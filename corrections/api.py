@@ -136,7 +136,7 @@ class CorrectionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Generi
         "A revision keeps what "
         "you leave out: `reason`, `domain`, `page_id`, `sampling` and `sampling_probability`, and "
         "`predicted_version` and `predicted_digest` as long as pair and `predicted_label` are the "
-        "same.\n\n"
+        "same. A `predicted_version` of null is not left out: the base predicted.\n\n"
         "How a set was drawn (`sampling` other than “user”) is for curators to say, as is changing "
         "pair, prediction or sampling of what was drawn, and revising what somebody else sent: "
         "otherwise 403.",

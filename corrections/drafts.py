@@ -39,6 +39,8 @@ MAX_NOTE = 2_000  # characters of a note on a review or an edit
 OPTIONAL = ("reason", "domain", "page_id", "annotator")
 # How a row was chosen: what a source leaves open of it stays as well.
 CHOSEN = ("sampling", "sampling_probability")
+# Who predicted: left open where it is absent, and the base where it is null.
+PREDICTOR = "predicted_version"
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,16 @@ class Prediction:
     version_number: int | None = None
     digest: str = ""
 
-    def completed(self, row: Correction) -> "Prediction":
-        """With what it leaves open of who predicted, as `row` on record has it.
+    def completed(self, row: Correction, *, version_named: bool) -> "Prediction":
+        """With what it leaves open of who predicted, as `row` on record has it; a version that is
+        named is not left open, though it be None.
 
         Another label, version or digest than the row's is another prediction, to be named anew.
         """
+        left_open = self.version_number is None and not version_named
         if (
             self.label.value != row.predicted_label
-            or self.version_number not in (None, row.predicted_version)
+            or not (left_open or self.version_number == row.predicted_version)
             or (self.digest and row.predicted_digest not in ("", self.digest))
         ):
             return self
@@ -111,8 +115,8 @@ class Draft:
     annotator: str
     corrected_at: datetime | None  # None = not said: the time of recording
     restored: Restored = field(default_factory=Restored)
-    # Those of OPTIONAL and CHOSEN that the source carries.
-    named: frozenset[str] = frozenset((*OPTIONAL, *CHOSEN))
+    # Those of OPTIONAL and CHOSEN that the source carries, and PREDICTOR.
+    named: frozenset[str] = frozenset((*OPTIONAL, *CHOSEN, PREDICTOR))
     source_digest: str = ""  # of what the source said, before anything was filled in
     expected_revision: int | None = None  # of the row on record, 0 = none; None = not compared
     predicted_now: bool = False  # the prediction was made for this import, not stated by its source
@@ -142,7 +146,8 @@ class Draft:
         if same_sampling and "sampling_probability" not in self.named:
             kept["sampling_probability"] = row.sampling_probability
         if self.prediction and self.is_about(row):
-            kept["prediction"] = self.prediction.completed(row)
+            named = PREDICTOR in self.named
+            kept["prediction"] = self.prediction.completed(row, version_named=named)
         return kept
 
     def content(self) -> dict[str, Any]:
@@ -193,6 +198,7 @@ def check(fields: Mapping[str, Any], *, sampling: str = Correction.Sampling.USER
         named=frozenset(
             [name for name in OPTIONAL if fields.get(name) is not None]
             + [name for name in CHOSEN if fields.get(name) not in (None, "")]
+            + [name for name in [PREDICTOR] if name in fields]
         ),
     )
     if reader.problems:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
+from types import EllipsisType
 from typing import Any
 
 from django.contrib.auth import get_user_model
@@ -23,6 +24,7 @@ from django.utils import timezone
 from corrections import folds
 from corrections.drafts import (
     CHOSEN,
+    PREDICTOR,
     Draft,
     ParsedRow,
     Prediction,
@@ -101,7 +103,7 @@ def record_correction(
     predicted_label: str,
     predicted_confidence: float,
     correct_label: str,
-    predicted_version: int | None = None,
+    predicted_version: int | EllipsisType | None = ...,
     predicted_digest: str = "",
     sampling: str | None = None,
     sampling_probability: float | None = None,
@@ -120,19 +122,19 @@ def record_correction(
     A known `external_id` with the content it had last time changes nothing, edits made here since
     included; with new content it is a revision, which goes back to pending and keeps what is left
     open here: the optional fields that are None, how the row was sampled and, as long as it is the
-    same prediction of the same pair, who made it. `expected_revision` is of the row on record (0 =
+    same prediction of the same pair, who made it (`predicted_version` None = the base, ... = left
+    open). `expected_revision` is of the row on record (0 =
     there is none; None = not compared). `accept` accepts it in `by`'s name, unless it is
     quarantined. `then` hears of the row and of what changed in the same transaction, and undoes
     everything by raising. Raises ValidationError with a message per field, RevisionRefused where
     another revision is on record, or the row answers an audit sample and what was drawn would
     change.
     """
-    fields = {
+    fields: dict[str, Any] = {
         "premise": premise,
         "hypothesis": hypothesis,
         "predicted_label": predicted_label,
         "predicted_confidence": predicted_confidence,
-        "predicted_version": predicted_version,
         "predicted_digest": predicted_digest,
         "correct_label": correct_label,
         "sampling": sampling,
@@ -144,6 +146,8 @@ def record_correction(
         "annotator": annotator or by.get_username(),
         "corrected_at": corrected_at,
     }
+    if predicted_version is not ...:
+        fields["predicted_version"] = predicted_version
     draft = check(fields)
     if draft.prediction is None:
         raise ValidationError(_missing_prediction(fields))
@@ -579,7 +583,7 @@ def _plan(draft: Draft, stored: Correction | None) -> _Plan:
     draft = draft.beside(stored)
     changes = _differences(stored, draft.content()) if stored else {}
     plan = _Plan(draft, stored, changes, folds.pair_digest(draft.premise, draft.hypothesis))
-    if stored and stored.source_digest == draft.source_digest and not _chosen_anew(plan):
+    if stored and stored.source_digest == draft.source_digest and not _named_anew(plan):
         plan.edited, plan.changes = bool(changes), {}
     _refuse_revision(plan)
     if stored and not plan.changes.keys().isdisjoint(OF_A_DRAW):
@@ -587,10 +591,12 @@ def _plan(draft: Draft, stored: Correction | None) -> _Plan:
     return plan
 
 
-def _chosen_anew(plan: _Plan) -> bool:
-    """Whether the source names another sampling than the row's: it may have left that open before,
-    and then says of the row what it said last time."""
-    return "sampling" in plan.draft.named and not plan.changes.keys().isdisjoint(CHOSEN)
+def _named_anew(plan: _Plan) -> bool:
+    """Whether the source names another sampling or version than the row's: it may have left that
+    open before, and then says of the row what it said last time."""
+    named, changed = plan.draft.named, plan.changes.keys()
+    chosen = "sampling" in named and not changed.isdisjoint(CHOSEN)
+    return chosen or PREDICTOR in named & changed
 
 
 def _refuse_redrawing(row: Correction, changes: Mapping[str, list[Any]]) -> None:

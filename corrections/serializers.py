@@ -69,7 +69,7 @@ class NewCorrectionSerializer(RequestSerializer):
         allow_null=True,
         min_value=1,
         max_value=MAX_VERSION,
-        help_text="Number of the version that predicted.",
+        help_text="Number of the version that predicted; null = the base.",
     )
     predicted_digest = Text(
         required=False,

@@ -163,6 +163,23 @@ def test_a_row_that_was_drawn_keeps_that_in_a_callers_revision(caller: User, cur
     assert (row.predicted_version, row.predicted_digest) == (3, "d" * 64)
 
 
+def test_a_version_of_null_is_the_base_and_one_that_is_left_out_is_kept(caller: User) -> None:
+    mine = {"external_id": "mine", "predicted_digest": "d" * 64}
+    sent(caller, **mine, predicted_version=3)
+    known = VERDICT | {"external_id": "mine"}
+
+    def who(**values: Any) -> tuple[int, int | None, str]:
+        body = as_(caller).post(URL, known | values).json()
+        return body["revision"], body["predicted_version"], body["predicted_digest"][:1]
+
+    assert who() == (1, 3, "d")
+    assert who(predicted_version=None) == (2, None, "")
+    assert who(predicted_version=None) == (2, None, "")
+    assert who(predicted_version=None, predicted_digest="b" * 64) == (3, None, "b")
+    assert who() == (3, None, "b")
+    assert who(predicted_version=None, reason="Misread.") == (4, None, "b")
+
+
 def test_the_list_is_narrowed_by_its_filters(caller: User, curator: User) -> None:
     sent(caller)
     sent(caller, correct_label="refutes", domain="medicine")

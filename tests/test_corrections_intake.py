@@ -323,6 +323,7 @@ def test_a_probability_has_to_go_with_the_sampling_on_record(curator: User) -> N
         ({"predicted_digest": "d" * 64}, (3, "d")),
         ({"predicted_confidence": 0.63}, (3, "d")),
         ({"predicted_version": 4}, (4, "")),
+        ({"predicted_version": None}, (None, "")),
         ({"predicted_digest": "b" * 64}, (None, "b")),
         ({"predicted_label": "refutes"}, (None, "")),
         ({"premise": "Aspirin was given to 300 patients."}, (None, "")),
