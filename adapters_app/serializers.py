@@ -28,13 +28,34 @@ from corrections.requests import (
 )
 
 MAX_REASON = 2_000  # characters
+LONGEST_VERSION = 32  # characters of the name that a request gives
 MAX_REVISION = 2**31 - 1
 MAX_ID = 2**63 - 1
 
 
-@extend_schema_field({"type": "string", "nullable": True, "example": "v7"})
-class VersionName(serializers.StringRelatedField[Any]):
-    """An adapter version as “v7”."""
+@extend_schema_field({"type": "integer", "nullable": True, "example": 7})
+class VersionNumber(serializers.SlugRelatedField[AdapterVersion]):
+    """An adapter version by its number, as everywhere in answers."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(slug_field="number", read_only=True, **options)
+
+
+@extend_schema_field(
+    {
+        "oneOf": [{"type": "string", "maxLength": LONGEST_VERSION}, {"type": "integer"}],
+        "example": "v7",
+    }
+)
+class VersionField(TextField):
+    """A version as people name it, “v7”, or by its number, as answers do."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(max_length=LONGEST_VERSION, **options)
+
+    def to_internal_value(self, data: Any) -> str:
+        number = isinstance(data, int) and not isinstance(data, bool)
+        return super().to_internal_value(str(data) if number else data)
 
 
 @extend_schema_field({"type": "string", "nullable": True, "example": "v7/c2 (temperature)"})
@@ -58,7 +79,7 @@ class SnapshotDigest(serializers.SlugRelatedField[Snapshot]):
 class TrainingSummarySerializer(serializers.ModelSerializer[TrainingRun]):
     """Without the loss curve and the log, which a list of a hundred runs need not carry."""
 
-    version = VersionName(help_text="The version evaluated (kind = shadow).")
+    version = VersionNumber(help_text="The version evaluated (kind = shadow).")
     produced = serializers.SerializerMethodField(help_text="The version this run made.")
     snapshot = SnapshotDigest()
     requested_by = UserName()
@@ -68,9 +89,9 @@ class TrainingSummarySerializer(serializers.ModelSerializer[TrainingRun]):
         model = TrainingRun
         exclude = ["fencing_token", "loss_curve", "log_tail"]
 
-    def get_produced(self, run: TrainingRun) -> str | None:
+    def get_produced(self, run: TrainingRun) -> int | None:
         produced = getattr(run, "produced", None)
-        return produced.name if produced else None
+        return produced.number if produced else None
 
 
 class TrainingRunSerializer(TrainingSummarySerializer):
@@ -121,10 +142,9 @@ class TrainSettingsSerializer(RequestSerializer):
 
 class TrainingRequestSerializer(RequestSerializer):
     kind = ChoiceField(choices=TrainingRun.Kind.choices, default=TrainingRun.Kind.TRAIN.value)
-    version = TextField(
+    version = VersionField(
         required=False,
         allow_null=True,
-        max_length=32,
         help_text="The version to evaluate; needed where kind is shadow.",
     )
     scope = ChoiceField(choices=Scope.choices, default=Scope.USER.value)
@@ -170,7 +190,7 @@ class AdapterVersionSerializer(AdapterSummarySerializer):
 
 
 class CalibrationSerializer(serializers.ModelSerializer[CalibrationEvaluation]):
-    version = VersionName(help_text="Null = the base model.")
+    version = VersionNumber(help_text="Null = the base model.")
     name = serializers.CharField(source="__str__", read_only=True)
     snapshot = SnapshotDigest()
     replaces = CalibrationName(help_text="What it was compared with on the same pairs.")
@@ -184,8 +204,8 @@ class CalibrationSerializer(serializers.ModelSerializer[CalibrationEvaluation]):
 class ShadowSummarySerializer(serializers.ModelSerializer[ShadowEvaluation]):
     """Without the flipped pairs, which hold people's texts and may be many."""
 
-    candidate = VersionName()
-    incumbent = VersionName(help_text="Null = the base model.")
+    candidate = VersionNumber()
+    incumbent = VersionNumber(help_text="Null = the base model.")
     snapshot = SnapshotDigest()
 
     class Meta:
@@ -200,8 +220,8 @@ class ShadowEvaluationSerializer(ShadowSummarySerializer):
 
 
 class PromotionSerializer(serializers.ModelSerializer[Promotion]):
-    version = VersionName(help_text="Null = the base model.")
-    previous_version = VersionName(help_text="Null = the base model.")
+    version = VersionNumber(help_text="Null = the base model.")
+    previous_version = VersionNumber(help_text="Null = the base model.")
     by = UserName()
 
     class Meta:
@@ -210,7 +230,7 @@ class PromotionSerializer(serializers.ModelSerializer[Promotion]):
 
 
 class ServingSerializer(serializers.ModelSerializer[Serving]):
-    version = VersionName(help_text="Null = the base model.")
+    version = VersionNumber(help_text="Null = the base model.")
     calibration = CalibrationName()
 
     class Meta:
@@ -246,10 +266,9 @@ class RollbackSerializer(RequestSerializer):
     expected_revision = WholeNumberField(
         min_value=0, max_value=MAX_REVISION, required=False, allow_null=True
     )
-    to = TextField(
+    to = VersionField(
         required=False,
         allow_null=True,
-        max_length=32,
         help_text="A version, or “base”; without it the one before.",
     )
 

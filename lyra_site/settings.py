@@ -448,6 +448,9 @@ fields and filters that are not known here, which somebody may have misspelt. 50
 `Retry-After` where waiting helps. A body needs a `Content-Length`: one that comes in chunks
 (`Transfer-Encoding`) is refused with 411.
 
+**Versions** are numbers in every answer, and null is the base model. Wherever you name one, 7 is as
+good as “v7”, except in `adapter`, which takes the latter.
+
 **Lists** come in pages of 50, or of `page_size` up to 200. `next` is the address of the page
 behind, and stays right while you change what you read: to review all that waits, follow it to the
 end.

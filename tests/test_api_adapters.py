@@ -62,9 +62,9 @@ def test_promote_and_roll_back(rita, make_version):
     make_version()
     promoted = decide(rita, "v1/promote", expected_revision=0)
     assert promoted.status_code == 200
-    assert promoted.json() | {"action": "promote", "version": "v1", "by": "rita"} == promoted.json()
+    assert promoted.json() | {"action": "promote", "version": 1, "by": "rita"} == promoted.json()
     serving = rita.get(f"{API}/adapters/serving").json()
-    assert (serving["version"], serving["revision"]) == ("v1", 1)
+    assert (serving["version"], serving["revision"]) == (1, 1)
     assert serving["calibration"] == "v1/c1 (temperature)"
     assert decide(rita, "rollback", expected_revision=1).json()["version"] is None
     assert rita.get(f"{API}/adapters/serving").json()["revision"] == 2
@@ -75,8 +75,9 @@ def test_roll_back_to_a_named_version(rita, make_version, cast):
     first = make_version()
     promote(first, cast["rita"])
     promote(make_version(against=first), cast["rita"])
-    assert decide(rita, "rollback", to="v1").json()["version"] == "v1"
+    assert decide(rita, "rollback", to="v1").json()["version"] == 1
     assert decide(rita, "rollback", to="base").json()["version"] is None
+    assert decide(rita, "rollback", to=2).json()["version"] == 2
     assert decide(rita, "rollback", to="v77").status_code == 400
 
 
@@ -204,7 +205,7 @@ def test_a_shadow_evaluation_is_requested_followed_and_cancelled(tom, make_versi
     requested = tom.post(f"{API}/training-runs", body, format="json")
     assert requested.status_code == 201
     run = requested.json()
-    assert (run["status"], run["version"], run["requested_by"]) == ("queued", "v1", "tom")
+    assert (run["status"], run["version"], run["requested_by"]) == ("queued", 1, "tom")
     assert "fencing_token" not in run
     url = f"{API}/training-runs/{run['id']}"
     assert tom.get(url).json() == run
@@ -216,7 +217,7 @@ def test_a_shadow_evaluation_is_requested_followed_and_cancelled(tom, make_versi
 
 def test_a_request_that_is_sent_again_is_409_and_names_the_run(tom, make_version):
     make_version()
-    body = {"kind": "shadow", "version": "v1"}
+    body = {"kind": "shadow", "version": 1}
     run = tom.post(f"{API}/training-runs", body, format="json").json()["id"]
     again = tom.post(f"{API}/training-runs", body, format="json")
     assert (again.status_code, f"Run {run} is queued" in again.json()["detail"]) == (409, True)
@@ -292,7 +293,8 @@ def test_a_shadow_evaluation_takes_no_settings(tom, make_version):
         ("adapters/v1/promote", {"overide": True}, "overide"),
         ("adapters/rollback", {"expected_revison": 5}, "expected_revison"),
         ("adapters/rollback", {"expected_revision": "0.0"}, "expected_revision"),
-        ("adapters/rollback", {"to": 1}, "to"),
+        ("adapters/rollback", {"to": 1.0}, "to"),
+        ("adapters/rollback", {"to": True}, "to"),
     ],
 )
 def test_what_is_misspelt_or_of_another_type_changes_nothing(
@@ -388,7 +390,7 @@ def test_evaluations_and_calibrations_of_a_version(rita, make_version):
     make_version(against=first)
     assert rita.get(f"{API}/shadow-evaluations").json()["count"] == 2
     (row,) = rita.get(f"{API}/shadow-evaluations?version=v2").json()["results"]
-    assert (row["candidate"], row["incumbent"], row["verdict"]) == ("v2", "v1", "better")
+    assert (row["candidate"], row["incumbent"], row["verdict"]) == (2, 1, "better")
     assert "flips" not in row
     assert rita.get(f"{API}/shadow-evaluations/{row['id']}").json()["flips"] == []
     (row,) = rita.get(f"{API}/calibrations?version=1").json()["results"]

@@ -218,6 +218,19 @@ def test_every_list_says_how_it_is_narrowed_and_refuses_the_rest(schema, as_user
     assert lists == 7
 
 
+def test_a_version_is_a_number_in_every_answer(schema):
+    versions = {"version", "previous_version", "candidate", "incumbent", "produced"}
+    versions |= {"predicted_version", "compared_with"}
+    found = {
+        (component, name): part["type"]
+        for component, said in schema["components"]["schemas"].items()
+        for name, part in said.get("properties", {}).items()
+        if name in versions and not component.endswith("Request")
+    }
+    assert {name for _, name in found} == versions
+    assert set(found.values()) == {"integer"}, found
+
+
 def test_an_edit_requires_the_revision_that_was_seen(schema):
     edit = schema["paths"][f"{API}/corrections/{{id}}"]["patch"]["requestBody"]
     reference = edit["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
