@@ -13,15 +13,35 @@ pytestmark = pytest.mark.django_db
     [
         "/admin/",
         "/api/v1/stats",
-        "/api/v1/corrections?updated_after=2026-01-05T10:11:12Z",
         "/admin/corrections/correction/",
         "/admin/corrections/correction/?conflict=yes",
         "/admin/corrections/correction/?quarantined=yes",
     ],
 )
 def test_what_a_page_counts_comes_out_of_indexes(address: str, administrator: User) -> None:
+    asked = _asked(address, administrator)
+    counted = [query for query in asked if "COUNT(" in query[0] or "SUM(" in query[0]]
+
+    assert counted
+    for query in counted:
+        plan = _plan(query)
+        assert not [step for step in plan if _reads_all_rows(step)], (query, plan)
+
+
+def test_what_changed_since_is_found_by_its_index(administrator: User) -> None:
+    address = "/api/v1/corrections?updated_after=2026-01-05T10:11:12Z"
+    count, page = _asked(address, administrator)
+
+    for query in (count, page):
+        plan = _plan(query)
+        assert "correction_updated" in str(plan), plan
+        assert not [step for step in plan if _reads_all_rows(step)], plan
+
+
+def _asked(address: str, user: User) -> list[tuple[str, object]]:
+    """What opening the address asks of the table."""
     client = Client()
-    client.force_login(administrator)
+    client.force_login(user)
     asked: list[tuple[str, object]] = []
 
     def listening(execute: object, sql: str, params: object, *rest: object) -> object:
@@ -30,18 +50,14 @@ def test_what_a_page_counts_comes_out_of_indexes(address: str, administrator: Us
 
     with connection.execute_wrapper(listening):
         assert client.get(address).status_code == 200
+    return [query for query in asked if 'FROM "corrections_correction"' in query[0]]
 
-    counted = [
-        (sql, params)
-        for sql, params in asked
-        if 'FROM "corrections_correction"' in sql and ("COUNT(" in sql or "SUM(" in sql)
-    ]
-    assert counted
-    for sql, params in counted:
-        with connection.cursor() as cursor:
-            cursor.execute(f"EXPLAIN QUERY PLAN {sql}", params)
-            plan = [row[3] for row in cursor.fetchall()]
-        assert not [step for step in plan if _reads_all_rows(step)], (sql, plan)
+
+def _plan(query: tuple[str, object]) -> list[str]:
+    sql, params = query
+    with connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN QUERY PLAN {sql}", params)
+        return [row[3] for row in cursor.fetchall()]
 
 
 def _reads_all_rows(step: str) -> bool:
