@@ -54,7 +54,7 @@ check: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(MANAGE) makemigrations --check --dry-run
-	LYRA_HTTPS=1 LYRA_ALLOWED_HOSTS=lyra.example.org $(MANAGE) check --deploy --fail-level WARNING
+	LYRA_HTTPS=1 LYRA_PROXIES=1 LYRA_ALLOWED_HOSTS=lyra.example.org $(MANAGE) check --deploy --fail-level WARNING
 
 demo: install
 	@exec $(MANAGE) demo

@@ -3,8 +3,10 @@
 import logging
 from binascii import Error as NotHex
 from hmac import compare_digest
+from ipaddress import ip_address, ip_network
 from typing import Any
 
+from django.conf import settings
 from django.contrib.auth.backends import ModelBackend
 from django.contrib.auth.models import AnonymousUser, User
 from django.db import connection
@@ -75,11 +77,30 @@ def log_refused(credentials: dict[str, Any], request: HttpRequest | None = None,
     """The signal that a name and a password were wrong; quoted, since a stranger chose them."""
     meta = request.META if request else {}
     logger.warning(
-        "sign-in refused: user name %.150r, from %s, forwarded for %.200r",
+        "sign-in refused%s: user name %.150r, from %s, forwarded for %.200r",
+        ", locked" if getattr(request, "axes_locked_out", False) else "",
         credentials.get("username"),
         meta.get("REMOTE_ADDR"),
         meta.get("HTTP_X_FORWARDED_FOR"),
     )
+
+
+def client_address(request: HttpRequest) -> str:
+    """What wrong passwords are counted by: an IPv4 address; of IPv6 the first half, for a customer
+    of a provider has all addresses of a /64.
+
+    What a client writes into X-Forwarded-For comes before what LYRA_PROXIES proxies add.
+    """
+    hops = request.META.get("HTTP_X_FORWARDED_FOR", "").split(",")
+    trusted = settings.LYRA_PROXIES
+    peer = request.META.get("REMOTE_ADDR", "")
+    text = hops[-trusted].strip() if 0 < trusted <= len(hops) else peer
+    try:
+        address = ip_address(text)
+    except ValueError:  # a Unix socket's, or no address at all: all such clients count as one
+        return "::"
+    address = getattr(address, "ipv4_mapped", None) or address
+    return str(ip_network((address, 32 if address.version == 4 else 64), strict=False)[0])
 
 
 class Accounts(ModelBackend):

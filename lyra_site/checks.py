@@ -90,6 +90,23 @@ def open_paths(**_: Any) -> list[CheckMessage]:
     ]
 
 
+@register(Tags.security)
+def addresses_are_clients(**_: Any) -> list[CheckMessage]:
+    """With LYRA_HTTPS a proxy stands in front: all requests come from its address."""
+    if settings.LYRA_PROXIES < 0:
+        return [Error(f"LYRA_PROXIES={settings.LYRA_PROXIES} is negative.", id="lyra_site.E008")]
+    if settings.LYRA_PROXIES or not settings.HTTPS:
+        return []
+    return [
+        Warning(
+            "LYRA_HTTPS=1 says that a proxy stands in front, and LYRA_PROXIES=0 that none does: "
+            "whoever guesses a password locks the account's owner out with them.",
+            hint="LYRA_PROXIES=1, once the proxy adds the client's address to X-Forwarded-For.",
+            id="lyra_site.W004",
+        )
+    ]
+
+
 @register()
 def home_is_writable(**_: Any) -> list[CheckMessage]:
     if os.access(settings.LYRA_HOME, os.W_OK | os.X_OK):

@@ -3,9 +3,11 @@ is away."""
 
 import logging
 import sys
+from datetime import timedelta
 from http import HTTPStatus
 from typing import Any
 
+from django.conf import settings
 from django.contrib import admin
 from django.core.exceptions import NON_FIELD_ERRORS
 from django.core.exceptions import ValidationError as DjangoValidationError
@@ -93,6 +95,17 @@ def refusal(
 
 def is_machine_path(request: HttpRequest) -> bool:
     return request.path.startswith(MACHINE_PATHS)
+
+
+def too_many_sign_ins(
+    request: HttpRequest, response: HttpResponse, credentials: dict[str, Any]
+) -> HttpResponse:
+    """AXES_LOCKOUT_CALLABLE: instead of the `response` that the page for signing in gave."""
+    wait: timedelta = settings.AXES_COOLOFF_TIME
+    minutes = round(wait.total_seconds() / 60)
+    page = _page(request, "429.html", HTTPStatus.TOO_MANY_REQUESTS, minutes=str(minutes))
+    page.headers["Retry-After"] = str(60 * minutes)
+    return page
 
 
 @requires_csrf_token

@@ -13,6 +13,7 @@ import re
 import secrets
 import sys
 import tempfile
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,10 @@ CSRF_TRUSTED_ORIGINS = env.list("LYRA_TRUSTED_ORIGINS", default=[])
 # Behind a TLS-terminating proxy: cookies are Secure, HTTP is redirected, and browsers are told to
 # use nothing but HTTPS for this host name (not for others below it) for a year (HSTS).
 HTTPS = env.bool("LYRA_HTTPS", default=False)
+# How many proxies stand in front, each of which adds to X-Forwarded-For the address it was asked
+# from. Wrong passwords are counted by that address; with 0 by the one that connects, which is the
+# proxy's if there is one: then whoever guesses locks the account's owner out with them.
+LYRA_PROXIES = env.int("LYRA_PROXIES", default=0)
 
 
 def _secret_key() -> str:
@@ -135,6 +140,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "rest_framework",
     "knox",
+    "axes",
     "drf_spectacular",
     "drf_spectacular_sidecar",
     "django_q",
@@ -154,13 +160,17 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.LoginRequiredMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "axes.middleware.AxesMiddleware",
 ]
 ROOT_URLCONF = "lyra_site.urls"
 WSGI_APPLICATION = "lyra_site.wsgi.application"
 APPEND_SLASH = False  # upstream's client follows no redirects; every path is exact
 LOGIN_URL = "admin:login"
 CSRF_FAILURE_VIEW = "lyra_site.errors.csrf_failure"
-AUTHENTICATION_BACKENDS = ["lyra_site.authentication.Accounts"]
+AUTHENTICATION_BACKENDS = [
+    "axes.backends.AxesStandaloneBackend",  # first: lets nobody try who has tried too often
+    "lyra_site.authentication.Accounts",
+]
 TEMPLATES = [
     {
         "BACKEND": "django.template.backends.django.DjangoTemplates",
@@ -408,6 +418,20 @@ LYRA_FOUR_EYES = env.bool("LYRA_FOUR_EYES", default=False)
 # Days a new API token lives unless its maker says otherwise.
 LYRA_TOKEN_DAYS = env.int("LYRA_TOKEN_DAYS", default=90)
 
+# So many wrong passwords in a row for one user name from one address, and that name is refused from
+# there, whatever the password, until the time is over. From elsewhere its owner still signs in, and
+# trying on prolongs nothing. Tokens are too long to be guessed, and are not counted.
+AXES_FAILURE_LIMIT = 5
+AXES_COOLOFF_TIME = timedelta(minutes=15)
+AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
+AXES_RESET_ON_SUCCESS = True
+AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False
+AXES_CLIENT_IP_CALLABLE = "lyra_site.authentication.client_address"
+AXES_LOCKOUT_CALLABLE = "lyra_site.errors.too_many_sign_ins"
+AXES_DISABLE_ACCESS_LOG = True  # who was here when is nobody's business
+AXES_ENABLE_ADMIN = False
+AXES_VERBOSE = False
+
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": [
         "lyra_site.authentication.Token",
@@ -488,6 +512,8 @@ LOGGING = {
     "formatters": {"line": {"format": "{asctime} {levelname} {name}: {message}", "style": "{"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["stderr"], "level": LYRA_LOG_LEVEL},
+    # lyra_site.authentication tells who was refused.
+    "loggers": {"axes": {"level": "ERROR"}},
 }
 
 # What this file asked for; `lyra_site.checks` finds misspelt names by it.

@@ -183,7 +183,7 @@ def test_every_admin_page_asks_strangers_to_sign_in(client, db):
 
 def test_the_admins_of_the_queue_and_of_tokens_are_gone(client, cast):
     client.force_login(cast["ada"])
-    for path in ("django_q/schedule/", "django_q/ormq/", "knox/authtoken/"):
+    for path in ("django_q/schedule/", "django_q/ormq/", "knox/authtoken/", "axes/accessattempt/"):
         assert client.get(f"/admin/{path}").status_code == 404
 
 

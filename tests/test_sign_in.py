@@ -1,0 +1,132 @@
+"""Guessed passwords: after a few wrong ones a name is refused from there, and nowhere else."""
+
+from datetime import timedelta
+
+import pytest
+from axes.models import AccessAttempt
+from django.contrib.auth.models import Group, User
+from django.core.checks import run_checks
+from django.core.management import call_command
+from django.test import Client
+from django.utils import timezone
+from knox.models import AuthToken
+
+PASSWORD = "correct horse"
+TRIES, MINUTES = 5, 15
+MINUTE = timedelta(minutes=1)
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("db", marks=pytest.mark.django_db, id="sqlite"),
+        pytest.param("on_postgresql", id="postgresql"),
+    ]
+)
+def rita(request):
+    """An account on each of the databases, whose last queries differ."""
+    request.getfixturevalue(request.param)
+    user = User.objects.create_user("rita", password=PASSWORD)
+    user.groups.add(Group.objects.get(name="releaser"))
+    return user
+
+
+def sign_in(password, name="rita", address="192.0.2.7", via=""):
+    """What a browser of its own is answered, that connects from the address."""
+    forwarded = {"X-Forwarded-For": via} if via else {}
+    return Client(headers=forwarded).post(
+        "/admin/login/?next=/admin/",
+        {"username": name, "password": password},
+        REMOTE_ADDR=address,
+    )
+
+
+def guess(times=TRIES, **where):
+    return [sign_in(f"guess {number}", **where).status_code for number in range(times)]
+
+
+def test_after_a_few_wrong_passwords_the_right_one_is_refused_too(rita):
+    assert guess() == [200, 200, 200, 200, 429]
+    refused = sign_in(PASSWORD)
+    assert refused.status_code == 429
+    assert refused["Retry-After"] == str(60 * MINUTES)
+    page = refused.content.decode()
+    assert f"for up to {MINUTES} minutes" in page
+    assert "lyra.css" in page
+
+
+def test_only_that_name_and_only_from_there(rita, caplog):
+    guess()
+    assert sign_in(PASSWORD, address="192.0.2.8").status_code == 302
+    assert sign_in("a guess", name="bob").status_code == 200
+    assert guess(name="nobody here") == [200, 200, 200, 200, 429]  # nor does it tell who exists
+    sign_in(PASSWORD)
+    assert "sign-in refused, locked: user name 'rita', from 192.0.2.7" in caplog.text
+
+
+def test_it_ends_by_itself_and_trying_on_prolongs_nothing(rita):
+    guess()
+    AccessAttempt.objects.update(attempt_time=timezone.now() - timedelta(minutes=MINUTES - 1))
+    assert sign_in("one more").status_code == 429
+    AccessAttempt.objects.update(attempt_time=AccessAttempt.objects.get().attempt_time - MINUTE)
+    assert sign_in(PASSWORD).status_code == 302
+
+
+def test_the_right_password_in_between_forgets_the_wrong_ones(rita):
+    guess(TRIES - 1)
+    assert sign_in(PASSWORD).status_code == 302
+    assert guess(TRIES - 1) == [200] * (TRIES - 1)
+
+
+def test_an_administrator_lets_the_name_in(rita):
+    guess()
+    call_command("axes_reset_username", "rita")
+    assert sign_in(PASSWORD).status_code == 302
+
+
+def test_tokens_are_not_slowed_down(rita, django_assert_max_num_queries):
+    """By no query, and by no lock of their user."""
+    guess()
+    program = Client(headers={"Authorization": f"Token {AuthToken.objects.create(rita)[1]}"})
+    with django_assert_max_num_queries(3) as asked:
+        assert program.get("/api/v1/adapters/serving").status_code == 200
+    assert "axes" not in str(asked.captured_queries)
+    for _ in range(2 * TRIES):
+        wrong = Client(headers={"Authorization": "Token " + "a" * 64})
+        assert wrong.get("/api/v1/adapters/serving").status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("proxies", "first", "second", "same"),
+    [
+        (0, "198.51.100.1", "198.51.100.2", True),  # anybody can write that
+        (1, "198.51.100.1", "198.51.100.2", False),
+        (1, "10.0.0.1, 198.51.100.1", "10.0.0.2, 198.51.100.1", True),
+        (2, "198.51.100.1, 10.0.0.1", "198.51.100.2, 10.0.0.1", False),
+        (1, "2001:db8:1:2::3", "2001:db8:1:2:ffff::4", True),
+        (1, "2001:db8:1:2::3", "2001:db8:1:3::3", False),
+        (1, "::ffff:198.51.100.1", "198.51.100.1", True),
+        (1, "unknown", "_hidden", True),
+        (3, "198.51.100.1", "198.51.100.2", True),  # shorter than it must be
+    ],
+)
+def test_the_address_that_counts(releaser, settings, proxies, first, second, same):
+    settings.LYRA_PROXIES = proxies
+    guess(via=first)
+    assert sign_in(PASSWORD, via=second).status_code == (429 if same else 302)
+
+
+def test_a_client_without_an_address_is_counted_too(db):
+    assert guess(address="")[-1] == 429
+
+
+def test_a_server_behind_a_proxy_is_told_to_count_its_clients(settings):
+    def told():
+        return {message.id for message in run_checks()} & {"lyra_site.W004", "lyra_site.E008"}
+
+    assert told() == set()
+    settings.HTTPS = True
+    assert told() == {"lyra_site.W004"}
+    settings.LYRA_PROXIES = 1
+    assert told() == set()
+    settings.LYRA_PROXIES = -1
+    assert told() == {"lyra_site.E008"}
