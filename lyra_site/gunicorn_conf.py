@@ -38,6 +38,8 @@ GARBAGE = 10_000  # new objects between two looks for unreachable ones
 # How long a thread that computes keeps others from Python: a refusal needs it three times. Python's
 # own 5 ms make a crowd's wait a third longer; answers take as long with either.
 SWITCH_S = 0.001
+# prometheus_client's name for where several processes count together.
+COUNTED_IN = "PROMETHEUS_MULTIPROC_DIR"
 
 
 def post_worker_init(worker: Any) -> None:
@@ -56,14 +58,14 @@ def on_starting(server: Any) -> None:
     """In the master, before it forks."""
     home.use()
     scratch.sweep()
-    if server.cfg.workers > 1:
+    if server.cfg.workers > 1 and COUNTED_IN not in os.environ:
         # Or /metrics would tell what one process counted, whichever is asked: they count in files
         # that are added up. prometheus_client looks for this variable when it is imported.
-        server.counted_in = scratch.keep_in_memory()
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(server.counted_in)
+        server.counted_in = os.environ[COUNTED_IN] = str(scratch.keep_in_memory())
 
 
 def on_exit(server: Any) -> None:
-    """In the master, when all others have ended; what a killed one leaves, the next one sweeps."""
-    if counted_in := getattr(server, "counted_in", None):
-        shutil.rmtree(counted_in, ignore_errors=True)
+    """In the master, when all others have ended; what a killed one leaves, the next one sweeps. A
+    directory that the operator named is theirs."""
+    if hasattr(server, "counted_in"):
+        shutil.rmtree(server.counted_in, ignore_errors=True)

@@ -209,7 +209,7 @@ def test_metrics_need_a_permission_and_tell_what_was_answered(as_user, client, w
 def test_figures_of_several_processes_are_added_up(home: Path, manage, tiny: str) -> None:
     """Whichever process is asked tells what all of them counted, and the database's truth once."""
     token = _administrator(manage)
-    with _two_processes(home, tiny) as (master, port):
+    with _serving(home, tiny) as (master, port):
         first, second = master.children()
         for answering, other in ((first, second), (second, first)):
             other.suspend()  # so that no other process can answer
@@ -226,6 +226,22 @@ def test_figures_of_several_processes_are_added_up(home: Path, manage, tiny: str
             assert "pid=" not in text
 
 
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_directory_for_figures_that_the_operator_named_is_used_and_stays(
+    home: Path, manage, tiny: str, tmp_path: Path, processes: str
+) -> None:
+    """Another program may read it, before and after."""
+    assert manage("migrate", "--verbosity=0").returncode == 0
+    own = tmp_path / "figures"
+    own.mkdir()
+    (own / "others.txt").write_text("not ours")
+    named = {"PROMETHEUS_MULTIPROC_DIR": str(own), "WEB_CONCURRENCY": processes}
+    with _serving(home, tiny, **named) as (_, port):
+        _get(port, "/nli", body={"pairs": [{"premise": "a", "nli_hypothesis": "b"}]})
+    assert (own / "others.txt").read_text() == "not ours"
+    assert list(own.glob("counter_*.db"))
+
+
 def _administrator(manage) -> str:
     """A token of an administrator, in a home made for it."""
     assert manage("migrate", "--verbosity=0").returncode == 0
@@ -236,24 +252,28 @@ def _administrator(manage) -> str:
 
 
 @contextmanager
-def _two_processes(home: Path, base: str) -> Iterator[tuple[psutil.Process, int]]:
-    """gunicorn as we configure it, both of its processes with the model loaded."""
+def _serving(home: Path, base: str, **environment: str) -> Iterator[tuple[psutil.Process, int]]:
+    """gunicorn as we configure it, by itself of two processes, all with the model loaded."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    settings = {"LYRA_HOME": str(home), "PORT": str(port), "WEB_CONCURRENCY": "2"}
+    settings |= {"LYRA_BASE_MODEL": base, "LYRA_COMPAT_OPEN": "1", "LYRA_TORCH_THREADS": "1"}
+    settings |= environment
     master = psutil.Popen(
         [sys.executable, "-m", "gunicorn", "--config=lyra_site/gunicorn_conf.py", "lyra_site.wsgi"],
         cwd=current.BASE_DIR,
-        env=os.environ
-        | {"LYRA_HOME": str(home), "PORT": str(port), "WEB_CONCURRENCY": "2"}
-        | {"LYRA_BASE_MODEL": base, "LYRA_COMPAT_OPEN": "1", "LYRA_TORCH_THREADS": "1"},
+        env=os.environ | settings,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
     try:
         loaded = (line for line in master.stderr if "is loaded" in line)
-        assert len(list(islice(loaded, 2))) == 2, "it ended before both had loaded the model"
+        processes = int(settings["WEB_CONCURRENCY"])
+        assert len(list(islice(loaded, processes))) == processes, (
+            "it ended before all had it loaded"
+        )
         yield master, port
     finally:
         master.terminate()  # in order: what it keeps in memory goes with it
