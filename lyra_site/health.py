@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 DETAILS = "adapters_app.view_serving"
 AHEAD = "The last heartbeat is dated in the future: a clock is wrong, or was set back since."
+NEEDED = ("database", "secret_key", "model")
 OK, DEGRADED, UNAVAILABLE = "ok", "degraded", "unavailable"
 
 
@@ -54,8 +55,10 @@ def livez(request: HttpRequest) -> HttpResponse:
 
 
 class ReadyView(APIView):
-    """503 while this process cannot answer with what should serve. A stale queue only degrades:
-    taking the web server out of rotation would not bring a worker back."""
+    """503 while this process cannot answer with what should serve, or signs with another secret key
+    than the other hosts: whom it signs in they do not know, and what it queues workers throw away.
+    A stale queue only degrades: taking the web server out of rotation would not bring a worker back.
+    """
 
     permission_classes = []
 
@@ -67,7 +70,7 @@ class ReadyView(APIView):
         checks = {"database": _database(), "disk": _disk()}
         if checks["database"]["ok"]:
             checks |= {"model": _model(), "queue": _queue(), "secret_key": _secret_key()}
-        if not (checks["database"]["ok"] and checks["model"]["ok"]):
+        if any(name in checks and not checks[name]["ok"] for name in NEEDED):
             status = UNAVAILABLE
         else:
             whole = all(check["ok"] for check in checks.values())
@@ -126,8 +129,10 @@ def _free_bytes() -> int:
 
 
 def _secret_key() -> dict[str, Any]:
-    problem = secret_key.problem()
-    return {"ok": False, "detail": problem} if problem else {"ok": True}
+    if problem := secret_key.problem():
+        logger.error("not ready: %s", problem)
+        return {"ok": False, "detail": problem}
+    return {"ok": True}
 
 
 def _model() -> dict[str, Any]:

@@ -19,11 +19,13 @@ from unittest import mock
 import psutil
 import pytest
 from django.conf import settings as current
+from django.contrib.auth.models import User
 from django.core.cache import cache
 from django.db import OperationalError, connection
 from django.utils import timezone
+from knox.models import AuthToken
 
-from adapters_app import dashboard, liveness, registry, training
+from adapters_app import dashboard, liveness, registry, secret_key, training
 from inference import engine
 from tests.versions import PAIR, promote
 
@@ -98,6 +100,23 @@ def test_unready_where_what_should_serve_cannot_be_loaded(
     assert response.status_code == 503
     assert "v1" in response.json()["checks"]["model"]["detail"]
     assert as_user("rita").get("/livez").status_code == 200
+
+
+def test_unready_with_another_secret_key_than_the_other_hosts(
+    client, on_postgresql, on_tiny, workers, settings, caplog
+):
+    """A gunicorn started by itself: `run` and `qcluster` do not even start with it."""
+    engine.warm()
+    secret_key.note()
+    assert client.get("/readyz").json() == {"status": "ok"}
+    settings.SECRET_KEY = "another" * 10
+    response = client.get("/readyz")
+    assert (response.status_code, response.json()) == (503, {"status": "unavailable"})
+    assert "LYRA_SECRET_KEY" in caplog.text
+    ada = User.objects.create_superuser("ada")
+    token = f"Token {AuthToken.objects.create(ada)[1]}"
+    checks = client.get("/readyz", headers={"Authorization": token}).json()["checks"]
+    assert "accept_secret_key" in checks["secret_key"]["detail"]
 
 
 def test_a_stale_queue_degrades(as_user, warm, workers):

@@ -47,7 +47,7 @@ def test_a_host_with_another_key_is_refused_and_leaves_the_queue_alone(
     assert shell(problem).strip() == "True"
 
 
-def test_a_key_that_differs_degrades_and_says_why(on_postgresql, settings) -> None:
+def test_a_key_that_differs_is_found_and_says_what_to_do(on_postgresql, settings) -> None:
     secret_key.note()
     secret_key.note()
     (letter,) = OrmQ.objects.all()
