@@ -8,6 +8,7 @@ import functools
 from typing import Any
 
 from django.conf import settings
+from django.db import OperationalError as DatabaseHangs
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
@@ -41,12 +42,16 @@ def _limit(*, connection: BaseDatabaseWrapper, **_: Any) -> None:
 
 
 def _wait(raw: "Connection[Any]", *arguments: Any, **given: Any) -> Any:
-    """psycopg's own waiting, which has no limit unless one is given."""
+    """psycopg's own waiting, which has no limit unless one is given.
+
+    It raises Django's error and not psycopg's, which would be no news where Django tests whether a
+    connection still works: it would wait once more, for a new one.
+    """
     limit = settings.LYRA_DATABASE_TIMEOUT_S + GRACE_S
     try:
         return Connection.wait(raw, *arguments, **({"timeout": limit} | given))
     except OperationalError:
         if raw.info.transaction_status == TransactionStatus.ACTIVE:
             raw.close()
-            raise OperationalError(f"The database did not answer within {limit:g} s.") from None
+            raise DatabaseHangs(f"The database did not answer within {limit:g} s.") from None
         raise

@@ -57,8 +57,7 @@ def livez(request: HttpRequest) -> HttpResponse:
 class ReadyView(APIView):
     """503 while this process cannot answer with what should serve, or signs with another secret key
     than the other hosts: whom it signs in they do not know, and what it queues workers throw away.
-    A stale queue only degrades: taking the web server out of rotation would not bring a worker back.
-    """
+    A stale queue only degrades: taking the web server out of rotation brings no worker back."""
 
     permission_classes = []
 
@@ -103,13 +102,19 @@ def _database() -> dict[str, Any]:
     try:
         with connection.cursor() as cursor:
             cursor.execute("SELECT 1")
+    except (DatabaseError, InterfaceError) as error:  # away, or damaged: it is asked no more
+        return _unready(str(error))
+    try:
         registry.serving()
     except (DatabaseError, InterfaceError, Serving.DoesNotExist) as error:
-        # Away, damaged, or not migrated.
-        detail = schema.RUN_MIGRATE if schema.is_behind() else str(error)
-        logger.error("not ready: %s", detail)
-        return {"ok": False, "detail": detail}
+        # Damaged, or not migrated.
+        return _unready(schema.RUN_MIGRATE if schema.is_behind() else str(error))
     return {"ok": True}
+
+
+def _unready(detail: str) -> dict[str, Any]:
+    logger.error("not ready: %s", detail)
+    return {"ok": False, "detail": detail}
 
 
 def _disk() -> dict[str, Any]:
@@ -129,10 +134,8 @@ def _free_bytes() -> int:
 
 
 def _secret_key() -> dict[str, Any]:
-    if problem := secret_key.problem():
-        logger.error("not ready: %s", problem)
-        return {"ok": False, "detail": problem}
-    return {"ok": True}
+    problem = secret_key.problem()
+    return _unready(problem) if problem else {"ok": True}
 
 
 def _model() -> dict[str, Any]:

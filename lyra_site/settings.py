@@ -228,7 +228,7 @@ SILENCED_SYSTEM_CHECKS = ["security.W005", "security.W021"]
 DATABASES = {"default": env.db("DATABASE_URL", default=f"sqlite:///{LYRA_HOME / 'lyra.sqlite3'}")}
 SQLITE_BUSY_TIMEOUT_S = 15
 # PostgreSQL: seconds that any process waits for a connection, and a web request for one statement.
-# One that finds the database hanging is refused (503) after twice as long at most.
+# One that finds the database hanging is refused (503) a second later.
 LYRA_DATABASE_TIMEOUT_S = env.float("LYRA_DATABASE_TIMEOUT_S", default=10.0)
 _database = DATABASES["default"]
 if _database.get("ENGINE") not in {

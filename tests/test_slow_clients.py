@@ -175,10 +175,12 @@ def own_postgresql() -> Iterator[postgresql.Server]:
             _signal(server, signal.SIGCONT)
 
 
+def _postmaster(server: postgresql.Server) -> int:
+    return int((server.directory / "data/postmaster.pid").read_text().split()[0])
+
+
 def _signal(server: postgresql.Server, number: signal.Signals) -> None:
-    postmaster = psutil.Process(
-        int((server.directory / "data/postmaster.pid").read_text().split()[0])
-    )
+    postmaster = psutil.Process(_postmaster(server))
     for process in (postmaster, *postmaster.children()):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(number)
@@ -196,6 +198,38 @@ def test_a_database_that_hangs_is_503_and_answers_again_when_it_does(serve, own_
     assert server.ask("/livez") == 200
     _signal(own_postgresql, signal.SIGCONT)
     assert server.ask("/nli", BODY) == 200
+
+
+HANG = """
+import os, signal, time
+from django.db import connection
+from lyra_site import database, health
+database.limit_waiting()
+cursor = connection.cursor()
+cursor.execute("SELECT pg_backend_pid()")
+for process in (cursor.fetchone()[0], {postmaster}):
+    os.kill(process, signal.SIGSTOP)
+connection.close_if_unusable_or_obsolete()  # as before every request
+began = time.monotonic()
+found = health._database()
+print(found["detail"], time.monotonic() - began, sep="|")
+"""
+
+
+def test_a_database_that_hangs_is_waited_for_once(manage, own_postgresql) -> None:
+    """Not a second time for a new connection, nor for what is wrong: those would hang as well."""
+    patience = 4
+    said = manage(
+        "shell",
+        "--no-imports",
+        "-c",
+        HANG.format(postmaster=_postmaster(own_postgresql)),
+        DATABASE_URL=own_postgresql.url("postgres"),
+        LYRA_DATABASE_TIMEOUT_S=str(patience),
+    )
+    reason, waited = said.stdout.split("|")
+    assert "did not answer" in reason, said.stderr
+    assert patience < float(waited) < 2 * patience
 
 
 @pytest.mark.parametrize(
