@@ -6,9 +6,10 @@ Works on any Django storage named "artifacts"; a host reads through a verified l
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
 
@@ -25,6 +26,7 @@ TENSORS = "adapter_model.safetensors"
 SUMS = "SHA256SUMS"
 # An artifact is stored minutes before the version that names it is committed.
 ORPHAN_AGE = timedelta(hours=1)
+OWNER_AND_GROUP = stat.S_ISGID | stat.S_IRWXU | stat.S_IRWXG
 # Names begin with these until what they name is whole, or is gone.
 WRITING, FETCHING, DAMAGED = ".writing-", ".fetching-", ".damaged-"
 
@@ -66,7 +68,7 @@ class DurableFileSystemStorage(FileSystemStorage):
 
     def _save(self, name: str, content: File) -> str:
         target = Path(self.path(name))
-        target.parent.mkdir(parents=True, exist_ok=True)
+        self._make(target.parent)
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=WRITING) as beside:
             for chunk in content.chunks():
                 beside.write(chunk)
@@ -80,6 +82,17 @@ class DurableFileSystemStorage(FileSystemStorage):
                 return name
         _sync_directory(target.parent)
         return name
+
+    def _make(self, directory: Path) -> None:
+        """Make what is missing of it, as open to the group as the operator made our location: the
+        process's umask would shut out other users of that group."""
+        if directory == Path(self.location):
+            directory.mkdir(parents=True, exist_ok=True)
+        elif not directory.is_dir():
+            self._make(directory.parent)
+            with suppress(FileExistsError):
+                directory.mkdir()
+                directory.chmod(directory.parent.stat().st_mode & OWNER_AND_GROUP)
 
 
 @reaching_store()

@@ -261,7 +261,8 @@ else:
     } | _database.get("OPTIONS", {})
 
 # --- Storage --------------------------------------------------------------------------------------
-# Where artifacts and snapshots go: an absolute path. Several hosts: s3://bucket/prefix (needs
+# Where artifacts and snapshots go: an absolute path. What is open to a group in a directory that is
+# there before (chmod 2770) stays so in all below it. Several hosts: s3://bucket/prefix (needs
 # django-storages[s3]).
 LYRA_ARTIFACTS = env.str("LYRA_ARTIFACTS", default=str(LYRA_HOME / "artifacts"))
 if not re.match(r"/|s3://[^/]", LYRA_ARTIFACTS):

@@ -60,6 +60,25 @@ def test_an_artifact_is_stored_under_its_tensors_digest_and_fetched_back(written
     storage.verify(digest)
 
 
+@pytest.mark.parametrize(
+    ("given", "below"), [(0o2770, 0o2770), (0o2750, 0o2750), (0o700, 0o700), (None, 0o700)]
+)
+def test_a_store_that_a_group_shares_stays_open_to_it(
+    written, store: Path, settings, given: int | None, below: int
+):
+    """Workers and web servers may be different users; by default they are not."""
+    options = {"location": str(store), "file_permissions_mode": 0o640}
+    artifacts = settings.STORAGES["artifacts"] | {"OPTIONS": options}
+    settings.STORAGES = settings.STORAGES | {"artifacts": artifacts}
+    if given:
+        store.mkdir()
+        store.chmod(given)
+    digest = storage.put(written)
+    found = [path for path in store.rglob("*") if path.is_dir()]
+    assert {path.stat().st_mode & 0o7777 for path in found} == {below}
+    assert stored(store, digest, "README.md").stat().st_mode & 0o777 == 0o640
+
+
 def test_storing_again_changes_nothing(written, store):
     digest = storage.put(written)
     (written / "README.md").write_text("# another card")
