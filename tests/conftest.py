@@ -15,11 +15,19 @@ from django.contrib.auth.models import Group, User
 from django.db import connections
 from playwright.sync_api import Browser, sync_playwright
 
+from tests import orphans
 from tests import postgresql as postgres
 from tests.programs import find_chromium
 
 ROOT = Path(__file__).resolve().parent.parent
 Manage = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_outlives_the_tests() -> None:
+    """A cluster or a training of a test whose pytest was killed would compute on."""
+    if sys.platform == "linux":
+        orphans.watch()
 
 
 # --- The cast: Carla calls, Curt curates, Tina trains, Rita releases, Ada administers -------------
