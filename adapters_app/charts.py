@@ -380,7 +380,7 @@ def learning_rates(
 
 
 def differences(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> Figure | None:
-    """Accuracy differences with their 95 % intervals, one line each; left of 0 is a loss.
+    """Accuracy differences with their intervals, one line each; left of 0 is a loss.
 
     Args:
         rows: (name, stored difference: estimate, low, high as shares).

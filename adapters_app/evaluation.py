@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from django.contrib.humanize.templatetags.humanize import ordinal
 
-from adapters_app import reporting, snapshots
+from adapters_app import evidence, reporting, snapshots
 from adapters_app.models import AdapterVersion, CalibrationEvaluation, ShadowEvaluation, Snapshot
 from adapters_app.nli import hajek, label_noise, metrics
 from adapters_app.nli.betting import bet_on_gain
@@ -29,7 +30,7 @@ from adapters_app.nli.calibration import (
 from adapters_app.nli.guard import GuardSet, unlabelled
 from adapters_app.registry import NewCalibration, NewEvaluation
 from adapters_app.snapshots import SnapshotRow
-from adapters_app.templatetags.figures import percent
+from adapters_app.templatetags.figures import confidence, percent
 from corrections.labels import LABELS, Label
 from corrections.models import Correction
 
@@ -268,13 +269,15 @@ def measure(
     served: tuple[AdapterVersion | None, CalibrationEvaluation | None],
     guard_set: GuardSet,
     seed: int,
-    attempt: int = 1,
+    registered: tuple[AdapterVersion, CalibrationEvaluation | None] | None = None,
+    earlier: Sequence[ShadowEvaluation] = (),
     later: dict[str, Any] | None = None,
 ) -> NewEvaluation:
     """Compare the candidate with what serves and with the base, on the same rows, and judge it.
 
-    `attempt`: how many comparisons with what serves there are, this one included. `later` (figures
-    of the released adapter) goes with the evidence as it is.
+    `registered`: the candidate, if it is a version already. `earlier`: the comparisons with what
+    serves so far, see `_Looks`. `later` (figures of the released adapter) goes with the evidence
+    as it is.
     """
     known = len(judged(rows).rows)
     against = judged(rows, among=_unseen_by(candidate, incumbent, len(rows)))
@@ -286,7 +289,9 @@ def measure(
     if not against.rows:
         reason = ALL_CLAIMS_LEARNT if known else NO_KNOWN_ROWS
         return _unmeasurable(snapshot, served, guard, later, reason)
-    domain = _compare(incumbent, candidate, against, seed)
+    fingerprint = snapshots.fingerprint(against.rows)
+    looks = _Looks(earlier, registered, fingerprint)
+    domain = _compare(incumbent, candidate, against, seed, level=metrics.spent_level(looks.attempt))
     to_base = _compare(base, candidate, against, seed)
     verdict = _verdict(domain, guard, identical=candidate.digest == incumbent.digest)
     inconclusive = verdict == Verdict.INCONCLUSIVE
@@ -294,17 +299,20 @@ def measure(
         incumbent=served[0],
         incumbent_calibration=served[1],
         snapshot=snapshot,
-        rows_fingerprint=snapshots.fingerprint(against.rows),
+        rows_fingerprint=fingerprint,
         rows=domain.rows,
         groups=domain.groups,
         effective_groups=domain.effective_groups,
         verdict=verdict,
-        needed_pairs=metrics.needed_pairs(domain) if inconclusive else None,
+        needed_pairs=metrics.needed_pairs(domain, level=looks.level_of_next(domain))
+        if inconclusive
+        else None,
         figures=finite(
             {
                 "against_incumbent": domain.to_dict(),
                 "against_base": to_base.to_dict(),
                 "stated_effect": metrics.STATED_EFFECT,
+                "attempt": looks.attempt,
             }
         ),
         per_label={
@@ -324,7 +332,7 @@ def measure(
             identical=candidate.digest == incumbent.digest,
             learnt=known - len(against.rows),
         )
-        + _luck(verdict, attempt),
+        + _surer(looks.attempt, evidence.name_of(served[0])),
     )
 
 
@@ -471,7 +479,45 @@ def finite(value: Any) -> Any:
     return value
 
 
-def _compare(a: Contestant, b: Contestant, on: Judged, seed: int) -> metrics.Comparison:
+class _Looks:
+    """Which comparison with what serves this is, of those on enough rows to find anything.
+
+    Each is a chance for luck, so a version that is measured again counts again: on more verdicts,
+    or with another calibrator, an equal may come out better that did not before. On the same rows
+    its figures are those of before, and luck has no other chance: it keeps its number. Neither has
+    it where nothing is said for want of rows. Two runs that end within the same seconds may take
+    the same number.
+    """
+
+    def __init__(
+        self,
+        earlier: Sequence[ShadowEvaluation],
+        registered: tuple[AdapterVersion, CalibrationEvaluation | None] | None,
+        fingerprint: str,
+    ) -> None:
+        looks: list[tuple[int | None, int | None, str]] = [
+            (each.candidate_id, each.candidate_calibration_id, each.rows_fingerprint)
+            for each in earlier
+            if metrics.enough(each.rows, each.effective_groups)
+        ]
+        self._so_far = list(dict.fromkeys(looks))
+        version, calibration = registered or (None, None)
+        own = (
+            version.pk if version else None,
+            calibration.pk if calibration else None,
+            fingerprint,
+        )
+        self.attempt = [*self._so_far, own].index(own) + 1
+
+    def level_of_next(self, domain: metrics.Comparison) -> float:
+        """At which a comparison on more rows will be decided: it is another attempt."""
+        looked = self.attempt if metrics.enough(domain.rows, domain.effective_groups) else 0
+        return metrics.spent_level(max(len(self._so_far), looked) + 1)
+
+
+def _compare(
+    a: Contestant, b: Contestant, on: Judged, seed: int, *, level: float = metrics.WRONGLY_BETTER
+) -> metrics.Comparison:
     return metrics.compare(
         a.probabilities()[on.index],
         b.probabilities()[on.index],
@@ -479,6 +525,7 @@ def _compare(a: Contestant, b: Contestant, on: Judged, seed: int) -> metrics.Com
         on.groups,
         on.weights,
         claims=on.claims,
+        level=level,
         seed=seed,
     )
 
@@ -580,16 +627,14 @@ def _advice(
     return said
 
 
-def _luck(verdict: str, attempt: int) -> list[str]:
-    """What many attempts do to a verdict that is right by itself (Bonferroni)."""
-    if verdict != Verdict.BETTER or attempt == 1:
+def _surer(attempt: int, incumbent: str) -> list[str]:
+    """What many attempts ask of a candidate; nothing is asked of the first."""
+    if attempt == 1:
         return []
-    each = metrics.WRONGLY_BETTER
-    of_all = f"at most {percent(attempt * each, 0)}" if attempt * each < 1 else "considerable"
+    now, once = (confidence(1 - 2 * metrics.spent_level(each)) for each in (attempt, 1))
     said = (
-        f"This is comparison number {attempt} with what serves. An equal one is called better in "
-        f"up to {percent(each)} of comparisons; the chance that at least one of {attempt} was, by "
-        f"luck, is {of_all}. Look whether later verdicts confirm it."
+        f"This is the {ordinal(attempt)} comparison with {incumbent}; to be called better or not "
+        f"worse, a candidate now has to be surer: {now} instead of {once}."
     )
     return [said]
 

@@ -9,7 +9,14 @@ from typing import Any
 
 from adapters_app import charts
 from adapters_app.models import AdapterVersion, CalibrationEvaluation, ShadowEvaluation
-from adapters_app.templatetags.figures import figure, p_value, percent, points, signed
+from adapters_app.templatetags.figures import (
+    confidence,
+    figure,
+    p_value,
+    percent,
+    points,
+    signed,
+)
 
 Verdict = ShadowEvaluation.Verdict
 PASSING = {Verdict.BETTER, Verdict.NOT_WORSE}
@@ -17,6 +24,7 @@ PASSING = {Verdict.BETTER, Verdict.NOT_WORSE}
 SHOWN_FLIPS = 100
 # What evaluations meant that were stored before they said so themselves.
 STATED_EFFECT = 0.05
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -124,6 +132,7 @@ def context(evaluation: ShadowEvaluation | None) -> dict[str, Any]:
         "difference_figure": charts.differences(
             [(f"against {name}", figures["accuracy"]) for name, figures in known.items()]
         ),
+        "difference_about": _about({name: each["accuracy"] for name, each in known.items()}),
         "labels": [{"label": name, **row} for name, row in evaluation.per_label.items()],
         "guard": guard(evaluation),
         "guard_figure": charts.guard(
@@ -195,13 +204,19 @@ def explanation(evaluation: ShadowEvaluation) -> str:
     accuracies = (
         f"Out of fold, on {stored['rows']} pairs from {_sources(stored)}, {incumbent} has "
         f"{percent(stored['a']['accuracy'])} right and {candidate} "
-        f"{percent(stored['b']['accuracy'])}: {points(difference['estimate'])}, 95 % interval "
+        f"{percent(stored['b']['accuracy'])}: {points(difference['estimate'])}, "
         f"{interval(difference)}."
     )
     discordant = (
         f"{stored['gained']} pairs only {candidate} has right, {stored['lost']} only {incumbent}."
     )
     sentences = [accuracies, discordant]
+    found_worse = evaluation.verdict == Verdict.WORSE and (difference.get("high_95") or 0) < 0
+    if found_worse and difference["high"] >= 0:
+        sentences.append(
+            f"A loss is judged by the {confidence(CONFIDENCE)} interval, however many comparisons "
+            f"there were; that ends at {points(difference['high_95'])}."
+        )
     if evaluation.verdict == Verdict.INCONCLUSIVE and evaluation.needed_pairs:
         sentences.append(needed(evaluation))
     return " ".join(sentences)
@@ -246,9 +261,24 @@ def confirmation(evaluation: ShadowEvaluation) -> str:
 
 
 def interval(difference: Mapping[str, Any]) -> str:
-    """A stored difference's 95 % interval in points."""
+    """A stored difference's interval in points, with its confidence."""
     low, high = points(difference["low"]), points(difference["high"])
-    return f"{low.removesuffix(' points')} to {high}"
+    return f"{_confidence(difference)} interval {low.removesuffix(' points')} to {high}"
+
+
+def _confidence(difference: Mapping[str, Any]) -> str:
+    return confidence(difference.get("confidence", CONFIDENCE))
+
+
+def _about(differences: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the chart of differences from the models of these names shows."""
+    sure = {name: _confidence(difference) for name, difference in differences.items()}
+    alike = set(sure.values())
+    said = alike if len(alike) == 1 else (f"{each} against {name}" for name, each in sure.items())
+    return (
+        f"Points, with intervals over sources and claims ({', '.join(said)}). Dotted: a loss of 2 "
+        "points, which “not worse” excludes."
+    )
 
 
 def comparison(stored: Mapping[str, Any], *, a: str, b: str) -> Comparison:
@@ -271,7 +301,7 @@ def figure_rows(stored: Mapping[str, Any]) -> list[FigureRow]:
     rows = []
     for key, name in (("accuracy", "Accuracy"), ("macro_f1", "Macro-F1")):
         change = b[key] - a[key]
-        note = f"95 % interval {interval(stored['accuracy'])}" if key == "accuracy" else ""
+        note = interval(stored["accuracy"]) if key == "accuracy" else ""
         rows.append(
             FigureRow(name, percent(a[key]), percent(b[key]), points(change), _tone(change), note)
         )

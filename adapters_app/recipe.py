@@ -181,7 +181,7 @@ def train_version(work: Work) -> AdapterVersion:
         served=(serving.version, serving.calibration),
         guard_set=work.guard_set,
         seed=config.seed,
-        attempt=work.progress.outlast(lambda: registry.comparisons_with(serving)) + 1,
+        earlier=work.progress.outlast(lambda: registry.comparisons_with(serving)),
     )
 
     work.progress.stage("registering", f"Verdict: {measured.verdict}.")
@@ -224,7 +224,8 @@ def shadow_evaluate(work: Work, version: AdapterVersion) -> ShadowEvaluation:
         guard_set=work.guard_set,
         # Not the whole config: settings may have been renamed since this version was trained.
         seed=int(version.config.get("seed", TrainConfig().seed)),
-        attempt=work.progress.outlast(lambda: registry.comparisons_with(serving)) + 1,
+        registered=(version, calibration),
+        earlier=work.progress.outlast(lambda: registry.comparisons_with(serving)),
         later=_later(work, version, calibration, serving, incumbent, candidate),
     )
     work.progress.stage("registering", f"Verdict: {measured.verdict}.")

@@ -158,11 +158,14 @@ def latest_evidence(version: AdapterVersion) -> ShadowEvaluation | None:
     return version.evaluations.select_related("incumbent").first()
 
 
-def comparisons_with(row: Serving) -> int:
-    """How many evaluations have compared some candidate with what serves."""
-    return ShadowEvaluation.objects.filter(
+def comparisons_with(row: Serving) -> list[ShadowEvaluation]:
+    """The evaluations that compare some candidate with what serves, oldest first: which
+    candidate and on how much, no more."""
+    found = ShadowEvaluation.objects.filter(
         incumbent=row.version, incumbent_calibration=row.calibration
-    ).count()
+    )
+    compared_on = ("rows", "effective_groups", "rows_fingerprint")
+    return list(found.only("candidate", "candidate_calibration", *compared_on).order_by("id"))
 
 
 def latest_calibration(version: AdapterVersion) -> CalibrationEvaluation | None:

@@ -207,6 +207,12 @@ class ShadowSummarySerializer(serializers.ModelSerializer[ShadowEvaluation]):
     candidate = VersionNumber()
     incumbent = VersionNumber(help_text="Null = the base model.")
     snapshot = SnapshotDigest()
+    figures = serializers.JSONField(
+        help_text="Both comparisons, against_incumbent and against_base. In each, `accuracy.low` "
+        "and `accuracy.high` are an interval of the gain, of `accuracy.confidence` (0.95 where it "
+        "is absent); `accuracy.high_95` ends the 95 % interval, by which a loss is judged. "
+        "`attempt`: which comparison with the incumbent this is; each is surer than the last."
+    )
 
     class Meta:
         model = ShadowEvaluation

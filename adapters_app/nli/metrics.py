@@ -29,6 +29,9 @@ STATED_EFFECT = 0.05
 LOSS_LEVEL = 0.05  # one-sided evidence of a loss, by guard set or Brier score, that blocks
 WRONGLY_BETTER = 0.025  # of one comparison of equals: outside one side of a 95 % interval
 DRAWS = 2000
+# A bootstrap quantile is read where so many draws lie beyond it; for surer intervals more is drawn.
+DRAWS_BEYOND = 50
+MOST_DRAWS = 40_000  # enough for one-sided 0.125 %, the fifth comparison; seconds on 5,000 pages
 FLOOR_DRAWS = 500  # the mean is then known to about 2 % of itself
 
 
@@ -38,10 +41,12 @@ class Difference:
 
     estimate: float
     standard_error: float
-    low: float  # two-sided 95 %
+    low: float  # two-sided, of `confidence`
     high: float
     p_gain: float  # one-sided: chance of this much gain if there were none
     p_loss: float
+    high_95: float  # of the 95 % interval, whatever `confidence` is: a loss is as easy to see
+    confidence: float
 
 
 @dataclass(frozen=True)
@@ -278,6 +283,16 @@ def guard_fails(p_loss: float) -> bool:
     return p_loss < LOSS_LEVEL
 
 
+def spent_level(attempt: int) -> float:
+    """The one-sided error allowed to the `attempt`-th comparison with one incumbent.
+
+    The first has all that a single one has, those after it share as much again: 1 / ((k - 1) k)
+    over k ≥ 2 sums to 1. However often one tries, an equal comes out better in at most twice
+    WRONGLY_BETTER (Bonferroni's inequality).
+    """
+    return WRONGLY_BETTER if attempt == 1 else WRONGLY_BETTER / ((attempt - 1) * attempt)
+
+
 def paired_difference(
     values: np.ndarray,
     groups: np.ndarray,
@@ -285,6 +300,7 @@ def paired_difference(
     *,
     claims: np.ndarray | None = None,
     differ: np.ndarray | None = None,
+    level: float = WRONGLY_BETTER,
     seed: int = 0,
 ) -> Difference:
     """Weighted mean of per-row differences (n,) with a studentised bootstrap over groups.
@@ -299,21 +315,25 @@ def paired_difference(
     less one as its degrees of freedom: a draw often misses the one large page. The standard error
     has a floor of two discordant rows, so that agreement on few rows is not certainty. `differ`
     (n,) says where the two models' answers differ: all other values are 0 whoever is right, so the
-    two rows weigh what differing ones do.
+    two rows weigh what differing ones do. `level` is the error on either side of the interval; see
+    `_limits` for those that no draws resolve.
     """
     share = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=float)
     total, size, clustered = _clusters(values, share, groups, claims)
     estimate = float(total.sum() / size.sum())
     if len(size) < 2:
-        return Difference(estimate, float("inf"), -float("inf"), float("inf"), 1.0, 1.0)
+        inf = float("inf")
+        return Difference(estimate, inf, -inf, inf, 1.0, 1.0, inf, 1 - 2 * level)
     uncertain = share if differ is None or not differ.any() else share[differ]
     row = (uncertain**2).sum() / uncertain.sum()  # its weight: the one a unit of weight has
     floor = float(np.sqrt(2) * row / share.sum())
     error = max(clustered, floor)
-    drawn = _studentised(total, size, floor=floor, seed=seed)
-    student = t_distribution(max(size.sum() ** 2 / (size**2).sum() - 1, 1.0))
-    upper = max(float(np.quantile(drawn, 0.975)), float(student.ppf(0.975)))
-    lower = min(float(np.quantile(drawn, 0.025)), float(student.ppf(0.025)))
+    draws = min(max(DRAWS, round(DRAWS_BEYOND / level)), MOST_DRAWS)
+    every = _studentised(total, size, floor=floor, seed=seed, draws=draws)
+    drawn = every[:DRAWS]  # the same whatever the level
+    freedom = max(size.sum() ** 2 / (size**2).sum() - 1, 1.0)
+    student = t_distribution(freedom)
+    lower, upper = _limits(every, freedom, level)
     observed = estimate / error
     return Difference(
         estimate=estimate,
@@ -322,7 +342,21 @@ def paired_difference(
         high=estimate - lower * error,
         p_gain=max(float((drawn >= observed).mean()), float(student.sf(observed))),
         p_loss=max(float((drawn <= observed).mean()), float(student.cdf(observed))),
+        high_95=estimate - _limits(drawn, freedom, WRONGLY_BETTER)[0] * error,
+        confidence=1 - 2 * level,
     )
+
+
+def _limits(drawn: np.ndarray, freedom: float, level: float) -> tuple[float, float]:
+    """Quantiles of the drawn deviations with an error of `level` on either side.
+
+    At least Student's. Where fewer than DRAWS_BEYOND draws lie beyond one it is that of as many,
+    widened as Student's quantile widens from there.
+    """
+    resolved = max(level, DRAWS_BEYOND / len(drawn))
+    at_resolved, at_level = t_distribution(freedom).isf([resolved, level])
+    low, high = np.quantile(drawn, [resolved, 1 - resolved]) * (at_level / at_resolved)
+    return min(float(low), -float(at_level)), max(float(high), float(at_level))
 
 
 def _clusters(
@@ -354,8 +388,10 @@ def _numbers(names: np.ndarray) -> np.ndarray:
     return numbers
 
 
-def _studentised(total: np.ndarray, size: np.ndarray, *, floor: float, seed: int) -> np.ndarray:
-    """(DRAWS,) deviations of bootstrapped ratios from the ratio, in their own standard errors."""
+def _studentised(
+    total: np.ndarray, size: np.ndarray, *, floor: float, seed: int, draws: int = DRAWS
+) -> np.ndarray:
+    """(draws,) deviations of bootstrapped ratios from the ratio, in their own standard errors."""
     count = len(size)
     rng = np.random.default_rng(seed)
 
@@ -365,7 +401,7 @@ def _studentised(total: np.ndarray, size: np.ndarray, *, floor: float, seed: int
         return np.bincount(chosen.ravel(), minlength=rows * count).reshape(rows, count)
 
     moments = np.stack([total, size, total**2, total * size, size**2], axis=1)
-    sums = redrawn_sums(moments, DRAWS, copies)
+    sums = redrawn_sums(moments, draws, copies)
     weighted, sizes, squares, products, square_sizes = sums.T
     ratios = weighted / sizes
     # Linearised, as `ratio_error`: a jackknife of every draw costs much and changes little.
@@ -383,10 +419,11 @@ def compare(
     weights: np.ndarray | None = None,
     *,
     claims: np.ndarray | None = None,
+    level: float = WRONGLY_BETTER,
     seed: int = 0,
 ) -> Comparison:
     """Compare B with A on the same n ≥ 1 rows; `groups` (n,) are pages, `claims` (n,) what is
-    judged on them, by default another claim in each row."""
+    judged on them, by default another claim in each row. `level`: see `spent_level`."""
     right_a = probabilities_a.argmax(1) == labels
     right_b = probabilities_b.argmax(1) == labels
     gained, lost = int((right_b & ~right_a).sum()), int((right_a & ~right_b).sum())
@@ -406,6 +443,7 @@ def compare(
             weights,
             claims=claims,
             differ=differ,
+            level=level,
             seed=seed,
         ),
         brier=paired_difference(
@@ -425,12 +463,13 @@ def gate(domain: Comparison) -> str:
     """`better`, `not_worse`, `worse` or `inconclusive`, from the domain rows alone.
 
     Better: the interval of the accuracy difference lies above 0. Not worse: it excludes a loss of
-    more than 2 points. Worse: it lies below 0, or the Brier score rose on one-sided 5 % evidence.
-    Below 150 rows or 20 effective groups nothing is said.
+    more than 2 points. Both let a candidate pass, and the more were tried the surer the interval
+    is. Worse: the 95 % interval lies below 0, however many were tried, or the Brier score rose on
+    one-sided 5 % evidence. Nothing is said where there are not `enough` rows.
     """
-    if domain.rows < MIN_ROWS or domain.effective_groups < MIN_EFFECTIVE_GROUPS:
+    if not enough(domain.rows, domain.effective_groups):
         return "inconclusive"
-    if domain.accuracy.high < 0 or domain.brier.p_gain < LOSS_LEVEL:
+    if domain.accuracy.high_95 < 0 or domain.brier.p_gain < LOSS_LEVEL:
         return "worse"
     if domain.accuracy.low > 0:
         return "better"
@@ -439,33 +478,39 @@ def gate(domain: Comparison) -> str:
     return "inconclusive"
 
 
-def needed_pairs(domain: Comparison) -> int:
+def enough(rows: int, effective_groups: float) -> bool:
+    """Whether so many rows and groups may show anything: 150 and 20."""
+    return rows >= MIN_ROWS and effective_groups >= MIN_EFFECTIVE_GROUPS
+
+
+def needed_pairs(domain: Comparison, *, level: float = WRONGLY_BETTER) -> int:
     """About how many more pairs of this kind would show a true gain of 5 points, 4 times in 5.
 
     Conditional power (Lachin 2005): added to the pairs at hand, whose estimate stays part of the
     sum, so many make `better` 80 % likely if the gain is STATED_EFFECT. The standard error at hand
     holds discordance and design effect; new pairs are taken to come from other pages, as many on
-    each. It is an estimate from few pages, hence Student's quantiles (Stein 1945).
-    At least what the floors of `gate` lack.
+    each. It is an estimate from few pages, hence Student's quantiles (Stein 1945). `level`: of the
+    comparison on all of them. At least what `enough` lacks.
     """
-    wanted = [float(MIN_ROWS), domain.rows * (1 + _more_information(domain))]
+    wanted = [float(MIN_ROWS), domain.rows * (1 + _more_information(domain, level))]
     if domain.effective_groups < MIN_EFFECTIVE_GROUPS:
         wanted.append(domain.rows * MIN_EFFECTIVE_GROUPS / max(domain.effective_groups, 1.0))
     return max(1, int(np.ceil(max(wanted) - domain.rows)))
 
 
-def _more_information(domain: Comparison) -> float:
+def _more_information(domain: Comparison, level: float) -> float:
     """Information still to gather, as a multiple of what is at hand; 0 where nothing can be said.
 
     With z the estimate and d the stated effect, both in standard errors, and r the multiple: the
-    final sum is z + r·d + √r·(noise) and must exceed t.975·√(1 + r) with probability .8.
+    final sum is z + r·d + √r·(noise) and must exceed t·√(1 + r) with probability .8, where t has
+    an error of `level`.
     """
     found = domain.accuracy
     if not np.isfinite(found.standard_error):
         return 0.0
     at_hand, effect = (x / found.standard_error for x in (found.estimate, STATED_EFFECT))
     student = t_distribution(max(domain.effective_groups - 1, 1.0))
-    confident, powerful = student.ppf([0.975, 0.8])
+    confident, powerful = student.isf([level, 0.2])
 
     def surplus(r: float) -> float:
         limit = confident * np.sqrt(1 + r) + powerful * np.sqrt(r)

@@ -51,6 +51,12 @@ def percent(value: Any, digits: int = 1) -> str:
     return ABSENT if number is None else f"{100 * number:.{digits}f} %"
 
 
+def confidence(value: float) -> str:
+    """An interval's confidence as “95 %”, “99.6 %” or “99.98 %”; never as certainty."""
+    digits = max(1, math.ceil(-math.log10(100 * (1 - value))))
+    return f"{100 * value:.{digits}f}".removesuffix(".0") + " %"
+
+
 @register.filter
 def points(value: Any) -> str:
     """A difference of two shares as “+7.7 points”; a minus is a minus sign."""
