@@ -30,6 +30,7 @@ from adapters_app.models import (
 )
 from adapters_app.nli import metrics
 from adapters_app.nli.config import PRESETS, TrainConfig
+from adapters_app.templatetags.figures import confidence
 from corrections import intake
 from corrections.labels import LABELS
 from corrections.models import Correction
@@ -76,13 +77,14 @@ def ada(administrator):
 
 
 @functools.cache
-def comparison():
+def comparison(attempt=1):
     """Figures as nli.metrics really makes them: 200 rows, the candidate somewhat better."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 200)
     a, b = rng.dirichlet([1, 1, 1], 200), rng.dirichlet([1, 1, 1], 200)
     b[:60] = np.eye(3)[labels[:60]] * 0.9 + 1 / 30
-    return metrics.compare(a, b, labels, rng.integers(0, 40, 200))
+    level = metrics.spent_level(attempt)
+    return metrics.compare(a, b, labels, rng.integers(0, 40, 200), level=level)
 
 
 def figures():
@@ -503,6 +505,54 @@ def test_a_version_shows_its_evidence_with_every_n(rita, make_version):
     assert "Two of nine wards stopped using the drug." in page
     assert "below the wished-for 85 %" in page
     assert "fitted on 200 out-of-fold pairs" in page
+
+
+def test_a_version_says_how_sure_its_interval_is(rita, releaser, make_version):
+    first = make_version()
+    promote(first, releaser)
+    version = make_version(against=first)
+    stored = version.evaluations.get()
+    surer = comparison(attempt=4).to_dict()
+    stored.figures["against_incumbent"] = surer
+    stored.save()
+    page = text_of(rita.get(url(version)))
+    low, high = (f"{100 * surer['accuracy'][end]:+.1f}" for end in ("low", "high"))
+    assert f"99.6 % interval {low} to {high} points" in page
+    assert f"Accuracy (99.6 % interval {low}" in page
+    assert "Accuracy (95 % interval" in page  # against the base
+    assert "(99.6 % against v1, 95 % against the base)" in page
+    assert "99.6 % interval" in text_of(rita.get(f"{VERSIONS}{version.pk}/promote/"))
+
+
+def test_an_evaluation_of_before_is_of_95_percent(rita, make_version):
+    version = make_version(against=make_version())
+    stored = version.evaluations.get()
+    for compared in ("against_incumbent", "against_base"):
+        for name in ("confidence", "high_95"):
+            del stored.figures[compared]["accuracy"][name]
+    stored.save()
+    page = text_of(rita.get(url(version)))
+    assert "95 % interval" in page
+    assert "intervals over sources and claims (95 %)" in page
+
+
+def test_a_loss_that_a_surer_interval_does_not_exclude_is_explained(rita, make_version):
+    version = make_version(verdict="worse")
+    stored = version.evaluations.get()
+    surer = {"estimate": -0.05, "low": -0.11, "high": 0.01, "high_95": -0.012, "confidence": 0.9975}
+    stored.figures["against_incumbent"]["accuracy"] |= surer
+    stored.save()
+    page = text_of(rita.get(url(version)))
+    assert "99.8 % interval −11.0 to +1.0 points" in page
+    assert "A loss is judged by the 95 % interval, however many comparisons there were" in page
+    assert "that ends at −1.2 points" in page
+
+
+@pytest.mark.parametrize(
+    ("attempt", "said"), [(1, "95 %"), (2, "97.5 %"), (4, "99.6 %"), (17, "99.98 %")]
+)
+def test_confidence_is_never_certainty(attempt, said):
+    assert confidence(1 - 2 * metrics.spent_level(attempt)) == said
 
 
 def test_a_version_shows_what_flips_bound(rita, make_version):

@@ -387,11 +387,15 @@ def test_a_list_reads_as_often_for_many_rows_as_for_one_and_nothing_long(
 
 def test_evaluations_and_calibrations_of_a_version(rita, make_version):
     first = make_version()
-    make_version(against=first)
+    surer = {"against_incumbent": {"accuracy": {"confidence": 0.975}}, "attempt": 2}
+    make_version(against=first).evaluations.update(figures=surer)
     assert rita.get(f"{API}/shadow-evaluations").json()["count"] == 2
     (row,) = rita.get(f"{API}/shadow-evaluations?version=v2").json()["results"]
     assert (row["candidate"], row["incumbent"], row["verdict"]) == (2, 1, "better")
     assert "flips" not in row
+    assert row["figures"] == surer
+    told = rita.get(f"{API}/schema?format=json").json()["components"]["schemas"]["ShadowSummary"]
+    assert "of `accuracy.confidence`" in told["properties"]["figures"]["description"]
     assert rita.get(f"{API}/shadow-evaluations/{row['id']}").json()["flips"] == []
     (row,) = rita.get(f"{API}/calibrations?version=1").json()["results"]
     assert (row["name"], row["parameters"]) == ("v1/c1 (temperature)", {"temperature": 2.0})

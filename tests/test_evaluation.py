@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from adapters_app import evaluation
-from adapters_app.models import CalibrationEvaluation
-from adapters_app.nli import guard
+from adapters_app.models import AdapterVersion, CalibrationEvaluation, ShadowEvaluation
+from adapters_app.nli import guard, metrics
 from adapters_app.nli.betting import bet_on_gain
 from adapters_app.nli.calibration import (
     BiasCorrectedTemperature,
@@ -123,13 +123,92 @@ def test_lost_and_gained_answers_are_read_by_turns() -> None:
     assert order == [0, 6, 1, 7, 2, 3, 4, 5, 8, 9]
 
 
-def test_the_luck_of_many_attempts_is_told() -> None:
-    """Nothing of a first one, nor of one that is not better."""
-    assert evaluation._luck("better", 1) == evaluation._luck("inconclusive", 7) == []
-    [said] = evaluation._luck("better", 4)
-    assert "comparison number 4" in said
-    assert "at least one of 4 was, by luck, is at most 10 %" in said
-    assert "by luck, is considerable" in evaluation._luck("better", 50)[0]
+def measured(*, gained: int, lost: int, rows: int = 240, **how):
+    """A candidate that is right where the base is not on `gained` rows, and wrong on `lost`."""
+    before = np.tile([3.0, 0.0, 0.0], (rows, 1))  # the base says `supports`
+    after = before.copy()
+    after[: gained + lost] = [0.0, 3.0, 0.0]
+    general = np.zeros((len(guard.unlabelled()), 3), dtype=np.float32)
+    base = evaluation.Contestant(before, general, Identity())
+    return evaluation.measure(
+        snapshot=None,
+        rows=[row(n, "complete", 1.0, right=n >= gained) for n in range(rows)],
+        candidate=evaluation.Contestant(after, general, Identity(), digest="b"),
+        incumbent=base,
+        base=base,
+        served=(None, None),
+        guard_set=guard.load(),
+        seed=0,
+        **how,
+    )
+
+
+def looks(*numbers: int, rows: int = 240) -> list[ShadowEvaluation]:
+    """Comparisons of versions of these numbers with what serves."""
+    return [
+        ShadowEvaluation(candidate_id=n, rows=rows, effective_groups=rows, rows_fingerprint="a")
+        for n in numbers
+    ]
+
+
+def test_an_equal_that_luck_favours_is_not_better_at_the_fifth_attempt() -> None:
+    first = measured(gained=30, lost=14)
+    assert (first.verdict, first.figures["attempt"]) == ("better", 1)
+    assert first.figures["against_incumbent"]["accuracy"]["confidence"] == 0.95
+    assert "comparison with" not in " ".join(first.advice)
+    fifth = measured(gained=30, lost=14, earlier=looks(1, 2, 3, 4))
+    assert (fifth.verdict, fifth.figures["attempt"]) == ("not_worse", 5)
+    difference = fifth.figures["against_incumbent"]["accuracy"]
+    assert difference["confidence"] == pytest.approx(0.9975)
+    assert difference["low"] < 0 < first.figures["against_incumbent"]["accuracy"]["low"]
+    assert fifth.figures["against_base"]["accuracy"]["confidence"] == 0.95
+    assert fifth.advice[-1] == (
+        "This is the 5th comparison with the base; to be called better or not worse, a candidate "
+        "now has to be surer: 99.8 % instead of 95 %."
+    )
+
+
+def test_a_worse_candidate_is_worse_at_any_attempt() -> None:
+    first, tenth = (measured(gained=14, lost=30, earlier=looks(*range(k))) for k in (0, 9))
+    assert first.verdict == tenth.verdict == "worse"
+    assert first.guard == tenth.guard
+
+
+def test_comparisons_that_could_find_nothing_are_no_attempts() -> None:
+    few = looks(1, 2, 3, rows=149)
+    assert measured(gained=30, lost=14, earlier=few).verdict == "better"
+    assert measured(gained=30, lost=14, earlier=few + looks(4)).figures["attempt"] == 2
+
+
+def test_another_look_at_a_version_is_an_attempt_unless_it_is_on_the_same_rows() -> None:
+    version = AdapterVersion(pk=7, number=7)
+    first = measured(gained=30, lost=14, registered=(version, None))
+    seen = looks(7, 8)
+    seen[0].rows_fingerprint = first.rows_fingerprint
+    again = measured(gained=30, lost=14, registered=(version, None), earlier=seen)
+    assert (again.verdict, again.figures["attempt"]) == ("better", 1)
+    assert again.figures == first.figures
+    more = measured(gained=30, lost=14, rows=250, registered=(version, None), earlier=seen)
+    assert more.figures["attempt"] == 3
+    calibrated = (version, CalibrationEvaluation(pk=3))
+    other = measured(gained=30, lost=14, registered=calibrated, earlier=seen)
+    assert other.figures["attempt"] == 3
+    twice = measured(gained=30, lost=14, earlier=[*seen, *seen])
+    assert twice.figures["attempt"] == 3
+
+
+def test_how_many_more_are_needed_is_said_of_the_next_comparison() -> None:
+    """Which is another attempt, unless this one was on too few rows to be one."""
+    asked = [measured(gained=20, lost=20, earlier=looks(*range(k))).needed_pairs for k in (0, 1, 4)]
+    same = np.repeat([1.0, -1.0, 0.0], [20, 20, 200])
+    labels = np.zeros(240, dtype=int)
+    right = [np.where(same == wrong, 1, 0) for wrong in (1.0, -1.0)]
+    domain = metrics.compare(*(np.eye(3)[each] for each in right), labels, np.arange(240))
+    needed = [metrics.needed_pairs(domain, level=metrics.spent_level(k)) for k in (2, 3, 6)]
+    assert asked == needed
+    assert needed[0] > metrics.needed_pairs(domain)
+    few = measured(gained=20, lost=20, rows=149)
+    assert few.needed_pairs < measured(gained=20, lost=20, rows=150).needed_pairs - 20
 
 
 def test_live_answers_alone_keep_their_estimate() -> None:

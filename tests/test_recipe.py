@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from adapters_app import evaluation, fitting, recipe, registry, snapshots, storage, training
 from adapters_app.models import AdapterVersion, ShadowEvaluation, Snapshot, TrainingRun
-from adapters_app.nli import artifact, guard
+from adapters_app.nli import artifact, guard, metrics
 from adapters_app.nli.config import TrainConfig
 from adapters_app.nli.predict import Predictor
 from adapters_app.nli.train import EpochResult, TrainingDiverged, TrainResult, train
@@ -175,10 +175,25 @@ def test_an_existing_version_is_measured_against_what_serves_now(carry_out, tina
     recipe.calibrate_again(second, by=tina)
     later = evidence_of(carry_out(version=second)).later
     assert (later["n"], later["new_pages"], later["confirmation"]["rows"]) == (30, {"n": 0}, 0)
-    monkeypatch.setattr(evaluation, "_verdict", lambda *_, **__: "better")
-    third = evidence_of(carry_out(seed=8))
-    assert third.incumbent == first
-    assert "comparison number 3 with what serves" in " ".join(third.advice)
+
+
+def test_every_comparison_with_what_serves_is_an_attempt(carry_out, tina, monkeypatch):
+    monkeypatch.setattr(metrics, "MIN_ROWS", 60)
+    monkeypatch.setattr(metrics, "MIN_EFFECTIVE_GROUPS", 5)
+    accept()
+    first = carry_out()
+    second = carry_out(seed=7)
+    assert [evidence_of(run).figures["attempt"] for run in (first, second)] == [1, 2]
+    assert "the 2nd comparison with the base" in " ".join(evidence_of(second).advice)
+    again = evidence_of(carry_out(version=second.produced))  # the same rows
+    assert again.figures["attempt"] == 2
+    recipe.calibrate_again(second.produced, by=tina)
+    assert evidence_of(carry_out(version=second.produced)).figures["attempt"] == 3
+    # Of what serves next nothing has been tried yet.
+    registry.promote(first.produced, by=tina, reason="test", expected_revision=0, override=True)
+    against = evidence_of(carry_out(version=second.produced))
+    assert (against.incumbent, against.figures["attempt"]) == (first.produced, 1)
+    assert against.figures["against_incumbent"]["accuracy"]["confidence"] == 0.95
 
 
 def test_without_known_probabilities_nothing_is_claimed(carry_out):
