@@ -31,6 +31,7 @@ from benchmarks.populations import (
     even_pages,
     pages_of,
     real,
+    retrained,
     uneven_pages,
 )
 
@@ -43,6 +44,8 @@ GUARD_SETS = 2000  # simulated
 # Flipped shares of a guard set to show power for; a loss of 5 points needs at least 5 %.
 FLIPPED = (0.06, 0.08, 0.10, 0.12, 0.15, 0.17, 0.20)
 PILOT = 200
+RETRAINED = 10  # candidates that are compared with one incumbent, one after another
+ATTEMPTS = (1, 3, 10)  # at which power is shown
 
 Draw = Callable[[int, float, np.random.Generator], Trial]
 
@@ -90,6 +93,8 @@ def back_test(populations: Sequence[Population], trials: int) -> Report:
     _giant_page(report, trials)
     _copies(report, populations[0])
     _alike(report, trials)
+    _tried_again(report, trials)
+    _power_at_attempts(report, populations, max(trials // 4, 20))
     _power(report, populations, max(trials // 4, 20))
     _needed_pairs(report, populations, max(trials // 2, 20))
     _confirmation(report, populations, max(trials // 2, 20))
@@ -122,10 +127,15 @@ def rates(draw: Draw, rows: int, gain: float, trials: int) -> Rates:
     )
 
 
-def compare(trial: Trial) -> metrics.Comparison:
+def compare(trial: Trial, *, attempt: int = 1) -> metrics.Comparison:
     """The comparison that a shadow evaluation makes."""
     return metrics.compare(
-        trial.incumbent, trial.candidate, trial.labels, trial.groups, trial.weights
+        trial.incumbent,
+        trial.candidate,
+        trial.labels,
+        trial.groups,
+        trial.weights,
+        level=metrics.spent_level(attempt),
     )
 
 
@@ -218,6 +228,78 @@ def _copies(report: Report, population: Population) -> None:
     report.claims.append(Claim("width with every row five times, as a multiple", ratio, low=0.99))
 
 
+# --- Many attempts --------------------------------------------------------------------------------
+
+
+def _tried_again(report: Report, trials: int) -> None:
+    """Equals learnt anew from the same verdicts until one is better: how often is one?"""
+    columns = [f"by attempt {k}" for k in (1, 3, 5, RETRAINED)]
+    table = table_of(
+        f"An equal retrained on {AT} verdicts has been “better” ({trials} trials)",
+        ("what retrained ones have in common",),
+        (*columns, f"by attempt {RETRAINED}, each at the full level"),
+    )
+    for alike in (0.0, 0.5):
+        found = np.array([_found_better(alike, seed) for seed in range(trials)])
+        spent, full = np.maximum.accumulate(found, axis=2).mean(axis=0)
+        what = f"equals retrained {RETRAINED} times, {_percent(alike, 0)} in common"
+        report.figures[what] = {"spent": spent.tolist(), "full": full.tolist()}
+        report.claims.append(Claim(f"{what}: ever “better”", float(spent[-1]), high=0.05))
+        at = (spent[0], spent[2], spent[4], spent[-1], full[-1])
+        table.add_row(_percent(alike, 0), *(_percent(share) for share in at))
+    report.tables.append(table)
+
+
+def _found_better(alike: float, seed: int) -> np.ndarray:
+    """(2, RETRAINED) whether each attempt was better: by the level left to it, by the full one."""
+    better = np.zeros((2, RETRAINED), dtype=bool)
+    for k, trial in enumerate(retrained(RETRAINED, np.random.default_rng(seed), alike=alike)):
+        # What is no gain at all is not looked at, nor at a surer level what the full one denies.
+        right = [each.argmax(1) == trial.labels for each in (trial.incumbent, trial.candidate)]
+        better[1, k] = right[1].sum() > right[0].sum() and _gain(trial, attempt=1).low > 0
+        better[0, k] = better[1, k] and _gain(trial, attempt=k + 1).low > 0
+    return better
+
+
+def _gain(trial: Trial, *, attempt: int) -> metrics.Difference:
+    """That of `compare`, without its other figures."""
+    before, after = trial.incumbent.argmax(1), trial.candidate.argmax(1)
+    return metrics.paired_difference(
+        (after == trial.labels).astype(float) - (before == trial.labels),
+        trial.groups,
+        trial.weights,
+        differ=before != after,
+        level=metrics.spent_level(attempt),
+    )
+
+
+def _power_at_attempts(report: Report, populations: Sequence[Population], trials: int) -> None:
+    gain = 0.10
+    table = table_of(
+        f"A true gain of {100 * gain:.0f} points: “better” / recommended ({trials} trials)",
+        ("pair of models", "verdicts"),
+        tuple(f"attempt {attempt}" for attempt in ATTEMPTS),
+    )
+    for population in populations:
+        if not _apart(population, gain):
+            table.add_row(population.name, _only(population))
+            continue
+        for rows in (AT, 2 * AT):
+            drawn = [
+                population.draw(rows, gain, np.random.default_rng([seed, rows]))
+                for seed in range(trials)
+            ]
+            shares = {}
+            for attempt in ATTEMPTS:
+                said = [metrics.gate(compare(trial, attempt=attempt)) for trial in drawn]
+                passed = sum(verdict in RECOMMENDED for verdict in said)
+                shares[attempt] = said.count("better") / trials, passed / trials
+            report.figures[f"{gain:+.2f} by attempt, {rows} verdicts: {population.name}"] = shares
+            cells = (f"{_percent(a, 0)} / {_percent(b, 0)}" for a, b in shares.values())
+            table.add_row(population.name, str(rows), *cells)
+    report.tables.append(table)
+
+
 # --- Power ----------------------------------------------------------------------------------------
 
 
@@ -278,7 +360,8 @@ def _about_claims(pages: int, trials: int, *, known: bool) -> tuple[float, float
 
 
 def _needed_pairs(report: Report, populations: Sequence[Population], trials: int) -> None:
-    """Add to an inconclusive evaluation as many pairs as it asks for: how often is it settled?"""
+    """Add to an inconclusive evaluation as many pairs as it asks for: how often does the next, the
+    second attempt, settle it?"""
     effect = metrics.STATED_EFFECT
     table = table_of(
         f"“About N more” for a true gain of {100 * effect:.0f} points, after {PILOT} verdicts",
@@ -296,9 +379,9 @@ def _needed_pairs(report: Report, populations: Sequence[Population], trials: int
             found = compare(pilot)
             if metrics.gate(found) != "inconclusive":
                 continue
-            asked.append(metrics.needed_pairs(found))
+            asked.append(metrics.needed_pairs(found, level=metrics.spent_level(2)))
             more = population.draw(asked[-1], effect, rng)
-            shown += metrics.gate(compare(pilot.and_then(more))) == "better"
+            shown += metrics.gate(compare(pilot.and_then(more), attempt=2)) == "better"
         power = shown / len(asked)
         low, median, high = np.percentile(asked, [10, 50, 90])
         report.figures[f"needed pairs: {population.name}"] = {

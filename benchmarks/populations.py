@@ -189,6 +189,36 @@ def synthetic(name: str, sizes: np.ndarray, *, seed: int = 0) -> Population:
     return Population(name, answers[0], answers[1], labels, groups)
 
 
+def retrained(
+    candidates: int, rng: np.random.Generator, *, alike: float, pages: int = 60
+) -> list[Trial]:
+    """An incumbent and so many candidates, all equally good, on the same pages of five rows.
+
+    Answers as those of `synthetic`. Of what a candidate has for itself there, in variance, all
+    candidates have the share `alike` in common: each learnt anew from the same verdicts.
+    """
+    groups = np.repeat(np.arange(pages), 5)
+    n = len(groups)
+    labels = rng.integers(0, len(Label), n)
+    page = rng.normal(0, 0.5, pages)[groups]
+    shared = rng.normal(0, 1, (n, len(Label)))
+
+    def own() -> np.ndarray:
+        noise = rng.normal(0, 0.6, (n, len(Label)))
+        noise[np.arange(n), labels] += rng.normal(0, 0.4, pages)[groups]
+        return noise
+
+    def answers(noise: np.ndarray) -> np.ndarray:
+        logits = shared + noise
+        logits[np.arange(n), labels] += 0.7 + page
+        probabilities: np.ndarray = softmax(logits, axis=1)
+        return probabilities
+
+    incumbent, common = answers(own()), own()
+    learnt = (np.sqrt(alike) * common + np.sqrt(1 - alike) * own() for _ in range(candidates))
+    return [Trial(incumbent, answers(each), labels, groups, np.ones(n)) for each in learnt]
+
+
 # --- Real -----------------------------------------------------------------------------------------
 
 

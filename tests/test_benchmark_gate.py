@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import gate
-from benchmarks.populations import Population, Trial, synthetic
+from benchmarks.populations import Population, Trial, retrained, synthetic
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,13 @@ def test_pages_stay_apart_when_trials_are_joined(population: Population) -> None
     joined = trials[0].and_then(trials[1])
     assert len(joined) == 100
     assert len(np.unique(joined.groups)) == sum(len(np.unique(each.groups)) for each in trials)
+
+
+def test_retrained_candidates_are_equals_that_are_more_like_each_other() -> None:
+    trials = retrained(2, np.random.default_rng(0), alike=0.9, pages=6000)
+    assert [gain_of(trial) for trial in trials] == pytest.approx([0, 0], abs=0.015)
+    one, other = (trial.candidate.argmax(1) for trial in trials)
+    assert (one == other).mean() > (one == trials[0].incumbent.argmax(1)).mean() + 0.05
 
 
 def test_a_large_gain_is_seen_and_few_verdicts_settle_nothing(population: Population) -> None:
