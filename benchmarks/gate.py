@@ -94,7 +94,7 @@ def back_test(populations: Sequence[Population], trials: int) -> Report:
     _copies(report, populations[0])
     _alike(report, trials)
     _tried_again(report, trials)
-    _power_at_attempts(report, populations, max(trials // 4, 20))
+    _power_at_attempts(report, populations, max(trials // 10, 20))
     _power(report, populations, max(trials // 4, 20))
     _needed_pairs(report, populations, max(trials // 2, 20))
     _confirmation(report, populations, max(trials // 2, 20))
