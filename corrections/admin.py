@@ -17,7 +17,7 @@ from django.contrib.admin.templatetags.admin_urls import add_preserved_filters
 from django.contrib.admin.views.main import PAGE_VAR
 from django.contrib.auth.models import User
 from django.core.exceptions import PermissionDenied, SuspiciousOperation, ValidationError
-from django.db.models import Case, Count, Model, QuerySet, When
+from django.db.models import Case, Count, Model, Q, QuerySet, When
 from django.forms import Form, ModelForm
 from django.http import (
     Http404,
@@ -81,7 +81,7 @@ class ConflictFilter(admin.SimpleListFilter):
 class History(admin.TabularInline):
     model = CorrectionEvent
     verbose_name_plural = "history"
-    fields = ("at", "by", "action", "shown_changes", "note")
+    fields = ("at", "who", "action", "shown_changes", "note")
     readonly_fields = fields
     extra = 0
     can_delete = False
@@ -94,6 +94,14 @@ class History(admin.TabularInline):
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return request.user.has_perm("corrections.view_correction")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[CorrectionEvent]:
+        return super().get_queryset(request).select_related("by")
+
+    @admin.display(description="by")
+    def who(self, event: CorrectionEvent) -> str:
+        """The name alone: Django's link leads to a page that only administrators may see."""
+        return event.by.get_username()
 
     @admin.display(description="changes")
     def shown_changes(self, event: CorrectionEvent) -> str:
@@ -300,9 +308,10 @@ class CorrectionAdmin(admin.ModelAdmin):
         row = _row(object_id)
         if row:
             same = Correction.objects.filter(pair_digest=row.pair_digest).exclude(pk=row.pk)
-            # Both ask the database where they are shown, not before.
+            # The first and the last ask the database where they are shown, not before.
             context |= {
                 "others": same.order_by("-pk")[:20],
+                "relabelled": _relabelled(row),
                 "pending": Correction.objects.pending().count,
             }
         try:
@@ -683,6 +692,15 @@ def _row(object_id: str | None) -> Correction | None:
     if object_id is None or not NUMBER.fullmatch(object_id):
         return None
     return Correction.objects.filter(pk=int(object_id)).first()
+
+
+def _relabelled(row: Correction) -> CorrectionEvent | None:
+    """The edit that gave the row its label, where that is not what its annotator had said."""
+    told = Q(changes__has_key="correct_label") | Q(changes__has_key="annotator")
+    last = row.events.filter(told).select_related("by").last()
+    if last is None or last.action != CorrectionEvent.Action.EDITED or "annotator" in last.changes:
+        return None
+    return last if last.by.get_username() != row.annotator else None
 
 
 def _change_url(pk: int | str) -> str:

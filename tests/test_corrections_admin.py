@@ -12,7 +12,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
-from corrections.intake import record_correction, review
+from corrections.intake import edit_correction, record_correction, review
 from corrections.labels import Label
 from corrections.models import Correction
 
@@ -428,6 +428,34 @@ def test_the_history_of_a_row_holds_its_reviews_from_the_list(caller: User, cura
     assert shown.redirect_chain == [(f"{page(row)}#events-group", 302)]
     inline = shown.text[shown.text.index('id="events-group"') :]
     assert "accepted" in inline
+
+
+def test_the_names_in_a_history_lead_to_no_page_that_a_curator_may_not_see(
+    caller: User, curator: User
+) -> None:
+    html = as_(curator).get(page(recorded(caller))).text
+
+    assert caller.username in html[html.index('id="events-group"') :]
+    assert "/admin/auth/user/" not in html
+
+
+def test_a_label_that_a_colleague_changed_is_not_put_into_the_annotators_mouth(
+    caller: User, curator: User
+) -> None:
+    row = recorded(caller, annotator="bea")
+    client = as_(curator)
+
+    def said() -> str:
+        return " ".join(re.sub("<[^>]*>", " ", client.get(page(row)).text).split())
+
+    assert "bea says supports" in said()
+
+    edit_correction(row, by=curator, correct_label="refutes")
+    assert f"{curator} changed the verdict of bea from supports to refutes" in said()
+    assert "bea says" not in said()
+
+    edit_correction(row, by=curator, annotator="carla")
+    assert "carla says refutes" in said()
 
 
 def test_an_edit_goes_through_the_history(caller: User, curator: User) -> None:
