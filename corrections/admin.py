@@ -49,7 +49,9 @@ from corrections.models import AuditSample, Correction, CorrectionEvent, SourceG
 
 Status = Correction.Status
 SHOWN_CHARACTERS = 600  # of each text in the list
+ARRIVALS = (CorrectionEvent.Action.RECORDED, CorrectionEvent.Action.REVISED)
 NUMBER = re.compile("[0-9]{1,18}")  # an id or a revision, as a request may name it
+NUMBERED = re.compile(f"#{NUMBER.pattern}")  # a row, as pages call it
 
 
 class QuarantineFilter(admin.SimpleListFilter):
@@ -76,6 +78,24 @@ class ConflictFilter(admin.SimpleListFilter):
         if self.value() != "yes":
             return None
         return queryset.filter(pk__in=Correction.objects.conflicts().values("pk"))
+
+
+class ChangedByFilter(admin.SimpleListFilter):
+    """Rows that somebody reviewed or edited; that they recorded or imported them is not meant."""
+
+    title = "who reviewed or edited"
+    parameter_name = "changed_by"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        # Also those who left: what they did stays.
+        people = User.objects.with_perm("corrections.review_correction", is_active=None)
+        return [(str(user.pk), user.get_username()) for user in people.order_by("username")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any] | None:
+        if not NUMBER.fullmatch(self.value() or ""):
+            return None
+        changes = CorrectionEvent.objects.filter(by=self.value()).exclude(action__in=ARRIVALS)
+        return queryset.filter(pk__in=changes.values("correction"))
 
 
 class History(admin.TabularInline):
@@ -126,11 +146,15 @@ class CorrectionAdmin(admin.ModelAdmin):
         "sampling",
         ("corrected_at", admin.DateFieldListFilter),
         "domain",
+        ChangedByFilter,
+        "annotator",
     )
     list_per_page = 50
     list_select_related = ("group", "reviewer")
     search_fields = ("premise", "hypothesis", "reason", "external_id", "page_id", "annotator")
-    search_help_text = "Words of the texts or the reason, an id, a page, an annotator"
+    search_help_text = (
+        "Words of the texts or the reason, an id, a page, an annotator; #12 is row 12"
+    )
     actions = ("accept", "reject", "reopen")
     inlines = (History,)
     ordering = ("-id",)
@@ -165,13 +189,23 @@ class CorrectionAdmin(admin.ModelAdmin):
         return [pair, *self.list_display]
 
     def get_ordering(self, request: HttpRequest) -> list[Any]:
-        """Rows asked for by their ids come in that order, and rivals beside one another."""
+        """Rows asked for by their ids come in that order, rivals beside one another, and of what
+        somebody changed the newest first."""
         asked = request.GET.get("id__in", "").split(",")
         if len(asked) <= self.list_per_page and all(NUMBER.fullmatch(pk) for pk in asked):
             return [Case(*(When(pk=int(pk), then=place) for place, pk in enumerate(asked)))]
         if request.GET.get("conflict") == "yes":
             return ["pair_digest", "-id"]
+        if NUMBER.fullmatch(request.GET.get("changed_by", "")):
+            return ["-updated_at", "-id"]
         return list(self.ordering)
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        if NUMBERED.fullmatch(search_term.strip()):
+            return queryset.filter(pk=int(search_term.strip().removeprefix("#"))), False
+        return super().get_search_results(request, queryset, search_term)
 
     @admin.display(description="model → person", ordering="predicted_confidence")
     def judged(self, row: Correction) -> SafeString:
@@ -190,10 +224,12 @@ class CorrectionAdmin(admin.ModelAdmin):
         return format_html(
             '<span class="status {0}" data-pk="{1}" data-revision="{2}">{0}</span>'
             '<input type="hidden" name="revision_{1}" value="{2}">'
-            '<input type="hidden" name="status_{1}" value="{0}">{3}',
+            '<input type="hidden" name="status_{1}" value="{0}">'
+            '<div class="quiet"><span class="reviewed-by">{3}</span> #{1}</div>{4}',
             row.status,
             row.pk,
             row.revision,
+            _by(row),
             format_html('<div class="why" title="{}">quarantined</div>', row.quarantine)
             if row.quarantine
             else "",
@@ -272,7 +308,9 @@ class CorrectionAdmin(admin.ModelAdmin):
             intake.review([pk], by=_user(request), status=status, note=note, seen={pk: form.seen()})
         except intake.ReviewRefused as error:
             return JsonResponse({"detail": str(error)}, status=HTTPStatus.CONFLICT)
-        return JsonResponse({"status": status, "counts": _counts_after(row, status)})
+        counts = _counts_after(row, status)
+        row.refresh_from_db()
+        return JsonResponse({"status": status, "reviewed_by": _by(row), "counts": counts})
 
     def get_form(
         self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any
@@ -675,6 +713,11 @@ def _seen(request: HttpRequest) -> dict[int, intake.Seen]:
             known = status if status in Status.values else None
             shown[int(pk)] = intake.Seen(int(str(revision)), known)
     return shown
+
+
+def _by(row: Correction) -> str:
+    """Who reviewed it, as the list says it; nothing where nobody did."""
+    return f"by {row.reviewed_by}," if row.reviewed_by else ""
 
 
 def _shown(value: Any) -> str:

@@ -91,6 +91,46 @@ def test_the_list_is_filtered_and_searched(
     assert answer.context["cl"].result_count == expected
 
 
+def test_a_row_is_found_by_the_number_that_pages_call_it_by(caller: User, curator: User) -> None:
+    rows = [recorded(caller, number) for number in range(3)]
+
+    answer = as_(curator).get(f"{LIST}?q=%23{rows[1].pk}")
+
+    assert list(answer.context["cl"].result_list) == [rows[1]]
+    assert f"#{rows[1].pk}</div>" in answer.text
+
+
+def test_the_list_says_who_reviewed_and_finds_what_a_colleague_changed(
+    caller: User, curator: User, administrator: User
+) -> None:
+    reviewed, edited, _untouched, mine = (recorded(caller, number) for number in range(4))
+    edit_correction(edited, by=curator, domain="wards")
+    review([reviewed.pk], by=curator, status=Status.ACCEPTED)
+    review([mine.pk], by=administrator, status=Status.REJECTED)
+    client = as_(administrator)
+
+    everything = client.get(LIST).text
+    found = client.get(f"{LIST}?changed_by={curator.pk}")
+    nobodys = client.get(f"{LIST}?changed_by={caller.pk}")
+
+    assert f"by {curator}," in everything
+    assert f"by {administrator}," in everything
+    assert f'href="?changed_by={curator.pk}"' in everything
+    assert list(found.context["cl"].result_list) == [reviewed, edited]  # the newest change first
+    assert nobodys.context["cl"].result_count == 0  # they only recorded
+
+
+def test_the_list_of_one_annotator_says_whose_it_is(caller: User, curator: User) -> None:
+    recorded(caller, annotator="bea")
+    recorded(caller, 1)
+
+    found = as_(curator).get(f"{LIST}?annotator=bea")
+
+    assert found.context["cl"].result_count == 1
+    [chosen] = re.findall('<li class="selected">\\s*<a[^>]*>(bea)</a>', found.text)
+    assert chosen == "bea"
+
+
 def test_chosen_rows_are_accepted_and_quarantined_ones_named(caller: User, curator: User) -> None:
     rows = [recorded(caller, number) for number in range(3)]
     Correction.objects.filter(pk=rows[0].pk).update(quarantine="It bridges folds.")
@@ -160,6 +200,7 @@ def test_a_key_press_in_the_list_is_answered_with_the_new_counts(
     )
 
     assert answer.json()["status"] == "accepted"
+    assert answer.json()["reviewed_by"] == f"by {curator},"
     counts = answer.json()["counts"]
     assert (counts["pending"], counts["accepted"], counts["supports"]) == (0, 1, 1)
 
@@ -270,7 +311,11 @@ NUL, LONG = "%00", "9" * 5_000
         ),
         *(f"id__exact={odd}" for odd in (NUL, LONG, "9" * 25, "x", "")),
         *(f"corrected_at__gte={odd}" for odd in (NUL, LONG, "x", "9999-99-99", "0001-01-01")),
-        *(f"{name}={odd}" for name in ("status__exact", "domain") for odd in (NUL, LONG, "%ff")),
+        *(
+            f"{name}={odd}"
+            for name in ("status__exact", "domain", "changed_by")
+            for odd in (NUL, LONG, "%ff")
+        ),
         "quarantined=maybe",
         "conflict=maybe&conflict=yes",
         "status__in=a,b&nonsense__lookup=1&group__fold=x",

@@ -49,6 +49,7 @@ function reviewList(keys) {
     state.className = `status ${result.status}`;
     state.textContent = result.status;
     seen.value = result.status;
+    row.querySelector(".reviewed-by").textContent = result.reviewed_by;
     for (const [name, count] of Object.entries(result.counts)) {
       document.querySelector(`[data-count="${name}"]`).textContent = count;
     }
