@@ -179,11 +179,12 @@ class CorrectionAdmin(admin.ModelAdmin):
         @admin.display(description="premise and hypothesis")
         def pair(row: Correction) -> SafeString:
             return format_html(
-                '<div class="pair"><div>{}</div><div><a href="{}">{}</a></div></div>{}',
+                '<div class="pair"><div>{}</div><div><a href="{}">{}</a></div></div>{}{}',
                 _cut(row.premise),
                 self._in_list(request, _change_url(row.pk)),
                 _cut(row.hypothesis),
-                format_html('<div class="why">{}</div>', row.reason) if row.reason else "",
+                _why(row.reason),
+                _why(f"Quarantined. {row.quarantine}" if row.quarantine else ""),
             )
 
         return [pair, *self.list_display]
@@ -230,9 +231,7 @@ class CorrectionAdmin(admin.ModelAdmin):
             row.pk,
             row.revision,
             _by(row),
-            format_html('<div class="why" title="{}">quarantined</div>', row.quarantine)
-            if row.quarantine
-            else "",
+            _why("quarantined" if row.quarantine else ""),
         )
 
     @admin.display(description="from", ordering="corrected_at")
@@ -586,14 +585,14 @@ class SourceGroupAdmin(admin.ModelAdmin):
     list_display = ("key", "fold", "rows", "created_at")
     list_filter = ("fold",)
     search_fields = ("key",)
-    readonly_fields = ("key", "fold", "created_at")
+    readonly_fields = ("key", "fold", "created_at", "rows")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[SourceGroup]:
         return super().get_queryset(request).annotate(rows=Count("corrections"))
 
     @admin.display(ordering="rows")
-    def rows(self, group: Any) -> int:
-        return int(group.rows)
+    def rows(self, group: Any) -> SafeString:
+        return format_html('<a href="{}?group={}">{}</a>', _list_url(), group.pk, group.rows)
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -675,7 +674,7 @@ def _counts() -> dict[str, int]:
     """Rows by status, and those that need a person to sort them out."""
     return {
         **_by_status(),
-        "quarantined": Correction.objects.exclude(quarantine="").count(),
+        "quarantined": _quarantined(),
         "conflicts": Correction.objects.conflicts().count(),
     }
 
@@ -683,6 +682,8 @@ def _counts() -> dict[str, int]:
 def _counts_after(row: Correction, status: str) -> dict[str, int]:
     """The list's counts that may be others since `row`, as it was, got its new status."""
     changed = _by_status() | _accepted_by_label()
+    if row.quarantine:
+        changed |= {"quarantined": _quarantined()}
     # Only a row that was or is rejected, and has a rival, makes or ends a conflict.
     rivals = Correction.objects.filter(pair_digest=row.pair_digest).exclude(
         correct_label=row.correct_label
@@ -690,6 +691,11 @@ def _counts_after(row: Correction, status: str) -> dict[str, int]:
     if Status.REJECTED in {row.status, status} and rivals.exists():
         return changed | {"conflicts": Correction.objects.conflicts().count()}
     return changed
+
+
+def _quarantined() -> int:
+    """Those that still wait for somebody to reject them."""
+    return Correction.objects.pending().exclude(quarantine="").count()
 
 
 def _by_status() -> dict[str, int]:
@@ -713,6 +719,10 @@ def _seen(request: HttpRequest) -> dict[int, intake.Seen]:
             known = status if status in Status.values else None
             shown[int(pk)] = intake.Seen(int(str(revision)), known)
     return shown
+
+
+def _why(text: str) -> SafeString:
+    return format_html('<div class="why">{}</div>', text) if text else SafeString()
 
 
 def _by(row: Correction) -> str:

@@ -1,7 +1,7 @@
 """The curator's pages: reading, reviewing by action, by key and by button, editing, adding."""
 
 import re
-from html import unescape
+from html import escape, unescape
 from typing import Any
 from urllib.parse import urlencode
 
@@ -451,12 +451,13 @@ def links_of(shown: Any) -> list[str]:
 
 def test_a_page_shows_the_pair_its_history_and_rival_verdicts(caller: User, curator: User) -> None:
     row = recorded(caller)
-    rival = recorded(caller, correct_label="refutes")
+    rival = recorded(caller, correct_label="refutes", reason="Fever is not named.")
 
     html = as_(curator).get(page(row)).content.decode()
 
     assert row.premise in html
     assert "judged differently" in html
+    assert "Fever is not named." in html
     assert f"row {rival.pk}" in html
     assert "carla" in html
 
@@ -692,6 +693,41 @@ def test_who_may_only_look_sees_no_buttons_and_can_change_nothing(
 
 def _permissions(*codenames: str) -> list[Permission]:
     return list(Permission.objects.filter(codename__in=codenames))
+
+
+def test_a_source_leads_to_its_rows(caller: User, curator: User) -> None:
+    row = recorded(caller, page_id="p7")
+    also = recorded(caller, hypothesis="Nobody had a cough.", page_id="p7")
+    recorded(caller, 1)
+    client = as_(curator)
+    group = f"/admin/corrections/sourcegroup/{row.group_id}/change/"
+    rows = f"{LIST}?group={row.group_id}"
+
+    for address in (page(row), group, "/admin/corrections/sourcegroup/"):
+        assert f'href="{rows}"' in client.get(address).text, address
+    assert set(client.get(rows).context["cl"].result_list) == {row, also}
+
+
+def test_who_sorts_out_what_is_quarantined_reads_why_and_what_to_do(
+    caller: User, curator: User
+) -> None:
+    row, other = recorded(caller, 0, page_id="p0"), recorded(caller, 1, page_id="p1")
+    assert row.group.fold != other.group.fold
+    barred = recorded(caller, premise=f"{row.premise} Really.", page_id="p1")
+    assert barred.quarantine
+    client = as_(curator)
+    waiting = f"{LIST}?quarantined=yes&status__exact=pending"
+
+    listed = client.get(waiting)
+    [before] = re.findall('data-count="quarantined">(\\d+)<', listed.text)
+    answer = client.post(
+        reverse("admin:corrections_correction_review", args=[barred.pk]), {"status": "rejected"}
+    )
+
+    assert escape(waiting.removeprefix(LIST)) in client.get(LIST).text
+    assert f"Quarantined. {barred.quarantine}" in listed.text
+    assert "reject this row" in client.get(page(barred)).text
+    assert (before, answer.json()["counts"]["quarantined"]) == ("1", 0)
 
 
 def test_groups_are_shown_with_their_fold(caller: User, curator: User) -> None:
