@@ -34,7 +34,7 @@ from django.utils.formats import date_format
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.timezone import localtime
-from django.views.decorators.http import require_POST
+from django.views.decorators.http import require_POST, require_safe
 
 from corrections import audits, intake
 from corrections.forms import (
@@ -247,6 +247,7 @@ class CorrectionAdmin(admin.ModelAdmin):
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
         context = {
+            "title": "Corrections",
             "counts": _counts(),
             "labels": _accepted_by_label(),
             "may_review": self.has_review_permission(request),
@@ -289,8 +290,10 @@ class CorrectionAdmin(admin.ModelAdmin):
 
     def get_urls(self) -> list[URLPattern]:
         review = self.admin_site.admin_view(require_POST(self.review_view))
+        following = self.admin_site.admin_view(require_safe(self.next_view))
         return [
             path("<int:pk>/review/", review, name="corrections_correction_review"),
+            path("<int:pk>/next/", following, name="corrections_correction_next"),
             *super().get_urls(),
         ]
 
@@ -310,6 +313,13 @@ class CorrectionAdmin(admin.ModelAdmin):
         counts = _counts_after(row, status)
         row.refresh_from_db()
         return JsonResponse({"status": status, "reviewed_by": _by(row), "counts": counts})
+
+    def next_view(self, request: HttpRequest, pk: int) -> HttpResponse:
+        """On to the next row, with nothing decided about this one."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        row = get_object_or_404(Correction, pk=pk)
+        return self._go_on(request, row, self._next(request, row))
 
     def get_form(
         self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any
@@ -347,6 +357,7 @@ class CorrectionAdmin(admin.ModelAdmin):
             same = Correction.objects.filter(pair_digest=row.pair_digest).exclude(pk=row.pk)
             # The first and the last ask the database where they are shown, not before.
             context |= {
+                "title": f"Row {row.pk}",
                 "others": same.order_by("-pk")[:20],
                 "relabelled": _relabelled(row),
                 "pending": Correction.objects.pending().count,
@@ -397,12 +408,7 @@ class CorrectionAdmin(admin.ModelAdmin):
     def response_change(self, request: HttpRequest, obj: Any) -> HttpResponse:
         if not request.POST.get("decision"):
             return super().response_change(request, obj)
-        if obj.next_in_list is not None:
-            return HttpResponseRedirect(self._in_list(request, _change_url(obj.next_in_list)))
-        query = _origin(request)
-        said = f"No row follows row {obj.pk} in this list." if query else "No other row is pending."
-        messages.info(request, said)
-        return HttpResponseRedirect(f"{_list_url()}?{query}" if query else _list_url())
+        return self._go_on(request, obj, obj.next_in_list)
 
     def history_view(
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
@@ -416,6 +422,15 @@ class CorrectionAdmin(admin.ModelAdmin):
         """`url` with the list that `request` is of, as Django's admin carries it."""
         filters = self.get_preserved_filters(request)
         return add_preserved_filters({"preserved_filters": filters, "opts": self.opts}, url)
+
+    def _go_on(self, request: HttpRequest, row: Correction, following: int | None) -> HttpResponse:
+        """To the following row, or back to the list where there is none."""
+        if following is not None:
+            return HttpResponseRedirect(self._in_list(request, _change_url(following)))
+        query = _origin(request)
+        said = f"No row follows row {row.pk} in this list." if query else "No other row is pending."
+        messages.info(request, said)
+        return HttpResponseRedirect(f"{_list_url()}?{query}" if query else _list_url())
 
     def _next(self, request: HttpRequest, row: Correction) -> int | None:
         """The row after `row` in the list it was opened from, else in the queue; None after all.

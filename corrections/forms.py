@@ -66,6 +66,7 @@ class EditCorrectionForm(forms.ModelForm):
         model = Correction
         fields = EDITABLE
         widgets = SMALL_TEXT
+        help_texts = {"correct_label": "Keys 1, 2, 3: supports, refutes, neutral."}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -384,6 +384,44 @@ def test_a_review_goes_on_in_the_list_it_was_started_from(caller: User, curator:
     assert Correction.objects.pending().count() == 2
 
 
+def test_a_row_can_be_left_undecided_for_the_next_of_the_list(caller: User, curator: User) -> None:
+    first, second, _elsewhere = (
+        recorded(caller, number, domain="ward" if number < 2 else "") for number in range(3)
+    )
+    client, origin = as_(curator), urlencode({"_changelist_filters": "domain=ward"})
+
+    opened = client.get(f"{page(second)}?{origin}").text
+    [onward] = re.findall('href="([^"]*)" data-key="j"', opened)
+    followed = client.get(unescape(onward), follow=True)
+    back = client.get(f"{LIST}{first.pk}/next/?{origin}", follow=True)
+
+    assert followed.redirect_chain == [(f"{page(first)}?{origin}", 302)]
+    assert back.redirect_chain == [(f"{LIST}?domain=ward", 302)]
+    assert messages_of(back) == [f"No row follows row {first.pk} in this list."]
+    assert Correction.objects.pending().count() == 3
+
+
+def test_a_page_leads_back_to_the_list_as_it_was_filtered(caller: User, curator: User) -> None:
+    origin = urlencode({"_changelist_filters": "domain=ward&p=2"})
+
+    html = as_(curator).get(f"{page(recorded(caller))}?{origin}").text
+
+    assert f'<a href="{LIST}?domain=ward&amp;p=2">Corrections</a>' in html
+
+
+def test_the_count_whose_rows_are_listed_is_marked(caller: User, curator: User) -> None:
+    client = as_(curator)
+
+    def marked(query: str) -> list[str]:
+        html = client.get(f"{LIST}?{query}").text
+        return re.findall('aria-current="true"><b data-count="([a-z]*)"', html)
+
+    assert marked("status__exact=pending") == ["pending"]
+    assert marked("conflict=yes") == ["conflicts"]
+    assert marked("quarantined=yes&status__exact=pending") == ["quarantined"]
+    assert marked("") == []
+
+
 def test_rows_asked_for_by_id_are_listed_and_reviewed_in_that_order(
     caller: User, curator: User
 ) -> None:

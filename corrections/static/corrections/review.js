@@ -5,8 +5,20 @@
 document.addEventListener("DOMContentLoaded", () => {
   const list = document.getElementById("review-keys");
   if (list) reviewList(list);
-  else onKey((key) => document.querySelector(`button[data-key="${CSS.escape(key)}"]`)?.click());
+  else onKey((key) => chooseLabel(key) || press(key));
 });
+
+function press(key) {
+  document.querySelector(`[data-key="${CSS.escape(key)}"]`)?.click();
+}
+
+/* The labels by their numbers, in the order they are listed in. */
+function chooseLabel(key) {
+  const label = document.querySelector("select#id_correct_label");
+  const chosen = [...(label?.options ?? [])].filter((option) => option.value)[Number(key) - 1];
+  if (chosen) label.value = chosen.value;
+  return Boolean(chosen);
+}
 
 const CONTROLS = "a, button, summary, input, select, textarea, [contenteditable]";
 
