@@ -429,6 +429,7 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
         serving = registry.serving()
         calibration = version.calibrations.first()
         doubts = label_review.doubts(version, SHOWN_DOUBTS)
+        doubts_left = label_review.to_review(doubts)
         return self.page(
             request,
             "detail",
@@ -449,7 +450,8 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
             and charts.label_reliability(calibration.reliability_after.get("labels", {})),
             epochs_figure=charts.epochs(version.metrics),
             doubts=doubts,
-            review_url=label_review.review_url(doubts),
+            doubts_left=doubts_left,
+            review_url=label_review.review_url(doubts_left),
             curve=version.snapshot.curves.first(),
             promotions=version.promotions.select_related("by"),
             with_charts=True,
@@ -462,6 +464,7 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
         allow(request, "corrections.review_correction")
         version = label_review.newest_version()
         doubts = label_review.doubts(version, SHOWN_DOUBTS) if version else []
+        doubts_left = label_review.to_review(doubts)
         return self.page(
             request,
             "labels",
@@ -470,7 +473,8 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
             version=version,
             annotators=version.metrics.get("annotators", []) if version else [],
             doubts=doubts,
-            review_url=label_review.review_url(doubts),
+            doubts_left=doubts_left,
+            review_url=label_review.review_url(doubts_left),
         )
 
     def promote_view(self, request: HttpRequest, pk: int) -> HttpResponse:

@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 from django.urls import reverse
 
 from adapters_app.models import AdapterVersion
+from corrections import folds
 from corrections.models import Correction
 
 
@@ -25,6 +26,7 @@ class Doubt:
     predicted: str
     probability_of_label: float
     since: str  # empty: as it was when the version was trained
+    settled: bool  # somebody saw to it since
 
 
 def newest_version() -> AdapterVersion | None:
@@ -33,12 +35,22 @@ def newest_version() -> AdapterVersion | None:
 
 
 def doubts(version: AdapterVersion, limit: int) -> list[Doubt]:
-    """At most `limit` of the verdicts a version's siblings doubt, the most suspicious first."""
-    listed = version.metrics.get("suspicious", [])[:limit]
-    rows = Correction.objects.in_bulk([row["correction_id"] for row in listed])
+    """At most `limit` of the verdicts a version's siblings doubt, the most suspicious first; what
+    somebody saw to since comes last."""
+    listed = version.metrics.get("suspicious", [])
+    settled = _settled(version, [row["correction_id"] for row in listed])
+    shown = sorted(listed, key=lambda row: row["correction_id"] in settled)[:limit]
+    rows = Correction.objects.in_bulk([row["correction_id"] for row in shown])
     return [
-        _doubt(row, rows[row["correction_id"]]) for row in listed if row["correction_id"] in rows
+        _doubt(row, rows[row["correction_id"]], row["correction_id"] in settled)
+        for row in shown
+        if row["correction_id"] in rows
     ]
+
+
+def to_review(found: Sequence[Doubt]) -> list[Doubt]:
+    """Those that nobody has seen to."""
+    return [doubt for doubt in found if not doubt.settled]
 
 
 def review_url(found: Sequence[Doubt]) -> str:
@@ -47,7 +59,16 @@ def review_url(found: Sequence[Doubt]) -> str:
     return f"{reverse('admin:corrections_correction_changelist')}?{urlencode({'id__in': ids})}"
 
 
-def _doubt(stored: dict[str, Any], row: Correction) -> Doubt:
+def _settled(version: AdapterVersion, correction_ids: Sequence[int]) -> set[int]:
+    """Those of the rows that somebody reviewed, edited or looked at since and that wait no more."""
+    found: set[int] = set()
+    for chunk in folds.chunks(correction_ids, folds.IN_CHUNK):
+        rows = Correction.objects.filter(pk__in=chunk, events__at__gt=version.created_at)
+        found |= set(rows.exclude(status=Correction.Status.PENDING).values_list("pk", flat=True))
+    return found
+
+
+def _doubt(stored: dict[str, Any], row: Correction, settled: bool) -> Doubt:
     return Doubt(
         correction_id=row.pk,
         premise=row.premise,
@@ -55,11 +76,14 @@ def _doubt(stored: dict[str, Any], row: Correction) -> Doubt:
         label=stored["label"],
         predicted=stored["predicted"],
         probability_of_label=stored["probability_of_label"],
-        since=_since(stored["label"], row),
+        since=_since(stored["label"], row, settled),
+        settled=settled,
     )
 
 
-def _since(label: str, row: Correction) -> str:
+def _since(label: str, row: Correction, settled: bool) -> str:
     if row.correct_label != label:
         return f"now {row.correct_label}"
-    return "" if row.status == Correction.Status.ACCEPTED else f"now {row.status}"
+    if row.status != Correction.Status.ACCEPTED:
+        return f"now {row.status}"
+    return "looked at again" if settled else ""

@@ -305,9 +305,10 @@ class CorrectionAdmin(admin.ModelAdmin):
         form = ReviewForm(request.POST)
         if not form.is_valid():
             return JsonResponse({"detail": _said(form)}, status=HTTPStatus.BAD_REQUEST)
-        status, note = form.cleaned_data["status"], form.cleaned_data["note"]
+        status, seen = form.cleaned_data["status"], form.seen()
+        note = form.cleaned_data["note"] or _kept(seen.status, status)
         try:
-            intake.review([pk], by=_user(request), status=status, note=note, seen={pk: form.seen()})
+            intake.review([pk], by=_user(request), status=status, note=note, seen={pk: seen})
         except intake.ReviewRefused as error:
             return JsonResponse({"detail": str(error)}, status=HTTPStatus.CONFLICT)
         counts = _counts_after(row, status)
@@ -394,13 +395,15 @@ class CorrectionAdmin(admin.ModelAdmin):
             raise PermissionDenied
         # Asked before the review, which may take the row out of the list.
         row.next_in_list = self._next(request, row)
+        status, seen = form.cleaned_data["decision"], form.cleaned_data["seen_status"] or None
+        changes = form.changes()
         edited = intake.edit_and_review(
             row,
             by=_user(request),
-            status=form.cleaned_data["decision"],
-            note=form.cleaned_data["note"],
-            seen_status=form.cleaned_data["seen_status"] or None,
-            **form.changes(),
+            status=status,
+            note=form.cleaned_data["note"] or ("" if changes else _kept(seen, status)),
+            seen_status=seen,
+            **changes,
         )
         changed = "was changed and " if edited else ""
         messages.success(request, f"Row {row.pk} {changed}is {row.status}.")
@@ -734,6 +737,13 @@ def _seen(request: HttpRequest) -> dict[int, intake.Seen]:
             known = status if status in Status.values else None
             shown[int(pk)] = intake.Seen(int(str(revision)), known)
     return shown
+
+
+def _kept(seen: str | None, status: str) -> str:
+    """The note of who decides as it was decided: that they looked, and when."""
+    if seen != status or status == Status.PENDING:
+        return ""
+    return f"Looked at again on {date_format(localtime())} and kept."
 
 
 def _why(text: str) -> SafeString:

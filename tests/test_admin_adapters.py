@@ -1246,6 +1246,26 @@ def test_a_doubt_that_was_settled_says_so(curt, ada, curator, doubted):
         assert "refutes (now supports) 3.1 %" in page
 
 
+def test_what_was_looked_at_again_makes_room_for_the_next_doubt(curt, curator, doubted):
+    first, second = doubted[0], doubted[1]
+    assert curt.get(LABELS_IN_DOUBT).context["review_url"].endswith(f"{first.pk}%2C{second.pk}")
+
+    # As the list's key does on a row that is accepted and found to be right.
+    reviewed = f"/admin/corrections/correction/{first.pk}/review/"
+    curt.post(reviewed, {"status": "accepted", "seen_status": "accepted"})
+    response = curt.get(LABELS_IN_DOUBT)
+    assert [doubt.correction_id for doubt in response.context["doubts"]] == [second.pk, first.pk]
+    assert "supports (looked at again)" in text_of(response)
+    assert response.context["review_url"].endswith(f"={second.pk}")
+
+    intake.review([second.pk], by=curator, status="pending")
+    assert "Review these 1" in text_of(curt.get(LABELS_IN_DOUBT))  # it waits for somebody
+    intake.review([second.pk], by=curator, status="accepted")
+    page = text_of(curt.get(LABELS_IN_DOUBT))
+    assert "Review these" not in page
+    assert "Somebody has looked at all of them since." in page
+
+
 def newest():
     return AdapterVersion.objects.get(number=1)
 

@@ -612,6 +612,23 @@ def test_an_accepted_row_is_put_right_and_accepted_at_once(caller: User, curator
     assert (row.correct_label, row.status) == ("refutes", "accepted")
 
 
+def test_who_accepts_an_accepted_row_again_has_looked_at_it(caller: User, curator: User) -> None:
+    row = recorded(caller)
+    review([row.pk], by=caller, status=Status.ACCEPTED)
+    row.refresh_from_db()
+    first = row.reviewed_at
+
+    answer = as_(curator).post(page(row), form_of(row, decision="accepted"))
+
+    assert answer.status_code == 302
+    row.refresh_from_db()
+    assert (row.reviewer, row.reviewed_at) == (caller, first)
+    event = row.events.last()
+    assert event is not None
+    assert event.by == curator
+    assert event.note.startswith("Looked at again on ")
+
+
 def test_neither_the_edit_nor_the_review_is_done_where_a_colleague_was_faster(
     caller: User, curator: User, administrator: User
 ) -> None:
