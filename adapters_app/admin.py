@@ -47,6 +47,7 @@ from adapters_app.models import (
 from adapters_app.nli.config import PRESETS
 from adapters_app.progress import fraction, progress, seconds_taken, stage
 from adapters_app.templatetags.figures import duration, moment, percent, pill, points
+from corrections.models import Correction
 
 Verdict = ShadowEvaluation.Verdict
 
@@ -534,6 +535,7 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
             standing=standing(version),
             form=form,
             revision=serving.revision,
+            accepted_since=_accepted_since(evaluation),
             newer=newer,
             worse=worse,
             calibrators=_calibrators(newer, serving.calibration) if newer else [],
@@ -909,6 +911,13 @@ def _calibrators(
         },
         {"name": str(newer), **{name: getattr(newer, f"{name}_after") for name in names}},
     ]
+
+
+def _accepted_since(evaluation: ShadowEvaluation | None) -> int:
+    """How many verdicts an evaluation is too old to hold."""
+    if evaluation is None:
+        return 0
+    return Correction.objects.accepted().filter(reviewed_at__gt=evaluation.created_at).count()
 
 
 def _against_incumbent(evaluation: ShadowEvaluation | None) -> dict[str, Any] | None:

@@ -692,6 +692,24 @@ def test_the_confirmation_shows_what_changes_and_changes_nothing(rita, make_vers
     assert registry.serving().version is None
 
 
+def test_who_decides_reads_each_label_and_how_old_the_evidence_is(rita, make_version):
+    version = make_version()
+    evaluation = version.evaluations.get()
+    labels = evaluation.per_label
+    labels["refutes"]["incumbent"]["recall"] = 0.523
+    labels["refutes"]["candidate"]["recall"] = 0.465
+    version.evaluations.update(per_label=labels)
+
+    response = rita.get(url(version, "promote"))
+    assert '<td class="number bad">52.3 % → 46.5 %</td>' in response.text
+    assert "No verdict was accepted since." in text_of(response)
+
+    accept(2)
+    response = rita.get(url(version, "promote"))
+    assert "2 verdicts were accepted since: a new shadow evaluation" in text_of(response)
+    assert f'href="{url(version)}?evaluation={evaluation.pk}"' in response.text
+
+
 def test_a_releaser_promotes_with_a_reason(rita, releaser, make_version):
     version = make_version()
     response = confirm(rita, version)
