@@ -6,7 +6,7 @@ Imported by what runs in the trainer's process only (numpy, scipy).
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -438,7 +438,9 @@ def suspicious(probabilities: np.ndarray, rows: Sequence[SnapshotRow]) -> list[d
     ]
 
 
-def annotators(probabilities: np.ndarray, rows: Sequence[SnapshotRow]) -> list[dict[str, Any]]:
+def annotators(
+    probabilities: np.ndarray, rows: Sequence[SnapshotRow], said: Mapping[int, str]
+) -> list[dict[str, Any]]:
     """Each annotator's verdicts against what the siblings expect, the most careless first.
 
     `expected` is the confirm rate of a person who labels as the siblings think; those who only
@@ -446,7 +448,9 @@ def annotators(probabilities: np.ndarray, rows: Sequence[SnapshotRow]) -> list[d
 
     Args:
         probabilities: (n, 3) of the n rows, out of fold.
+        said: the annotator's own label of rows whose label somebody else has changed, by id.
     """
+    rows = [replace(row, label=said.get(row.correction_id, row.label)) for row in rows]
     given = label_noise.self_confidence(probabilities, label_columns(rows))
     shown = np.array([Label(row.predicted_label).column for row in rows], dtype=int)
     believed = label_noise.self_confidence(probabilities, shown)

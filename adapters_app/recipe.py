@@ -39,6 +39,7 @@ from adapters_app.nli.guard import GuardSet
 from adapters_app.nli.predict import Predictor
 from adapters_app.snapshots import SnapshotRow
 from adapters_app.training import Lease
+from corrections import history
 from corrections.labels import LABELS
 
 T = TypeVar("T")
@@ -282,9 +283,14 @@ def _metrics(
             else 1.0,
             "out_of_fold": evaluation.figures_on(probabilities, work.rows),
             "suspicious": evaluation.suspicious(probabilities, work.rows),
-            "annotators": evaluation.annotators(probabilities, work.rows),
+            "annotators": evaluation.annotators(probabilities, work.rows, _own_labels(work)),
         }
     )
+
+
+def _own_labels(work: Work) -> dict[int, str]:
+    ids = [row.correction_id for row in work.rows]
+    return work.progress.outlast(lambda: history.own_labels(ids))
 
 
 # --- answering ------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
+from corrections.history import own_labels
 from corrections.intake import ReviewRefused, Seen, edit_correction, record_correction, review
 from corrections.models import Correction
 
@@ -404,3 +405,24 @@ def test_pairs_judged_differently_are_conflicts_until_one_is_rejected(
     assert set(Correction.objects.conflicts()) == {one, other}
     review([other.pk], by=curator, status="rejected")
     assert not Correction.objects.conflicts().exists()
+
+
+def test_a_curators_label_is_not_what_the_annotator_said(caller: User, curator: User) -> None:
+    ids = [f"id-{number}" for number in range(3)]
+    repaired, untouched, revised = (record(caller, external_id=name) for name in ids)
+    edit_correction(repaired, by=curator, correct_label="refutes")
+    edit_correction(repaired, by=curator, correct_label="neutral")
+    edit_correction(untouched, by=curator, domain="medicine")
+    edit_correction(revised, by=curator, correct_label="refutes")
+    record(caller, external_id="id-2", correct_label="neutral")  # they say so themselves now
+
+    assert own_labels([row.pk for row in (repaired, untouched, revised)]) == {
+        repaired.pk: "supports"
+    }
+
+
+def test_an_annotator_who_changes_their_mind_has_said_the_new_label(curator: User) -> None:
+    row = record(curator)
+    edit_correction(row, by=curator, correct_label="refutes")
+
+    assert own_labels([row.pk]) == {}

@@ -426,11 +426,15 @@ def test_who_confirms_everything_is_listed_before_who_reads():
     stamped = [row(100 + i, "supports", annotator="sam") for i in range(40)]
     rows = [replace(each, predicted_label="supports") for each in careful + stamped]
     probabilities = np.array([[0.2, 0.7, 0.1] if i % 2 else [0.7, 0.2, 0.1] for i in range(80)])
-    sam, curt = evaluation.annotators(probabilities, rows)
+    sam, curt = evaluation.annotators(probabilities, rows, said={})
     assert (sam["annotator"], sam["n"], sam["confirmed"]) == ("sam", 40, 1.0)
     assert (curt["annotator"], curt["confirmed"]) == ("curt", 0.5)
     assert sam["expected"] == curt["expected"] == pytest.approx(0.45)
     assert sam["careless"]["low"] > curt["careless"]["mean"]
+
+    repaired = [replace(each, label="refutes") if i % 2 else each for i, each in enumerate(rows)]
+    stamped = {each.correction_id: "supports" for each in rows[41::2]}
+    assert evaluation.annotators(probabilities, repaired, said=stamped) == [sam, curt]
 
 
 @pytest.mark.parametrize(
