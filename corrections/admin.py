@@ -91,6 +91,7 @@ class ChangedByFilter(admin.SimpleListFilter):
         people = User.objects.with_perm(
             "corrections.review_correction",
             is_active=None,  # type: ignore[arg-type]  # both; the stubs do not know it
+            backend="lyra_site.authentication.Accounts",
         )
         return [(str(user.pk), user.get_username()) for user in people.order_by("username")]
 
