@@ -103,6 +103,13 @@ def client_address(request: HttpRequest) -> str:
     return str(ip_network((address, 32 if address.version == 4 else 64), strict=False)[0])
 
 
+def tried_name(request: HttpRequest, credentials: dict[str, Any] | None) -> str:
+    """The user name that wrong passwords are counted for. No account's is longer than its column;
+    django-axes stores it in one, too, and PostgreSQL refuses what does not fit."""
+    name = (credentials or {}).get("username") or request.POST.get("username", "")
+    return str(name).replace("\0", "")[: User._meta.get_field("username").max_length]
+
+
 class Accounts(ModelBackend):
     """Django's, except that the first permission a request asks for is looked up by itself: a
     prediction needs no other, and all that an account may do is two queries of many rows."""

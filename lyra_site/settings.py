@@ -427,6 +427,7 @@ AXES_COOLOFF_TIME = timedelta(minutes=15)
 AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
 AXES_RESET_ON_SUCCESS = True
 AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False
+AXES_USERNAME_CALLABLE = "lyra_site.authentication.tried_name"
 AXES_CLIENT_IP_CALLABLE = "lyra_site.authentication.client_address"
 AXES_LOCKOUT_CALLABLE = "lyra_site.errors.too_many_sign_ins"
 AXES_DISABLE_ACCESS_LOG = True  # who was here when is nobody's business

@@ -54,6 +54,12 @@ def test_after_a_few_wrong_passwords_the_right_one_is_refused_too(rita):
     assert "lyra.css" in page
 
 
+def test_names_that_no_account_can_have_are_counted_by_as_much_as_one_can(rita):
+    """Of 300 characters and of 301, which PostgreSQL would not store."""
+    assert guess(times=4, name="x" * 300) == [200] * 4
+    assert sign_in("a guess", name="x" * 301).status_code == 429
+
+
 def test_only_that_name_and_only_from_there(rita, caplog):
     guess()
     assert sign_in(PASSWORD, address="192.0.2.8").status_code == 302

@@ -402,7 +402,7 @@ def test_an_error_nobody_foresaw_is_on_the_run_with_its_last_line(run, hold, on_
     holder = hold(run, LYRA_ARTIFACTS=str(on_tiny / "blocked"))
     holder.wait(timeout=60)
     assert state(run).status == Status.FAILED
-    assert "NotADirectoryError" in run.error
+    assert "FileExistsError" in run.error
 
 
 def test_a_run_that_is_over_is_refused(run, start, tina):
