@@ -17,6 +17,7 @@ from adapters_app.models import (
     TrainingRun,
 )
 from adapters_app.nli.config import CHOICES, RANGES, TrainConfig
+from corrections.folds import MAX_ID
 from corrections.labels import LABELS
 from corrections.requests import (
     ChoiceField,
@@ -30,7 +31,6 @@ from corrections.requests import (
 MAX_REASON = 2_000  # characters
 LONGEST_VERSION = 32  # characters of the name that a request gives
 MAX_REVISION = 2**31 - 1
-MAX_ID = 2**63 - 1
 
 
 @extend_schema_field({"type": "integer", "nullable": True, "example": 7})

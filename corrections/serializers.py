@@ -9,6 +9,7 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from corrections.drafts import MAX_NOTE, MAX_VERSION, SHORT_TEXTS
+from corrections.folds import MAX_ID
 from corrections.labels import LABELS
 from corrections.models import MIN_PROBABILITY, AuditSample, Correction, CorrectionEvent
 from corrections.requests import (
@@ -19,7 +20,6 @@ from corrections.requests import (
     WholeNumberField,
 )
 
-MAX_ID = 2**63 - 1
 MAX_REVIEWS = 200  # in one request: as many as a page of the list holds
 # What `AuditSample.objects.drawn()` can be in.
 DRAWN_STATES = [
