@@ -917,7 +917,8 @@ def _accepted_since(evaluation: ShadowEvaluation | None) -> int:
     """How many verdicts an evaluation is too old to hold."""
     if evaluation is None:
         return 0
-    return Correction.objects.accepted().filter(reviewed_at__gt=evaluation.created_at).count()
+    usable = Correction.objects.accepted().filter(quarantine="")
+    return usable.filter(reviewed_at__gt=evaluation.snapshot.created_at).count()
 
 
 def _against_incumbent(evaluation: ShadowEvaluation | None) -> dict[str, Any] | None:

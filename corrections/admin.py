@@ -103,6 +103,21 @@ class ChangedByFilter(admin.SimpleListFilter):
         return queryset.filter(pk__in=changes.values("correction"))
 
 
+class AnnotatorFilter(admin.SimpleListFilter):
+    """Says whose rows are listed. Only whoever was asked for: there may be thousands of names."""
+
+    title = "annotator"
+    parameter_name = "annotator"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        asked = self.value()
+        return [] if asked is None else [(asked, asked or "(not named)")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any] | None:
+        asked = self.value()
+        return None if asked is None else queryset.filter(annotator=asked)
+
+
 class History(admin.TabularInline):
     model = CorrectionEvent
     verbose_name_plural = "history"
@@ -152,7 +167,7 @@ class CorrectionAdmin(admin.ModelAdmin):
         ("corrected_at", admin.DateFieldListFilter),
         "domain",
         ChangedByFilter,
-        "annotator",
+        AnnotatorFilter,
     )
     list_per_page = 50
     list_select_related = ("group", "reviewer")
@@ -311,7 +326,7 @@ class CorrectionAdmin(admin.ModelAdmin):
         if not form.is_valid():
             return JsonResponse({"detail": _said(form)}, status=HTTPStatus.BAD_REQUEST)
         status, seen = form.cleaned_data["status"], form.seen()
-        note = form.cleaned_data["note"] or _kept(seen.status, status)
+        note = form.cleaned_data["note"]
         try:
             intake.review([pk], by=_user(request), status=status, note=note, seen={pk: seen})
         except intake.ReviewRefused as error:
@@ -401,14 +416,13 @@ class CorrectionAdmin(admin.ModelAdmin):
         # Asked before the review, which may take the row out of the list.
         row.next_in_list = self._next(request, row)
         status, seen = form.cleaned_data["decision"], form.cleaned_data["seen_status"] or None
-        changes = form.changes()
         edited = intake.edit_and_review(
             row,
             by=_user(request),
             status=status,
-            note=form.cleaned_data["note"] or ("" if changes else _kept(seen, status)),
+            note=form.cleaned_data["note"],
             seen_status=seen,
-            **changes,
+            **form.changes(),
         )
         changed = "was changed and " if edited else ""
         messages.success(request, f"Row {row.pk} {changed}is {row.status}.")
@@ -735,13 +749,6 @@ def _seen(request: HttpRequest) -> dict[int, intake.Seen]:
             known = status if status in Status.values else None
             shown[int(pk)] = intake.Seen(int(str(revision)), known)
     return shown
-
-
-def _kept(seen: str | None, status: str) -> str:
-    """The note of who decides as it was decided: that they looked, and when."""
-    if seen != status or status == Status.PENDING:
-        return ""
-    return f"Looked at again on {date_format(localtime())} and kept."
 
 
 def _why(text: str) -> SafeString:

@@ -189,7 +189,8 @@ def review(
     """Accept, reject or reopen (`status` pending) in one transaction; how many rows changed.
 
     A row that has the status keeps its reviewer and takes no more than a note that is new. `seen`
-    is what the reviewer saw, by id. Raises ReviewRefused if a row has changed or was reviewed
+    is what the reviewer saw, by id: who saw the row decided as they decide it has looked at it
+    again, which is in its history. Raises ReviewRefused if a row has changed or was reviewed
     since, or if a quarantined row would be accepted, or if there is none; then nothing changes.
     """
     reviewed_at = None if status == Status.PENDING else timezone.now()
@@ -199,7 +200,13 @@ def review(
         found = _rows_to_review(asked, status)
         _refuse_review(asked, found, status, seen or {}, by)
         rows = [row for row in found if row.status != status]
-        noted = [row for row in found if row.status == status and note not in ("", row.review_note)]
+        same = [row for row in found if row.status == status]
+        noted = [row for row in same if note not in ("", row.review_note)]
+        looked = [
+            row
+            for row in same
+            if note in ("", row.review_note) and _saw(seen, row).status == status
+        ]
         for chunk in folds.chunks(rows, folds.IN_CHUNK):
             Correction.objects.filter(pk__in=[row.pk for row in chunk]).update(
                 status=status,
@@ -213,6 +220,10 @@ def review(
             _event(row, by, _REVIEW_ACTIONS[status], {"status": [row.status, status]}, note)
             for row in rows
         )
+        if reviewed_at:
+            CorrectionEvent.objects.bulk_create(
+                _event(row, by, _REVIEW_ACTIONS[status], {}, note) for row in looked
+            )
         _take_note(noted, by=by, note=note)
     return len(rows) + len(noted)
 
@@ -781,9 +792,13 @@ def _refuse_review(
     by: User,
 ) -> None:
     reasons = {pk: f"There is no row {pk}." for pk in asked}
-    reasons |= {row.pk: _why_not(row, status, seen.get(row.pk, Seen()), by) for row in rows}
+    reasons |= {row.pk: _why_not(row, status, _saw(seen, row), by) for row in rows}
     if refused := {pk: reason for pk, reason in reasons.items() if reason}:
         raise ReviewRefused(refused)
+
+
+def _saw(seen: Mapping[int, Seen] | None, row: Correction) -> Seen:
+    return (seen or {}).get(row.pk, Seen())
 
 
 def _why_not(row: Correction, status: str, saw: Seen, by: User) -> str:

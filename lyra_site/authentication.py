@@ -1,6 +1,7 @@
 """Who asks, and what they may do: tokens for programs (“Authorization: Token …”), accounts."""
 
 import logging
+import re
 from binascii import Error as NotHex
 from hmac import compare_digest
 from ipaddress import ip_address, ip_network
@@ -19,6 +20,8 @@ from knox.settings import CONSTANTS
 from rest_framework.exceptions import AuthenticationFailed
 
 logger = logging.getLogger(__name__)
+
+WITH_PORT = re.compile(r"([0-9.]+):[0-9]+|\[([0-9a-fA-F:.]+)\](?::[0-9]+)?")
 
 # Every prediction asks these two, by hand: putting such a question together with the ORM costs
 # several times as much as the database's answer.
@@ -95,6 +98,8 @@ def client_address(request: HttpRequest) -> str:
     trusted = settings.LYRA_PROXIES
     peer = request.META.get("REMOTE_ADDR", "")
     text = hops[-trusted].strip() if 0 < trusted <= len(hops) else peer
+    if with_port := WITH_PORT.fullmatch(text):  # as some proxies write it
+        text = with_port[1] or with_port[2]
     try:
         address = ip_address(text)
     except ValueError:  # a Unix socket's, or no address at all: all such clients count as one

@@ -421,6 +421,28 @@ def test_a_curators_label_is_not_what_the_annotator_said(caller: User, curator: 
     }
 
 
+def test_a_label_is_of_whom_the_row_is_ascribed_to(caller: User, curator: User) -> None:
+    row = record(caller)
+    edit_correction(row, by=curator, correct_label="refutes", annotator="curt")
+
+    assert own_labels([row.pk]) == {}
+
+
+def test_who_decides_as_it_was_decided_has_looked_again_and_takes_no_reason_away(
+    caller: User, curator: User
+) -> None:
+    row = record(caller)
+    review([row.pk], by=curator, status="rejected", note="Half a sentence.")
+    saw = {row.pk: Seen(status="rejected")}
+    for reviewer in (caller, caller, curator):
+        review([row.pk], by=reviewer, status="rejected", seen=saw)
+
+    row.refresh_from_db()
+    assert row.review_note == "Half a sentence."
+    assert actions(row) == ["recorded"] + ["rejected"] * 4
+    assert row.reviewer == curator
+
+
 def test_an_annotator_who_changes_their_mind_has_said_the_new_label(curator: User) -> None:
     row = record(curator)
     edit_correction(row, by=curator, correct_label="refutes")

@@ -11,6 +11,8 @@ from django.test import Client
 from django.utils import timezone
 from knox.models import AuthToken
 
+from lyra_site.authentication import client_address
+
 PASSWORD = "correct horse"
 TRIES, MINUTES = 5, 15
 MINUTE = timedelta(minutes=1)
@@ -52,6 +54,21 @@ def test_after_a_few_wrong_passwords_the_right_one_is_refused_too(rita):
     page = refused.content.decode()
     assert f"for up to {MINUTES} minutes" in page
     assert "lyra.css" in page
+
+
+@pytest.mark.parametrize(
+    ("hop", "address"),
+    [
+        ("198.51.100.1:4711", "198.51.100.1"),
+        ("[2001:db8:1:2:3::4]:4711", "2001:db8:1:2::"),
+        ("2001:db8:1:2:3::4", "2001:db8:1:2::"),
+        ("unknown", "::"),
+    ],
+)
+def test_a_port_that_the_proxy_adds_is_no_part_of_the_address(rf, settings, hop, address):
+    settings.LYRA_PROXIES = 1
+    request = rf.get("/", headers={"X-Forwarded-For": f"192.0.2.1, {hop}"})
+    assert client_address(request) == address
 
 
 def test_names_that_no_account_can_have_are_counted_by_as_much_as_one_can(rita):
