@@ -191,7 +191,8 @@ def test_a_curator_reviews_by_keys_and_puts_a_label_right(page: Page, system: Sy
     opened = page.url
     page.keyboard.press("j")
     expect(page).not_to_have_url(opened)
-    page.go_back()
+    expect(page.get_by_label("Correct label")).to_be_visible()
+    page.goto(opened)
     said = page.get_by_label("Correct label").input_value()
     right = "refutes" if said == "neutral" else "neutral"
     page.keyboard.press({"refutes": "2", "neutral": "3"}[right])
