@@ -325,10 +325,9 @@ class CorrectionAdmin(admin.ModelAdmin):
         form = ReviewForm(request.POST)
         if not form.is_valid():
             return JsonResponse({"detail": _said(form)}, status=HTTPStatus.BAD_REQUEST)
-        status, seen = form.cleaned_data["status"], form.seen()
-        note = form.cleaned_data["note"]
+        status, note = form.cleaned_data["status"], form.cleaned_data["note"]
         try:
-            intake.review([pk], by=_user(request), status=status, note=note, seen={pk: seen})
+            intake.review([pk], by=_user(request), status=status, note=note, seen={pk: form.seen()})
         except intake.ReviewRefused as error:
             return JsonResponse({"detail": str(error)}, status=HTTPStatus.CONFLICT)
         counts = _counts_after(row, status)
@@ -415,13 +414,12 @@ class CorrectionAdmin(admin.ModelAdmin):
             raise PermissionDenied
         # Asked before the review, which may take the row out of the list.
         row.next_in_list = self._next(request, row)
-        status, seen = form.cleaned_data["decision"], form.cleaned_data["seen_status"] or None
         edited = intake.edit_and_review(
             row,
             by=_user(request),
-            status=status,
+            status=form.cleaned_data["decision"],
             note=form.cleaned_data["note"],
-            seen_status=seen,
+            seen_status=form.cleaned_data["seen_status"] or None,
             **form.changes(),
         )
         changed = "was changed and " if edited else ""

@@ -123,12 +123,11 @@ def record_correction(
     included; with new content it is a revision, which goes back to pending and keeps what is left
     open here: the optional fields that are None, how the row was sampled and, as long as it is the
     same prediction of the same pair, who made it (`predicted_version` None = the base, ... = left
-    open). `expected_revision` is of the row on record (0 =
-    there is none; None = not compared). `accept` accepts it in `by`'s name, unless it is
-    quarantined. `then` hears of the row and of what changed in the same transaction, and undoes
-    everything by raising. Raises ValidationError with a message per field, RevisionRefused where
-    another revision is on record, or the row answers an audit sample and what was drawn would
-    change.
+    open). `expected_revision` is of the row on record (0 = there is none; None = not compared).
+    `accept` accepts it in `by`'s name, unless it is quarantined. `then` hears of the row and of
+    what changed in the same transaction, and undoes everything by raising. Raises ValidationError
+    with a message per field, RevisionRefused where another revision is on record, or the row
+    answers an audit sample and what was drawn would change.
     """
     fields: dict[str, Any] = {
         "premise": premise,
@@ -202,11 +201,8 @@ def review(
         rows = [row for row in found if row.status != status]
         same = [row for row in found if row.status == status]
         noted = [row for row in same if note not in ("", row.review_note)]
-        looked = [
-            row
-            for row in same
-            if note in ("", row.review_note) and _saw(seen, row).status == status
-        ]
+        silent = [row for row in same if note in ("", row.review_note)]
+        looked = [row for row in silent if _saw(seen, row).status == status]
         for chunk in folds.chunks(rows, folds.IN_CHUNK):
             Correction.objects.filter(pk__in=[row.pk for row in chunk]).update(
                 status=status,
