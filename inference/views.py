@@ -1,5 +1,6 @@
 """`POST /api/v1/nli`: predictions by what serves, by the base, or by a named version."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from drf_spectacular.utils import OpenApiExample, extend_schema
@@ -29,8 +30,18 @@ class Unavailable(APIException):
         self.wait = wait
 
 
+# In the WSGI environment: what `lyra_site.direct` met. Clients' headers are called HTTP_… there.
+MET = "lyra.met"
+
+
 class NliView(APIView):
     required_permission = "adapters_app.predict"
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        """Refuses what `lyra_site.direct` met before anything of it is done again."""
+        if MET in request.META:
+            raise request.META[MET]
+        super().initial(request, *args, **kwargs)
 
     @extend_schema(
         operation_id="nli",
@@ -97,13 +108,18 @@ class NliView(APIView):
         },
     )
     def post(self, request: Request) -> Response:
-        asked = read_request(request.data)
+        return Response(self.answer_to(request.data))
+
+    @staticmethod
+    def answer_to(data: Any) -> Mapping[str, Any]:
+        """Read a request's data, answer it, count the answer and draw from it."""
+        asked = read_request(data)
         adapter, rows = asked["adapter"], asked["pairs"]
         pairs = [(row["premise"], row["hypothesis"]) for row in rows]
         answer = predict(adapter, pairs)
         if adapter == engine.ACTIVE:
             sampling.draw(answer, pairs, page_ids=[row.get("page_id", "") for row in rows])
-        return Response(answer_json(answer))
+        return answer_json(answer)
 
 
 def predict(adapter: str, pairs: list[tuple[str, str]]) -> engine.Answer:

@@ -1,0 +1,281 @@
+"""Predictions that are answered past Django: as the long way answers them, refusals included."""
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from wsgiref.types import StartResponse, WSGIEnvironment
+from wsgiref.util import setup_testing_defaults
+
+import pytest
+from django.core.signals import request_finished, request_started
+from django.core.wsgi import get_wsgi_application
+from django.db import OperationalError, close_old_connections
+from knox.models import AuthToken
+
+from adapters_app.models import PredictionTally
+from corrections.models import AuditSample
+from inference import engine, sampling, tallies
+from inference.batching import Overloaded
+from lyra_site import direct
+from tests.versions import PAIR, promote
+
+pytest_plugins = ("tests.serving",)
+
+BODY = {"pairs": [PAIR]}
+
+
+@dataclass
+class Door:
+    """A web process as WSGI sees it; `long_ways` are the requests that Django got."""
+
+    token: str
+    long_ways: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._django = get_wsgi_application()
+        self._direct = direct.Direct(self._site)
+
+    def _site(self, environ: WSGIEnvironment, start_response: StartResponse) -> Any:
+        self.long_ways.append(environ["PATH_INFO"])
+        return self._django(environ, start_response)
+
+    def ask(self, body: Any = BODY, **changes: Any) -> tuple[str, dict[str, str], bytes]:
+        """Status, headers and body, by the short way where it is open."""
+        return self._ask(self._direct, body, changes)
+
+    def ask_django(self, body: Any = BODY, **changes: Any) -> tuple[str, dict[str, str], bytes]:
+        return self._ask(self._django, body, changes)
+
+    def _ask(self, application: Any, body: Any, changes: dict[str, Any]) -> Any:
+        sent = body if isinstance(body, bytes) else json.dumps(body).encode()
+        environ = {
+            "PATH_INFO": direct.PATH,
+            "REQUEST_METHOD": "POST",
+            "CONTENT_TYPE": "application/json",
+            "CONTENT_LENGTH": str(len(sent)),
+            "HTTP_AUTHORIZATION": f"Token {self.token}",
+            "HTTP_HOST": "testserver",
+            "wsgi.input": io.BytesIO(sent),
+        } | changes
+        setup_testing_defaults(environ)
+        told: list[Any] = []
+        answer = application(environ, lambda status, headers, *_: told.extend((status, headers)))
+        try:
+            whole = b"".join(answer)
+        finally:
+            getattr(answer, "close", lambda: None)()
+        status, headers = told
+        assert len(dict(headers)) == len(headers)
+        return status, dict(headers), whole
+
+
+@pytest.fixture(autouse=True)
+def one_connection() -> Iterator[None]:
+    """A request does not end the test's transaction, as with Django's own client for tests."""
+    signals = (request_started, request_finished)
+    for signal in signals:
+        signal.disconnect(close_old_connections)
+    yield
+    for signal in signals:
+        signal.connect(close_old_connections)
+
+
+@pytest.fixture
+def door(on_tiny, cast) -> Door:
+    """That has answered one request, so that the short way is open to the next like it."""
+    _, token = AuthToken.objects.create(cast["alice"])
+    found = Door(token)
+    assert found.ask()[0] == "200 OK"
+    found.long_ways.clear()
+    return found
+
+
+def test_an_answer_is_what_django_would_have_sent_without_asking_it(door):
+    assert door.ask() == door.ask_django()
+    several = {"pairs": [PAIR | {"page_id": "p"}] * 3, "adapter": "base"}
+    assert door.ask(several) == door.ask_django(several)
+    assert not door.long_ways
+
+
+def test_what_is_answered_is_counted_and_drawn(door, settings):
+    settings.LYRA_AUDIT_SHARE = 1.0
+    tallies.flush()
+    sampling.flush()
+    before = sum(PredictionTally.objects.values_list("count", flat=True))
+    drawn = AuditSample.objects.count()
+    door.ask({"pairs": [PAIR] * 3})
+    assert tallies.flush() == 3
+    sampling.flush()
+    assert not door.long_ways
+    assert sum(PredictionTally.objects.values_list("count", flat=True)) == before + 3
+    assert AuditSample.objects.count() > drawn
+
+
+def test_a_promotion_and_a_token_that_is_revoked_hold_for_the_next_request(
+    door, make_version, cast
+):
+    promote(make_version(), cast["rita"])
+    assert json.loads(door.ask()[2])["adapter"] == "v1"
+    assert not door.long_ways
+    AuthToken.objects.all().delete()
+    assert door.ask()[0] == "401 Unauthorized"
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"{", 400),
+        (b'{"pairs": [{"premise": NaN, "hypothesis": "b"}]}', 400),
+        (b'{"pairs": [], "pairs": []}', 400),
+        (b'{"pairs": [{"premise": "\\ud800", "hypothesis": "b"}]}', 400),
+        (b"\xff", 400),
+        (b"[" * 100_000, 400),
+        ({"pairs": []}, 400),
+        ({"pairs": [{"premise": " ", "hypothesis": "b"}]}, 400),
+        ({"pairs": [PAIR] * 10_000}, 400),
+        ({"pairs": [PAIR], "adapter": "v99"}, 400),
+        ({"pairs": [PAIR], "color": "red"}, 400),
+        ([1], 400),
+    ],
+)
+def test_what_is_refused_is_refused_in_the_same_words(door, body, status):
+    answer = door.ask(body)
+    assert answer == door.ask_django(body)
+    assert answer[0].startswith(str(status))
+    assert json.loads(answer[2])
+
+
+@pytest.mark.parametrize(
+    "credentials",
+    [
+        "Token x",
+        "Token",
+        "Token ",
+        "Token a b",
+        "Token ÿÿ",
+        "token x",
+        "Basic eDp5",
+        "",
+        "Token\tx",
+    ],
+)
+def test_strangers_are_refused_in_the_same_words(door, credentials):
+    answer = door.ask(HTTP_AUTHORIZATION=credentials)
+    assert answer == door.ask_django(HTTP_AUTHORIZATION=credentials)
+    assert answer[0] == "401 Unauthorized"
+    assert answer[1]["WWW-Authenticate"] == "Token"
+
+
+def test_who_may_not_predict_is_refused_in_the_same_words(door, cast):
+    cast["alice"].groups.clear()
+    answer = door.ask()
+    assert answer == door.ask_django()
+    assert answer[0] == "403 Forbidden"
+
+
+def test_an_account_that_is_closed_is_refused(door, cast):
+    cast["alice"].is_active = False
+    cast["alice"].save()
+    answer = door.ask()
+    assert answer == door.ask_django()
+    assert answer[0] == "401 Unauthorized"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (Overloaded("4096 pairs are waiting already"), "503 Service Unavailable"),
+        (engine.EngineUnavailable("v7 cannot be loaded"), "503 Service Unavailable"),
+        (OperationalError("the database is gone"), "503 Service Unavailable"),
+        (ZeroDivisionError("a defect"), "500 Internal Server Error"),
+    ],
+)
+def test_what_went_wrong_is_told_and_not_tried_again(door, monkeypatch, caplog, error, status):
+    tried = []
+
+    def fail(*_: Any) -> None:
+        tried.append(1)
+        raise error
+
+    monkeypatch.setattr(engine, "answer", fail)
+    answer = door.ask()
+    assert answer[0] == status
+    assert ("Retry-After" in answer[1]) == status.startswith("503")
+    assert len(tried) == 1
+    quiet = isinstance(error, Overloaded)
+    assert ("django.request" in {each.name for each in caplog.records}) != quiet
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({"HTTP_HOST": "elsewhere.example"}, "400 Bad Request"),
+        ({"HTTP_TRANSFER_ENCODING": "chunked"}, "411 Length Required"),
+        ({"CONTENT_TYPE": "text/plain"}, "415 Unsupported Media Type"),
+        ({"CONTENT_TYPE": "application/json; charset=rot13"}, "415 Unsupported Media Type"),
+        ({"HTTP_ACCEPT": "text/html"}, "406 Not Acceptable"),
+        ({"HTTP_ACCEPT": "application/json; indent=4"}, "200 OK"),
+        ({"QUERY_STRING": "a=b"}, None),
+        ({"HTTP_COOKIE": "sessionid=x"}, "200 OK"),
+        ({"REQUEST_METHOD": "GET"}, "405 Method Not Allowed"),
+        ({"PATH_INFO": "/api/v1/nli/"}, "404 Not Found"),
+    ],
+)
+def test_whoever_asks_otherwise_goes_the_long_way(door, changes, status):
+    for _ in range(2):
+        answer = door.ask(**changes)
+        assert answer == door.ask_django(**changes)
+        assert status in (None, answer[0])
+    assert door.long_ways
+
+
+def test_a_kind_of_its_own_is_learnt_by_itself(door, settings):
+    """What comes over HTTPS is answered with HSTS, what does not is sent there."""
+    with_tls = Door(door.token)
+    settings.SECURE_SSL_REDIRECT, settings.SECURE_HSTS_SECONDS = True, 60
+    settings.SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+    with_tls.__post_init__()  # Django's middleware reads its settings once
+    for _ in range(2):
+        assert with_tls.ask()[0].startswith("301")
+        secure = with_tls.ask(HTTP_X_FORWARDED_PROTO="https", HTTP_X_FORWARDED_FOR="192.0.2.1")
+        assert secure[0] == "200 OK"
+        assert secure[1]["Strict-Transport-Security"] == "max-age=60"
+    assert len(with_tls.long_ways) == 3
+
+
+def test_what_nothing_reads_may_differ(door):
+    for hop in range(3):
+        door.ask(HTTP_X_REQUEST_ID=str(hop), HTTP_X_FORWARDED_FOR=f"192.0.2.{hop}")
+    assert not door.long_ways
+
+
+def test_no_client_fills_the_memory(door):
+    for number in range(3 * direct.KINDS):
+        assert door.ask(HTTP_X_NEW=str(number))[0] == "200 OK"
+    assert len(door._direct._known) <= direct.KINDS
+    for _ in range(2):
+        door.long_ways.clear()
+        assert door.ask(HTTP_X_LONG="x" * direct.LONGEST_KIND)[0] == "200 OK"
+        assert door.long_ways
+
+
+def test_no_client_says_what_was_met(door):
+    for name in ("lyra.met", "LYRA.MET", "lyra-met"):
+        assert door.ask(**{"HTTP_" + name: "x"})[0] == "200 OK"
+
+
+def test_a_cookie_is_for_one_client(on_tiny, cast):
+    """No answer that sets one is what others get."""
+    _, token = AuthToken.objects.create(cast["alice"])
+
+    def baker(environ: WSGIEnvironment, start_response: Callable[..., Any]) -> list[bytes]:
+        start_response("200 OK", [("Set-Cookie", "a=b"), ("Content-Length", "0")])
+        return [b""]
+
+    door = Door(token)
+    door._django = baker  # type: ignore[assignment]
+    for _ in range(2):
+        assert "Set-Cookie" in door.ask()[1]
+    assert len(door.long_ways) == 2
