@@ -50,3 +50,14 @@ def test_a_projection_is_judged_by_what_became():
     hit, miss = (curve.scored("flat", Range(0.5, 0.4, 0.6), became) for became in (0.55, 0.7))
     assert (hit["flat_covers"], hit["flat_score"]) == (True, pytest.approx(0.2))
     assert (miss["flat_covers"], miss["flat_score"]) == (False, pytest.approx(1.2))
+
+
+def test_an_interval_for_what_is_measured_with_an_error_is_wider():
+    found = curve.widened(Range(0.5, 0.4, 0.7), 0.0)
+    assert (found.low, found.high) == (pytest.approx(0.4), pytest.approx(0.7))
+    sure = curve.widened(Range(0.5, 0.5, 0.5), 0.1)  # 80 % of a normal: 1.28 standard errors
+    assert (sure.low, sure.high) == (
+        pytest.approx(0.3718, abs=1e-3),
+        pytest.approx(0.6282, abs=1e-3),
+    )
+    assert curve.widened(Range(0.5, 0.4, 0.6), 0.1).high == pytest.approx(0.6626, abs=1e-3)

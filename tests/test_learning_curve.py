@@ -78,6 +78,18 @@ def test_the_interval_covers_curves_of_other_families():
     assert np.mean(ours) < np.mean(flat)
 
 
+def test_noise_is_not_continued_as_growth():
+    """Of models that no longer learn, seen with errors; five sizes, none of them the base's."""
+    rng = np.random.default_rng(7)
+    ours, flat = [], []
+    for _ in range(30):
+        measured = Measured(rng.multivariate_normal(np.full(5, 0.5), ERROR), ERROR)
+        found = Projection(SIZES + 60, measured).at(600)
+        ours.append(learning_curve.interval_score(found, 0.5))
+        flat.append(learning_curve.interval_score(learning_curve.flat(measured), 0.5))
+    assert np.mean(ours) < 1.3 * np.mean(flat)
+
+
 def test_the_interval_score_punishes_width_and_misses():
     assert learning_curve.interval_score(Range(0.5, 0.4, 0.6), 0.5) == pytest.approx(0.2)
     assert learning_curve.interval_score(Range(0.5, 0.4, 0.6), 0.65) == pytest.approx(0.7)
