@@ -1,7 +1,9 @@
 """Predictions that are answered past Django: as the long way answers them, refusals included."""
 
+import gc
 import io
 import json
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -206,6 +208,28 @@ def test_what_went_wrong_is_told_and_not_tried_again(door, monkeypatch, caplog, 
     assert len(tried) == 1
     quiet = isinstance(error, Overloaded)
     assert ("django.request" in {each.name for each in caplog.records}) != quiet
+
+
+def test_what_was_met_is_not_kept(door, monkeypatch):
+    """A full queue refuses many; their bodies must not wait for the garbage collector."""
+    met = []
+
+    class Refused(Overloaded):
+        def __init__(self, *_: Any) -> None:
+            super().__init__("4096 pairs are waiting already")
+            met.append(weakref.ref(self))
+
+    def refuse(*_: Any) -> None:
+        raise Refused
+
+    monkeypatch.setattr(engine, "answer", refuse)
+    gc.collect()
+    gc.disable()
+    try:
+        assert door.ask()[0] == "503 Service Unavailable"
+        assert met[0]() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(
