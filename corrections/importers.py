@@ -7,6 +7,7 @@ with the reason it could not be read. Nothing here decides whether a row is righ
 import csv
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -14,11 +15,13 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
-from corrections.drafts import OPTIONAL, ParsedRow, utc
+from corrections.drafts import OPTIONAL, SHORT_TEXTS, ParsedRow, utc
 
 SQLITE_MAGIC = b"SQLite format 3\x00"
 SQLITE_SUFFIXES = {".db", ".sqlite", ".sqlite3"}
 MAX_LINE_BYTES = 16 * 1024 * 1024
+COMPRESSED = (b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+LONGEST_SHOWN = 60  # characters of a name out of a file that are said back
 
 # The names a file may use for a field, ours first. The later ones are the seeds' and upstream's.
 NAMES = {
@@ -63,6 +66,10 @@ class FileMissing(FileUnreadable):
     """There is no file of that name."""
 
 
+class TooManyRows(FileUnreadable):
+    """More rows than the reader was told to take."""
+
+
 @dataclass(frozen=True)
 class Source:
     """An opened-up file: what it is, and its rows."""
@@ -71,70 +78,103 @@ class Source:
     rows: Iterable[ParsedRow]
 
 
-def read(path: Path) -> Source:
+@dataclass(frozen=True)
+class _File:
+    """A file, what people call it, and how much of it whoever asked will take (None: all)."""
+
+    path: Path
+    name: str
+    most_rows: int | None
+
+    @property
+    def suffix(self) -> str:
+        return Path(self.name).suffix.lower()
+
+
+def read(path: Path, *, name: str = "", most_rows: int | None = None) -> Source:
     """The rows of a file, whose format is told by its first bytes and its name.
 
-    Rows are read lazily; FileUnreadable is raised here or while they are.
+    `name` is what the file was called where it came from, if that is not its path; it is said in
+    messages. With `most_rows` the file may be anybody's: it is read no further, and as carefully
+    as costs time. Rows are read lazily; FileUnreadable is raised here or while they are.
     """
-    kind = _format(path)
-    readers: dict[str, Callable[[Path], Iterator[ParsedRow]]] = {
+    file = _File(path, name or str(path), most_rows)
+    kind = _format(file)
+    readers: dict[str, Callable[[_File], Iterator[ParsedRow]]] = {
         "jsonl": _read_jsonl,
         "csv": _read_csv,
         "lyra": _read_lyra,
     }
-    return Source(kind, readers[kind](path))
+    return Source(kind, _limited(file, readers[kind](file)))
 
 
-def _format(path: Path) -> str:
+def _limited(file: _File, rows: Iterable[Any]) -> Iterator[Any]:
+    for count, row in enumerate(rows, start=1):
+        if file.most_rows is not None and count > file.most_rows:
+            raise TooManyRows(f"{file.name} has more than {file.most_rows} rows.")
+        yield row
+
+
+def _format(file: _File) -> str:
     try:
-        with path.open("rb") as file:
-            start = file.read(len(SQLITE_MAGIC))
+        with file.path.open("rb") as opened:
+            start = opened.read(len(SQLITE_MAGIC))
     except FileNotFoundError:
-        raise FileMissing(f"{path} does not exist.") from None
+        raise FileMissing(f"{file.name} does not exist.") from None
     except IsADirectoryError:
-        raise FileMissing(f"{path} is a directory, not a file.") from None
+        raise FileMissing(f"{file.name} is a directory, not a file.") from None
     except OSError as error:
-        raise FileUnreadable(f"{path} cannot be read: {error.strerror}.") from error
+        raise FileUnreadable(f"{file.name} cannot be read: {error.strerror}.") from error
     if start == SQLITE_MAGIC:
         return "lyra"
-    if path.suffix.lower() in SQLITE_SUFFIXES:
-        raise FileUnreadable(f"{path} is not an SQLite database.")
+    if start.startswith(COMPRESSED):
+        raise FileUnreadable(f"{file.name} is compressed: unpack it first.")
+    if file.suffix in SQLITE_SUFFIXES:
+        raise FileUnreadable(f"{file.name} is not an SQLite database.")
     if not start.removeprefix(b"\xef\xbb\xbf").strip():
-        _refuse_empty(path)
-    return "csv" if path.suffix.lower() == ".csv" else "jsonl"
+        _refuse_empty(file)
+    return "csv" if file.suffix == ".csv" else "jsonl"
 
 
-def _refuse_empty(path: Path) -> None:
-    with path.open("rb") as file:
-        if not any(line.removeprefix(b"\xef\xbb\xbf").strip() for line in file):
-            raise FileUnreadable(f"{path} is empty.")
+def _refuse_empty(file: _File) -> None:
+    with file.path.open("rb") as opened:
+        if not any(line.removeprefix(b"\xef\xbb\xbf").strip() for line in _lines(opened)):
+            raise FileUnreadable(f"{file.name} is empty.")
+
+
+def _shown(text: str) -> str:
+    """What a file calls something, for a message: printable ASCII, never long."""
+    printable = text.encode("ascii", "backslashreplace").decode()
+    return " ".join(printable.split())[:LONGEST_SHOWN]
 
 
 # --- JSON Lines -----------------------------------------------------------------------------------
 
 
-def _read_jsonl(path: Path) -> Iterator[ParsedRow]:
-    with path.open("rb") as file:
-        for number, line in enumerate(_lines(file), start=1):
+def _read_jsonl(file: _File) -> Iterator[ParsedRow]:
+    with file.path.open("rb") as opened:
+        for number, line in enumerate(_lines(opened), start=1):
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if line.strip():
                 yield _json_row(number, line)
 
 
-def _lines(file: IO[bytes]) -> Iterator[bytes]:
+def _lines(opened: IO[bytes]) -> Iterator[bytes]:
     """Lines of a file; one that is too long is cut, and found too long by its reader."""
-    while line := file.readline(MAX_LINE_BYTES + 1):
+    while line := opened.readline(MAX_LINE_BYTES + 1):
         yield line
         while len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
-            line = file.readline(MAX_LINE_BYTES + 1)
+            line = opened.readline(MAX_LINE_BYTES + 1)
 
 
 def _json_row(number: int, line: bytes) -> ParsedRow:
     if len(line) > MAX_LINE_BYTES:
         return ParsedRow(number, problem=f"The line is longer than {MAX_LINE_BYTES} bytes.")
     try:
-        row = json.loads(line.decode(), parse_constant=_refuse_constant)
+        row = json.loads(
+            line.decode(), parse_constant=_refuse_constant, object_pairs_hook=named_once
+        )
     except UnicodeDecodeError as error:
         return ParsedRow(number, problem=f"The line is not UTF-8 (byte {error.start + 1}).")
     except json.JSONDecodeError as error:
@@ -152,6 +192,15 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
+def named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; ValueError where it gives a name twice: the last would count, unsaid."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"{twice[:LONGEST_SHOWN]!a} is given twice")
+    return found
+
+
 def _known_fields(row: dict[str, Any]) -> dict[str, Any]:
     fields = {}
     for name, aliases in NAMES.items():
@@ -167,30 +216,32 @@ def _known_fields(row: dict[str, Any]) -> dict[str, Any]:
 # --- CSV ------------------------------------------------------------------------------------------
 
 
-def _read_csv(path: Path) -> Iterator[ParsedRow]:
+def _read_csv(file: _File) -> Iterator[ParsedRow]:
     csv.field_size_limit(MAX_LINE_BYTES)
     # Bytes that are no UTF-8 become surrogates, which `drafts.check` refuses field by field.
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file, strict=True)
+    with file.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:
+        reader = csv.reader(opened, strict=True)
         try:
             header = [name.strip() for name in next(reader)]
-            _check_header(path, header)
+            _check_header(file, header)
             started = reader.line_num + 1
             for cells in reader:
                 if cells:
                     yield _csv_row(started, header, cells)
                 started = reader.line_num + 1
         except csv.Error as error:
-            raise FileUnreadable(f"{path}, line {reader.line_num}: {error}.") from error
+            raise FileUnreadable(f"{file.name}, line {reader.line_num}: {error}.") from error
 
 
-def _check_header(path: Path, header: list[str]) -> None:
-    missing = [name for name in REQUIRED if not set(NAMES[name]) & set(header)]
+def _check_header(file: _File, header: list[str]) -> None:
+    columns = Counter(header)
+    missing = [name for name in REQUIRED if columns.keys().isdisjoint(NAMES[name])]
     if missing:
-        raise FileUnreadable(f"{path}, line 1: no column {', '.join(missing)}.")
-    twice = sorted({name for name in header if name and header.count(name) > 1})
+        raise FileUnreadable(f"{file.name}, line 1: no column {', '.join(missing)}.")
+    twice = sorted(name for name, count in columns.items() if name and count > 1)
     if twice:
-        raise FileUnreadable(f"{path}, line 1: more than one column {', '.join(twice)}.")
+        named = _shown(", ".join(twice[:LONGEST_SHOWN]))
+        raise FileUnreadable(f"{file.name}, line 1: more than one column {named}.")
 
 
 def _csv_row(number: int, header: list[str], cells: list[str]) -> ParsedRow:
@@ -216,7 +267,7 @@ def _number(cell: str) -> float | str:
 # --- The upstream's database ----------------------------------------------------------------------
 
 
-def _read_lyra(path: Path) -> Iterator[ParsedRow]:
+def _read_lyra(file: _File) -> Iterator[ParsedRow]:
     """Per edge, the model's first prediction and the person's last label.
 
     Correcting an edge again stores the person's earlier label as “predicted” (confidence 1.0), so
@@ -224,53 +275,109 @@ def _read_lyra(path: Path) -> Iterator[ParsedRow]:
     left alone is a confirmation. Rows are counted in the order they are read.
     """
     try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
-            database.row_factory = sqlite3.Row
-            database.text_factory = _decoded
-            columns = {table: _columns(database, table) for table in _LYRA_TABLES}
+        with closing(_opened(file)) as database:
+            columns = {table: _columns(file, database, table) for table in _LYRA_TABLES}
             if not columns["nli_corrections"]:
-                raise FileUnreadable(f"{path} has no table nli_corrections: is it Lyra's?")
+                raise FileUnreadable(f"{file.name} has no table nli_corrections: is it Lyra's?")
             rows = chain(
-                _lyra_corrections(path, database, columns),
+                _lyra_corrections(file, database, columns),
                 _lyra_confirmations(database, columns),
             )
             for number, (name, fields) in enumerate(rows, start=1):
-                yield ParsedRow(number, fields, name=name)
-    except sqlite3.Error as error:
-        raise FileUnreadable(f"{path} cannot be read as an SQLite database: {error}.") from error
+                yield ParsedRow(number, fields, name=_shown(name))
+    except (sqlite3.Error, UnicodeError) as error:
+        raise FileUnreadable(f"{file.name} {_why_not(error)}.") from error
+
+
+def _why_not(error: sqlite3.Error | UnicodeError) -> str:
+    """Errors may quote the file, in whatever bytes."""
+    if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT:
+        return "takes too long to read"
+    said = _shown(str(error)) if isinstance(error, sqlite3.Error) else "its names are no UTF-8"
+    return f"cannot be read as an SQLite database: {said}"
 
 
 _LYRA_TABLES = ("nli_corrections", "edges", "fragments", "claims")
+# Of our own queries; see https://sqlite.org/security.html on databases from elsewhere.
+_LYRA_READS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_PRAGMA}
+_LYRA_FUNCTIONS = {"coalesce", "substr"}
+LONGEST_PAGE_ID = SHORT_TEXTS["page_id"] + 1
+LONGEST_VALUE = 1024 * 1024  # bytes of a value, far beyond any text that is recorded
+# Steps of SQLite's machine that an unknown database may cost, some ten seconds of them, and how
+# many are done between two looks at the count.
+MOST_STEPS, STEPS = 1_000_000_000, 1_000_000
+
+
+def _opened(file: _File) -> sqlite3.Connection:
+    """The database, to be read by our own queries and nothing that its schema brings along."""
+    database = sqlite3.connect(f"{file.path.resolve().as_uri()}?mode=ro", uri=True)
+    database.row_factory = sqlite3.Row
+    database.text_factory = _decoded
+    database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_VALUE)
+    for pragma in ("trusted_schema=OFF", "ignore_check_constraints=ON", "cell_size_check=ON"):
+        database.execute(f"PRAGMA {pragma}")
+    database.set_authorizer(_allowed)
+    if file.most_rows is not None:
+        left = iter(range(MOST_STEPS // STEPS))
+        database.set_progress_handler(lambda: next(left, None) is None, STEPS)
+    return database
+
+
+def _allowed(action: int, first: str | None, second: str | None, *within: str | None) -> int:
+    """SQLite's authorizer: no view, no trigger, no function but ours, nothing recursive."""
+    _database, view = within
+    ours = action in _LYRA_READS or (
+        action == sqlite3.SQLITE_FUNCTION and second in _LYRA_FUNCTIONS
+    )
+    return sqlite3.SQLITE_OK if ours and view is None else sqlite3.SQLITE_DENY
 
 
 def _decoded(raw: bytes) -> str:
     return raw.decode("utf-8", "surrogateescape")
 
 
-def _columns(database: sqlite3.Connection, table: str) -> set[str]:
+def _columns(file: _File, database: sqlite3.Connection, table: str) -> set[str]:
+    """Names of a table's columns; none where there is no such table.
+
+    A file that may be anybody's is looked through for damage: pages that are in a table many times
+    would be rows without end.
+    """
+    query = "SELECT type, sql FROM sqlite_schema WHERE name = ?"
+    for kind, sql in database.execute(query, [table]):
+        if kind != "table" or "VIRTUAL" in str(sql).upper():
+            raise FileUnreadable(f"{file.name}: {table} is not an ordinary table: is it Lyra's?")
+        if file.most_rows is not None:
+            found = database.execute(f"PRAGMA quick_check({table})").fetchone()[0]
+            if found != "ok":
+                raise FileUnreadable(f"{file.name} is damaged: {_shown(found)}.")
     return {row["name"] for row in database.execute(f"PRAGMA table_info({table})")}
 
 
-def _column(path: Path, have: set[str], names: tuple[str, ...]) -> str:
+def _column(file: _File, have: set[str], names: tuple[str, ...]) -> str:
     """The one of `names` that this generation of the table has."""
     for name in names:
         if name in have:
             return name
-    raise FileUnreadable(f"{path}: the table nli_corrections has no column {' or '.join(names)}.")
+    raise FileUnreadable(
+        f"{file.name}: the table nli_corrections has no column {' or '.join(names)}."
+    )
 
 
 def _lyra_corrections(
-    path: Path, database: sqlite3.Connection, columns: dict[str, set[str]]
+    file: _File, database: sqlite3.Connection, columns: dict[str, set[str]]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     have = columns["nli_corrections"]
     wanted = ("premise", "hypothesis", "predicted_label", "predicted_confidence", "correct_label")
-    chosen = [f"c.{_column(path, have, NAMES[name][::-1])} AS {name}" for name in wanted]
+    chosen = [f"c.{_column(file, have, NAMES[name][::-1])} AS {name}" for name in wanted]
     for optional in ("id", "edge_id", "corrected_at"):
         chosen.append(f"c.{optional}" if optional in have else f"NULL AS {optional}")
     # No reason for the last label is not the reason for the one before.
     chosen.append("coalesce(c.reason, '') AS reason" if "reason" in have else "NULL AS reason")
     joined = "edge_id" in have and _has_pages(columns)
-    chosen.append("f.page_id" if joined else "NULL AS page_id")
+    # No longer than tells that it is too long: one page may be that of very many edges.
+    chosen.append(
+        f"substr(f.page_id, 1, {LONGEST_PAGE_ID}) AS page_id" if joined else "NULL AS page_id"
+    )
     # Other sources than fragments exist, and edges may be gone: hence the outer joins.
     joins = (
         " LEFT JOIN edges e ON e.id = c.edge_id AND e.source_type = 'fragment'"
@@ -278,7 +385,8 @@ def _lyra_corrections(
     )
     query = f"SELECT c.rowid AS line, {', '.join(chosen)} FROM nli_corrections c"  # noqa: S608
     by_edge: dict[str, list[sqlite3.Row]] = {}
-    for row in database.execute(query + (joins if joined else "") + " ORDER BY c.rowid"):
+    found = database.execute(query + (joins if joined else "") + " ORDER BY c.rowid")
+    for row in _limited(file, found):
         by_edge.setdefault(_edge_key(row), []).append(row)
     for key, rows in by_edge.items():
         rows.sort(key=_moment)

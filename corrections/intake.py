@@ -351,7 +351,9 @@ def import_corrections(
         report.withheld = True
         return report
     if dry_run:
-        _tally(_preview(list(lines.values()), progress), report)
+        report.predicted = sum(draft.prediction is None for draft in lines.values())
+        plans = _preview(list(lines.values()), accept=accept, restore=restore, progress=progress)
+        _tally(plans, report)
         return report
     if predict is not None:
         report.predicted = _predict(lines, predict, progress)
@@ -555,13 +557,26 @@ def _survey(plans: Sequence[_Plan], progress: Progress) -> folds.Survey:
     )
 
 
-def _preview(drafts: Sequence[Draft], progress: Progress) -> list[_Plan]:
+def _preview(
+    drafts: Sequence[Draft], *, accept: bool, restore: bool, progress: Progress
+) -> list[_Plan]:
     """The plans of a dry run: placed, not written."""
     plans = _plans(drafts)
     moving = [number for number, plan in enumerate(plans) if plan.moves]
     for number, placement in _survey(plans, progress).preview(moving).items():
         plans[number].placement = placement
+    for plan in plans:
+        plan.accepted = accept and _would_accept(plan, restore=restore)
     return plans
+
+
+def _would_accept(plan: _Plan, *, restore: bool) -> bool:
+    """Whether `_accept` would, of a plan that is not written."""
+    if plan.quarantine or plan.edited:
+        return False
+    if plan.stored is None:
+        return not restore or plan.draft.restored.status == Status.PENDING
+    return bool(plan.changes) or plan.stored.status == Status.PENDING
 
 
 def _plans(drafts: Sequence[Draft]) -> list[_Plan]:

@@ -2,12 +2,13 @@
 
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping
 from typing import IO, Any, NoReturn
 
 from rest_framework.exceptions import ParseError
 from rest_framework.parsers import BaseParser
+
+from corrections.importers import named_once
 
 LONGEST_INTEGER = 19  # digits; what 64 bits hold
 
@@ -33,7 +34,7 @@ class StrictJSONParser(BaseParser):
                 parse_constant=_refuse_constant,
                 parse_int=_integer,
                 parse_float=_finite,
-                object_pairs_hook=None if lenient else _object,
+                object_pairs_hook=None if lenient else named_once,
             )
             if rb"\u" in body:
                 # An escape is the only way for half a surrogate pair to get in; it would come out
@@ -48,14 +49,6 @@ class StrictJSONParser(BaseParser):
         except RecursionError as error:
             raise ParseError("JSON parse error: nested too deeply") from error
         return data
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
-        raise ValueError(f"{twice[:60]!a} is given twice")
-    return found
 
 
 def _refuse_constant(text: str) -> NoReturn:
