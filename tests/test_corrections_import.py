@@ -182,7 +182,7 @@ def test_a_row_that_changes_what_was_drawn_for_audit_is_refused(tmp_path: Path) 
     )
 
     jsonl(file, row(0, premise="Another trial was begun."), row(1))
-    with pytest.raises(CommandError, match="1 of 2 rows are refused"):
+    with pytest.raises(CommandError, match="1 of 2 rows is refused"):
         run(file)
     mended = run(file, partial=True)
     [said] = mended["refused"]

@@ -187,7 +187,7 @@ def test_a_blank_premise_is_refused_by_name_and_the_rest_imported_if_told(lyra: 
     lyra.correction(0, edge=1, premise="  ")
     lyra.correction(1, edge=2)
 
-    with pytest.raises(CommandError, match="1 of 2 rows are refused"):
+    with pytest.raises(CommandError, match="1 of 2 rows is refused"):
         lyra.imported()
     result = lyra.imported(partial=True)
 

@@ -1,7 +1,4 @@
-"""Record the verdicts of a file: JSON Lines, CSV, or the upstream project's database.
-
-It lives here, not in `corrections`, because `--predict-missing` asks what serves.
-"""
+"""Record the verdicts of a file: JSON Lines, CSV, or the upstream project's database."""
 
 import sys
 from collections.abc import Iterator
@@ -24,20 +21,16 @@ from rich.progress import (
 
 from corrections import importers, intake
 from corrections.acting import ActingCommand, Refused, WrongUsage, is_system
-from corrections.drafts import Prediction
-from corrections.models import Correction
-from inference import engine
+from inference import engine, imports
 
-SHOWN_REFUSALS = 200
 DRAW_EVERY = 50  # rows
-BY_CHOICE = Correction.Sampling.USER.value
 
 
 class Command(ActingCommand):
     help = (
         "Import corrections from JSON Lines, CSV or a Lyra database; importing twice is harmless."
     )
-    permission = "corrections.import_correction"
+    permission = imports.IMPORT
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("file", type=Path)
@@ -55,7 +48,7 @@ class Command(ActingCommand):
         )
         parser.add_argument(
             "--sampling",
-            choices=[BY_CHOICE, Correction.Sampling.COMPLETE.value],
+            choices=[imports.BY_CHOICE.value, imports.COMPLETE.value],
             help="how rows that do not say so were chosen: by people, or a complete labelled set "
             "(default: by people in a Lyra database and where a row states what was predicted, "
             "else complete)",
@@ -73,65 +66,36 @@ class Command(ActingCommand):
         sampling: str | None,
         **options: Any,
     ) -> dict[str, Any]:
-        may_review = is_system(by) or by.has_perm("corrections.review_correction")
+        may_review = is_system(by) or by.has_perm(imports.REVIEW)
         if accept and not may_review:
-            raise Refused(f"User “{by.username}” may import but not accept corrections.")
+            raise Refused(imports.may_not_accept(by))
+        choices = imports.Choices(dry_run, accept, partial, predict_missing, sampling)
         try:
-            source = importers.read(file)
             with _progress_bar() as progress:
-                report = intake.import_corrections(
-                    source.rows,
-                    by=by,
-                    accept=accept,
-                    dry_run=dry_run,
-                    partial=partial,
-                    restore=may_review,
-                    predict=_predict if predict_missing else None,
-                    sampling=sampling,
-                    usual=BY_CHOICE if source.format == "lyra" else None,
-                    progress=progress,
+                report = imports.import_file(
+                    file, choices, by=by, may_review=may_review, progress=progress
                 )
         except importers.FileMissing as error:
             raise WrongUsage(str(error)) from error
         except (importers.FileUnreadable, engine.EngineUnavailable) as error:
             raise Refused(str(error)) from error
-        return self._tell(file, report, dry_run=dry_run, guessed=sampling is None)
+        return self._tell(file, report, choices)
 
     def _tell(
-        self, file: Path, report: intake.ImportReport, *, dry_run: bool, guessed: bool
+        self, file: Path, report: intake.ImportReport, choices: imports.Choices
     ) -> dict[str, Any]:
-        for refused in report.refused[:SHOWN_REFUSALS]:
-            self.stderr.write(f"line {refused.line}: {refused.reason}")
-        if len(report.refused) > SHOWN_REFUSALS:
-            self.stderr.write(f"… and {len(report.refused) - SHOWN_REFUSALS} more refused rows")
-        result = {"file": str(file), "dry_run": dry_run} | report.to_dict()
+        refused, more = imports.shown(report)
+        for row in refused:
+            self.stderr.write(f"line {row.line}: {row.reason}")
+        if more:
+            self.stderr.write(f"… and {more} more refused rows")
+        result = {"file": str(file), "dry_run": choices.dry_run} | report.to_dict()
         if report.withheld:
-            raise Refused(
-                f"{len(report.refused)} of {report.rows} rows are refused, so nothing was "
-                "imported; mend them or use --partial.",
-                details=result,
-            )
-        self.stdout.write(
-            f"{'Would import' if dry_run else 'Imported'} {report.rows} rows of {file}: "
-            f"{report.created} new, {report.revised} revised, {report.unchanged} unchanged, "
-            f"{len(report.refused)} refused; {report.corrected} corrected, "
-            f"{report.confirmed} confirmed; {report.accepted} accepted, "
-            f"{report.quarantined} quarantined, {report.predicted} predicted."
-        )
-        if guessed and report.by_choice:
-            self.stdout.write(
-                f"{report.by_choice} are taken for what people chose to report: such rows train, "
-                "but no figure counts them. Is it all of a labelled set? --sampling complete."
-            )
+            raise Refused(imports.refusal(report, otherwise="use --partial"), details=result)
+        self.stdout.write(imports.summary(report, str(file), dry_run=choices.dry_run))
+        if doubt := imports.doubt(report, choices, complete="--sampling complete."):
+            self.stdout.write(doubt)
         return result
-
-
-def _predict(pairs: intake.Pairs) -> list[Prediction]:
-    answer = engine.predict_with(engine.ACTIVE, pairs)
-    return [
-        Prediction(result.label, result.confidence, answer.version, answer.digest)
-        for result in answer.results
-    ]
 
 
 @contextmanager

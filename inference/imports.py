@@ -1,0 +1,209 @@
+"""Importing a file of verdicts: the operation, and what its doors say of it.
+
+It lives here, not in `corrections`, because missing predictions ask what serves.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from django.conf import settings
+from django.contrib.auth.models import User
+
+from adapters_app import scratch
+from corrections import folds, importers, intake
+from corrections.drafts import Prediction
+from corrections.intake import ImportReport, RefusedRow
+from corrections.models import Correction
+from inference import engine
+from inference.batching import ForwardFailed, Overloaded
+
+# What a request may send more to than to other paths: tests hold it against the views.
+PATHS = frozenset({"/api/v1/corrections/import", "/admin/corrections/correction/import/"})
+IMPORT, REVIEW = "corrections.import_correction", "corrections.review_correction"
+BY_CHOICE, COMPLETE = Correction.Sampling.USER, Correction.Sampling.COMPLETE
+SHOWN_REFUSALS = 200
+# Pairs that a web process asks for together; between two such the time is looked at.
+ASKED_AT_ONCE = 128
+PREDICTING_S = 60.0
+BY_COMMAND = "import it in parts, or with manage.py import_corrections"
+# A model that cannot be loaded or falls over, or more than it takes: nothing was written.
+UNPREDICTED = (engine.EngineUnavailable, ForwardFailed, Overloaded)
+
+
+class Busy(RuntimeError):
+    """This process is importing another file."""
+
+    def __init__(self) -> None:
+        super().__init__("Another file is being imported; try again in a moment.")
+
+
+class TakesTooLong(importers.FileUnreadable):
+    """More is to be predicted than a request has time for."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What may be said of an import beside the file."""
+
+    dry_run: bool = False
+    accept: bool = False
+    partial: bool = False
+    predict_missing: bool = False
+    sampling: str | None = None  # of rows that name none; None = the file says, see `intake`
+
+
+# --- Importing ------------------------------------------------------------------------------------
+
+
+def import_file(
+    path: Path,
+    choices: Choices,
+    *,
+    by: User,
+    may_review: bool,
+    progress: intake.Progress | None = None,
+) -> ImportReport:
+    """Import a file of this machine. Whoever may review brings an export's reviews along, too.
+
+    Raises:
+        importers.FileUnreadable, engine.EngineUnavailable
+    """
+    source = importers.read(path)
+    return _import(source, choices, _asked, by=by, may_review=may_review, progress=progress)
+
+
+def import_upload(
+    chunks: Iterable[bytes], choices: Choices, *, name: str, by: User, may_review: bool
+) -> ImportReport:
+    """Import what a request sends: one file at a time in a process, and no more than a request has
+    time for. `name` is what the sender calls it; nothing is left of it afterwards.
+
+    Raises:
+        Busy, importers.FileUnreadable, and UNPREDICTED
+    """
+    with scratch.directory() as place:
+        path = place / "upload"
+        with path.open("wb") as kept:
+            kept.writelines(chunks)  # as slowly as they come: nobody waits for that
+        try:
+            source = importers.read(path, name=name, most_rows=settings.LYRA_MAX_IMPORT_ROWS)
+            with _turn():
+                return _import(source, choices, _InTurn(), by=by, may_review=may_review)
+        except importers.TooManyRows as error:
+            said = str(error).rstrip(".")
+            raise importers.TooManyRows(f"{said}: {BY_COMMAND}.") from error
+
+
+def _import(
+    source: importers.Source,
+    choices: Choices,
+    predict: intake.Predict,
+    *,
+    by: User,
+    may_review: bool,
+    progress: intake.Progress | None = None,
+) -> ImportReport:
+    return intake.import_corrections(
+        source.rows,
+        by=by,
+        accept=choices.accept,
+        dry_run=choices.dry_run,
+        partial=choices.partial,
+        restore=may_review,
+        predict=predict if choices.predict_missing else None,
+        sampling=choices.sampling,
+        usual=BY_CHOICE.value if source.format == "lyra" else None,
+        progress=progress,
+    )
+
+
+_importing = threading.Lock()
+
+
+@contextlib.contextmanager
+def _turn() -> Iterator[None]:
+    """Files are held in memory while they are compared: not as many as there are threads."""
+    if not _importing.acquire(blocking=False):
+        raise Busy
+    try:
+        yield
+    finally:
+        _importing.release()
+
+
+def _asked(pairs: intake.Pairs) -> list[Prediction]:
+    return _predictions(engine.predict_with(engine.ACTIVE, pairs))
+
+
+class _InTurn:
+    """Asks what serves by turns with everybody else's requests, for PREDICTING_S."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._answered = 0
+
+    def __call__(self, pairs: intake.Pairs) -> list[Prediction]:
+        predictions: list[Prediction] = []
+        for chunk in folds.chunks(pairs, ASKED_AT_ONCE):
+            if time.monotonic() - self._began > PREDICTING_S:
+                raise TakesTooLong(
+                    f"The model predicted no more than {self._answered} rows in "
+                    f"{PREDICTING_S:g} seconds, so nothing was imported: {BY_COMMAND}."
+                )
+            predictions += _predictions(engine.answer(engine.ACTIVE, chunk))
+            self._answered += len(chunk)
+        return predictions
+
+
+def _predictions(answer: engine.Answer) -> list[Prediction]:
+    return [
+        Prediction(result.label, result.confidence, answer.version, answer.digest)
+        for result in answer.results
+    ]
+
+
+# --- What is said of it ---------------------------------------------------------------------------
+
+
+def summary(report: ImportReport, name: str, *, dry_run: bool) -> str:
+    """What was, or would be, imported."""
+    return (
+        f"{'Would import' if dry_run else 'Imported'} {report.rows} rows of {name}: "
+        f"{report.created} new, {report.revised} revised, {report.unchanged} unchanged, "
+        f"{len(report.refused)} refused; {report.corrected} corrected, "
+        f"{report.confirmed} confirmed; {report.accepted} accepted, "
+        f"{report.quarantined} quarantined, {report.predicted} predicted."
+    )
+
+
+def refusal(report: ImportReport, *, otherwise: str) -> str:
+    """Why nothing was imported; `otherwise` is how a door is told to import the good rows."""
+    refused = len(report.refused)
+    return (
+        f"{refused} of {report.rows} rows {'is' if refused == 1 else 'are'} refused, so nothing "
+        f"was imported; mend {'it' if refused == 1 else 'them'} or {otherwise}."
+    )
+
+
+def doubt(report: ImportReport, choices: Choices, *, complete: str) -> str:
+    """What may be meant otherwise; `complete` is how a door is told so. Empty where nothing may."""
+    if choices.sampling is not None or not report.by_choice:
+        return ""
+    taken = "is" if report.by_choice == 1 else "are"
+    return (
+        f"{report.by_choice} {taken} taken for what people chose to report: such rows train, "
+        f"but no figure counts them. Is it all of a labelled set? {complete}"
+    )
+
+
+def shown(report: ImportReport) -> tuple[list[RefusedRow], int]:
+    """The first refused rows, and how many more there are."""
+    return report.refused[:SHOWN_REFUSALS], max(0, len(report.refused) - SHOWN_REFUSALS)
+
+
+def may_not_accept(user: User) -> str:
+    return f"User “{user.username}” may import but not accept corrections."
