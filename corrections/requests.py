@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
 
+from django.http import QueryDict
 from rest_framework import serializers
 
 LONGEST_NAME = 60  # characters of an unknown name that are said back
@@ -23,6 +24,24 @@ def unknown_names(given: Iterable[str], known: Set[str], what: str) -> dict[str,
 def _unknown(name: str, known: Set[str], what: str) -> str:
     near = get_close_matches(name[:LONGEST_NAME], known, n=1)
     return f"Unknown {what}. Did you mean “{near[0]}”?" if near else f"Unknown {what}."
+
+
+def read_query(
+    given: QueryDict, known: serializers.Serializer[Any], *, also: Set[str] = frozenset()
+) -> dict[str, Any]:
+    """The parameters of a query string by name, as the fields of `known` read them.
+
+    What is unknown, and not in `also` either, empty or given twice is refused as a wrong value is.
+    """
+    if twice := [name for name in given if len(given.getlist(name)) > 1]:
+        raise serializers.ValidationError({name[:LONGEST_NAME]: ["Given twice."] for name in twice})
+    known.initial_data = given.dict()  # no form, where an empty value would be none
+    errors = unknown_names(given, known.fields.keys() | also, "parameter")
+    if not known.is_valid():
+        errors = {**known.errors, **errors}
+    if errors:
+        raise serializers.ValidationError(errors)
+    return dict(known.validated_data)
 
 
 class RequestSerializer(serializers.Serializer[Any]):

@@ -93,6 +93,14 @@ def refusal(
     return JsonResponse({"detail": detail}, status=status, headers=headers)
 
 
+def too_large(request: HttpRequest, size: int, limit: int) -> HttpResponse:
+    """413: with what was sent, and how much may be."""
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    if is_machine_path(request):
+        return refusal(status, f"The body is {size} bytes; at most {limit} are accepted.")
+    return HttpResponse(render_to_string("413.html", {"size": size, "limit": limit}), status=status)
+
+
 def is_machine_path(request: HttpRequest) -> bool:
     return request.path.startswith(MACHINE_PATHS)
 

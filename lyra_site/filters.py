@@ -3,14 +3,13 @@
 from typing import Any
 
 from django.db.models import QuerySet
-from rest_framework.exceptions import ValidationError
 from rest_framework.filters import BaseFilterBackend
 from rest_framework.request import Request
 from rest_framework.serializers import Serializer
 from rest_framework.settings import api_settings
 from rest_framework.views import APIView
 
-from corrections.requests import LONGEST_NAME, unknown_names
+from corrections.requests import read_query
 
 
 class QueryFilter(BaseFilterBackend):
@@ -33,16 +32,8 @@ class QueryFilter(BaseFilterBackend):
         return queryset.filter(**asked)
 
     def _asked(self, request: Request, view: Any) -> dict[str, Any]:
-        filters: Serializer[Any] = (getattr(view, "filters", None) or Serializer)(
-            data=_once(request)
-        )
-        known = filters.fields.keys() | _about_pages(view)
-        errors = unknown_names(request.query_params, known, "parameter")
-        if not filters.is_valid():
-            errors = {**filters.errors, **errors}
-        if errors:
-            raise ValidationError(errors)
-        return dict(filters.validated_data)
+        filters: type[Serializer[Any]] = getattr(view, "filters", None) or Serializer
+        return read_query(request.query_params, filters(), also=_about_pages(view))
 
 
 def _about_pages(view: Any) -> set[str]:
@@ -54,11 +45,3 @@ def _about_pages(view: Any) -> set[str]:
         pages.page_size_query_param,
         api_settings.URL_FORMAT_OVERRIDE,
     }
-
-
-def _once(request: Request) -> dict[str, str]:
-    """The query string by name; no form, where an empty value would be none."""
-    given = request.query_params
-    if twice := [name for name in given if len(given.getlist(name)) > 1]:
-        raise ValidationError({name[:LONGEST_NAME]: ["Given twice."] for name in twice})
-    return given.dict()

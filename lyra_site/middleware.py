@@ -1,25 +1,30 @@
 """What every request meets first: its size and encoding, and a database that may be away."""
 
 import codecs
+import time
 from collections.abc import Callable
 from http import HTTPStatus
 
 from django.conf import settings
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, UnreadablePostError
 
-from lyra_site.errors import DATABASE_AWAY, database_away, is_machine_path, refusal
+from inference import imports
+from lyra_site.errors import DATABASE_AWAY, database_away, is_machine_path, refusal, too_large
 
 Respond = Callable[[HttpRequest], HttpResponse]
 ENCODINGS = {"utf-8", "ascii", "iso8859-1"}
+PIECE = 64 * 1024  # bytes read at a time of what nobody wants
 
 
 class RequestLimits:
-    """413 for API bodies over LYRA_MAX_BODY_BYTES, 411 for bodies of no stated length, 415 for
-    declared encodings that are not text, 400 for a NUL in a cookie.
+    """413 for bodies over LYRA_MAX_BODY_BYTES, or LYRA_MAX_IMPORT_BYTES where a file is imported,
+    411 for bodies of no stated length, 415 for declared encodings that are not text, 400 for a NUL
+    in a cookie.
 
-    DRF reads the request as a stream, past Django's own DATA_UPLOAD_MAX_MEMORY_SIZE; and Django
-    decodes query strings by whatever codec the Content-Type names, rot13 included. A cookie may
-    spell a NUL ("\\000"), and PostgreSQL refuses to look a session up by it.
+    DRF reads the request as a stream, past Django's own DATA_UPLOAD_MAX_MEMORY_SIZE, which does not
+    count files either; and Django decodes query strings by whatever codec the Content-Type names,
+    rot13 included. A cookie may spell a NUL ("\\000"), and PostgreSQL refuses to look a session up
+    by it.
     """
 
     def __init__(self, get_response: Respond) -> None:
@@ -34,12 +39,12 @@ class RequestLimits:
         if is_machine_path(request) and "Transfer-Encoding" in request.headers:
             # Django reads no further than Content-Length says: such a body would look empty.
             return refusal(HTTPStatus.LENGTH_REQUIRED, "Send Content-Length; chunks are not read.")
-        limit = settings.LYRA_MAX_BODY_BYTES
-        if is_machine_path(request) and _content_length(request) > limit:
-            return refusal(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f"The body is {_content_length(request)} bytes; at most {limit} are accepted.",
-            )
+        takes_files = request.path in imports.PATHS
+        limit = settings.LYRA_MAX_IMPORT_BYTES if takes_files else settings.LYRA_MAX_BODY_BYTES
+        if _content_length(request) > limit:
+            if takes_files:
+                _let_it_finish(request)
+            return too_large(request, _content_length(request), limit)
         return self.get_response(request)
 
 
@@ -61,6 +66,17 @@ def _is_text_encoding(name: str) -> bool:
         return codecs.lookup(name).name in ENCODINGS
     except (LookupError, ValueError):
         return False
+
+
+def _let_it_finish(request: HttpRequest) -> None:
+    """Who is still sending when the connection is closed may never read why it was: what they send
+    is thrown away, for as long as a request may take to arrive."""
+    until = time.monotonic() + settings.LYRA_READ_TIMEOUT_S
+    try:
+        while time.monotonic() < until and request.read(PIECE):
+            pass
+    except UnreadablePostError:
+        pass  # gone, or too slow
 
 
 def _content_length(request: HttpRequest) -> int:

@@ -120,7 +120,7 @@ class OperationSchema(AutoSchema):
                 "The body is 9000000 bytes; at most 8388608 are accepted.",
             )
             found["415"] = (
-                "The Content-Type is not application/json.",
+                f"The Content-Type is not {' or '.join(operation['requestBody']['content'])}.",
                 'Unsupported media type "text/plain" in request.',
             )
         return found
@@ -155,8 +155,10 @@ def _asked(operation: dict[str, Any]) -> set[tuple[str, str]]:
 
 def _wrong(operation: dict[str, Any]) -> str:
     """When what is asked for can be wrong; empty where nothing can."""
-    if "requestBody" in operation:
+    if "application/json" in operation.get("requestBody", {"content": ()})["content"]:
         return "The body is not JSON, or a field of it is missing or wrong."
+    if "requestBody" in operation:
+        return "There is no file, it cannot be read, or a parameter is unknown or wrong."
     if any(place == "query" for place, _ in _asked(operation)):
         return "A parameter is unknown, or has a value that it cannot have."
     return ""

@@ -45,6 +45,7 @@ MATRIX: dict[tuple[str, str], set[str]] = {
     ("get", "/api/v1/corrections/1"): {"alice", "bob"},
     ("patch", "/api/v1/corrections/1"): {"bob"},
     ("get", "/api/v1/corrections/export"): {"bob"},
+    ("post", "/api/v1/corrections/import"): {"bob"},
     ("post", "/api/v1/corrections/1/review"): {"bob"},
     ("post", "/api/v1/corrections/review"): {"bob"},
     ("get", "/api/v1/audit-samples"): {"bob"},
