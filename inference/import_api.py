@@ -128,7 +128,7 @@ REPORT = {
     "more_refused": 0,
 }
 REFUSED_REPORT = dict.fromkeys(REPORT, 0) | {
-    "detail": "1 of 480 rows is refused, so nothing was imported; mend it or ask for `partial`.",
+    "detail": "1 of 480 rows is refused, so nothing is imported; mend it or ask for `partial`.",
     "written": False,
     "rows": 480,
     "refused": [{"line": 7, "reason": "correct_label is 'maybe'; it must be one of …"}],
@@ -186,7 +186,7 @@ class ImportView(APIView):
             ),
             409: OpenApiResponse(
                 ImportReportSerializer,
-                description="Rows are refused, so nothing was imported.",
+                description="Rows are refused, so nothing is imported.",
                 examples=[OpenApiExample("A refusal", value=REFUSED_REPORT)],
             ),
             503: refusal(

@@ -28,7 +28,9 @@ BY_CHOICE, COMPLETE = Correction.Sampling.USER, Correction.Sampling.COMPLETE
 SHOWN_REFUSALS = 200
 # Pairs that a web process asks for together; between two such the time is looked at.
 ASKED_AT_ONCE = 128
-PREDICTING_S = 60.0
+# Seconds that a request may read, compare and predict before it writes.
+PREPARING_S = 30.0
+DONE = {"reading": "read", "comparing": "compared", "predicting": "predicted"}
 BY_COMMAND = "import it in parts, or with manage.py import_corrections"
 # A model that cannot be loaded or falls over, or more than it takes: nothing was written.
 UNPREDICTED = (engine.EngineUnavailable, ForwardFailed, Overloaded)
@@ -42,7 +44,7 @@ class Busy(RuntimeError):
 
 
 class TakesTooLong(importers.FileUnreadable):
-    """More is to be predicted than a request has time for."""
+    """More is to be done than a request has time for."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,15 @@ def import_upload(
         try:
             source = importers.read(path, name=name, most_rows=settings.LYRA_MAX_IMPORT_ROWS)
             with _turn():
-                return _import(source, choices, _InTurn(), by=by, may_review=may_review)
+                hurry = _Hurry()
+                return _import(
+                    source,
+                    choices,
+                    hurry.predict,
+                    by=by,
+                    may_review=may_review,
+                    progress=hurry.progress,
+                )
         except importers.TooManyRows as error:
             said = str(error).rstrip(".")
             raise importers.TooManyRows(f"{said}: {BY_COMMAND}.") from error
@@ -139,23 +149,28 @@ def _asked(pairs: intake.Pairs) -> list[Prediction]:
     return _predictions(engine.predict_with(engine.ACTIVE, pairs))
 
 
-class _InTurn:
-    """Asks what serves by turns with everybody else's requests, for PREDICTING_S."""
+class _Hurry:
+    """Gives up an import that a request has no time for, before anything is written."""
 
     def __init__(self) -> None:
-        self._began = time.monotonic()
-        self._answered = 0
+        self._until = time.monotonic() + PREPARING_S
+        self._predicted = 0
 
-    def __call__(self, pairs: intake.Pairs) -> list[Prediction]:
+    def progress(self, stage: str, done: int, total: int) -> None:
+        if time.monotonic() > self._until:
+            of = f" of {total}" if total else ""
+            raise TakesTooLong(
+                f"Importing this takes too long: in {PREPARING_S:g} seconds {done}{of} rows were "
+                f"{DONE[stage]}, so nothing was imported; {BY_COMMAND}."
+            )
+
+    def predict(self, pairs: intake.Pairs) -> list[Prediction]:
+        """By turns with everybody else's requests."""
         predictions: list[Prediction] = []
         for chunk in folds.chunks(pairs, ASKED_AT_ONCE):
-            if time.monotonic() - self._began > PREDICTING_S:
-                raise TakesTooLong(
-                    f"The model predicted no more than {self._answered} rows in "
-                    f"{PREDICTING_S:g} seconds, so nothing was imported: {BY_COMMAND}."
-                )
+            self.progress("predicting", self._predicted, 0)
             predictions += _predictions(engine.answer(engine.ACTIVE, chunk))
-            self._answered += len(chunk)
+            self._predicted += len(chunk)
         return predictions
 
 
@@ -181,11 +196,11 @@ def summary(report: ImportReport, name: str, *, dry_run: bool) -> str:
 
 
 def refusal(report: ImportReport, *, otherwise: str) -> str:
-    """Why nothing was imported; `otherwise` is how a door is told to import the good rows."""
+    """Why nothing is imported; `otherwise` is how a door is told to import the good rows."""
     refused = len(report.refused)
     return (
         f"{refused} of {report.rows} rows {'is' if refused == 1 else 'are'} refused, so nothing "
-        f"was imported; mend {'it' if refused == 1 else 'them'} or {otherwise}."
+        f"is imported; mend {'it' if refused == 1 else 'them'} or {otherwise}."
     )
 
 

@@ -375,10 +375,10 @@ LYRA_MAX_WAITING_PAIRS = env.int("LYRA_MAX_WAITING_PAIRS", default=2 * LYRA_MAX_
 LYRA_MAX_CHARS = env.int("LYRA_MAX_CHARS", default=10_000)  # characters per text
 LYRA_MAX_BODY_BYTES = env.int("LYRA_MAX_BODY_BYTES", default=8 * 1024 * 1024)
 DATA_UPLOAD_MAX_MEMORY_SIZE = LYRA_MAX_BODY_BYTES
-# A file of verdicts that is sent to be imported: bytes, and rows, so that no other writer waits for
-# it too long; 10,000 take some ten seconds. `manage.py import_corrections` takes any number.
+# A file of verdicts that is sent to be imported: its bytes, and its rows, so that other writers do
+# not wait for it too long. `manage.py import_corrections` takes any number.
 LYRA_MAX_IMPORT_BYTES = env.int("LYRA_MAX_IMPORT_BYTES", default=64 * 1024 * 1024)
-LYRA_MAX_IMPORT_ROWS = env.int("LYRA_MAX_IMPORT_ROWS", default=10_000)
+LYRA_MAX_IMPORT_ROWS = env.int("LYRA_MAX_IMPORT_ROWS", default=5_000)
 FILE_UPLOAD_HANDLERS = [
     "django.core.files.uploadhandler.MemoryFileUploadHandler",
     "lyra_site.uploads.TemporaryFiles",

@@ -7,7 +7,7 @@ from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 
 from adapters_app import api as adapters
 from corrections import api as corrections
-from inference import compat
+from inference import compat, import_page
 from lyra_site import health, schema, views  # noqa: F401  schema registers itself
 
 # The upstream's client is pointed at http://host/ or http://host/ml; it follows no redirects.
@@ -34,6 +34,12 @@ API: list[URLPattern | URLResolver] = [
 ]
 urlpatterns = [
     path("", views.home, name="home"),
+    # Among the corrections' own pages, and not one of theirs: it asks what serves.
+    path(
+        "admin/corrections/correction/import/",
+        admin.site.admin_view(import_page.import_view),
+        name="import-corrections",
+    ),
     path("admin/", admin.site.urls),
     path("tokens", views.token_page, name="tokens"),
     path("tokens/<slug:token_id>/revoke", views.revoke_token, name="token-revoke"),

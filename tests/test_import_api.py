@@ -1,10 +1,12 @@
 """REST: a file of verdicts is imported as the command imports it, and leaves nothing behind."""
 
 import gzip
+import itertools
 import json
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -151,7 +153,7 @@ def test_one_bad_row_keeps_all_out_unless_told_otherwise(curator: User) -> None:
     assert [found["line"] for found in report["refused"]] == [2]
     assert "correct_label is 'maybe'" in report["refused"][0]["reason"]
     assert report["detail"] == (
-        "1 of 3 rows is refused, so nothing was imported; mend it or ask for `partial`."
+        "1 of 3 rows is refused, so nothing is imported; mend it or ask for `partial`."
     )
     told = raw(curator, "a.jsonl", file, partial=True)
     assert (told.status_code, told.json()["created"], told.json()["written"]) == (200, 2, True)
@@ -293,10 +295,6 @@ def test_a_file_that_is_too_large_is_413(client: Any, curator: User, settings: A
         assert "at most 250 are accepted" in answer.json()["detail"]
 
 
-def test_where_a_large_file_may_be_sent_is_where_files_are_imported() -> None:
-    assert URL in imports.PATHS
-
-
 def test_one_file_at_a_time(curator: User) -> None:
     with imports._turn():
         answer = raw(curator, "a.jsonl", lines(row(0)))
@@ -306,16 +304,19 @@ def test_one_file_at_a_time(curator: User) -> None:
     assert raw(curator, "a.jsonl", lines(row(0))).status_code == 200
 
 
-def test_predictions_that_take_too_long_are_given_up(
-    curator: User, on_tiny: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("stage", ["read", "compared", "predicted"])
+def test_what_takes_longer_than_a_request_may_is_given_up(
+    curator: User, on_tiny: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
-    monkeypatch.setattr(imports, "PREDICTING_S", -1)
     bare = {name: row(0)[name] for name in ("premise", "hypothesis", "correct_label")}
+    clock = itertools.count()
+    looks = {"read": 0, "predicted": 1, "compared": 3}[stage]  # at the clock, before it is late
+    monkeypatch.setattr(imports, "PREPARING_S", looks + 0.5)
+    monkeypatch.setattr(imports, "time", SimpleNamespace(monotonic=lambda: next(clock)))
 
     said = refused_file(raw(curator, "a.jsonl", lines(bare), predict_missing=True))
 
-    assert "The model predicted no more than 0 rows" in said
-    assert "in parts, or with manage.py import_corrections" in said
+    assert f"rows were {stage}, so nothing was imported; import it in parts" in said
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,13 @@ MATRIX: dict[tuple[str, str], set[str]] = {
     },
 }
 # Pages of people: a session, not a token. The admin's own URLs ask its ModelAdmins.
-PAGES = {"/", "/tokens", "/tokens/x/revoke", "/api/v1/docs"}
+PAGES = {
+    "/",
+    "/admin/corrections/correction/import/",
+    "/tokens",
+    "/tokens/x/revoke",
+    "/api/v1/docs",
+}
 
 
 def routes(patterns=None, before="/") -> Iterator[str]:
