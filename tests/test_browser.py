@@ -202,6 +202,38 @@ def test_a_curator_reviews_by_keys_and_puts_a_label_right(page: Page, system: Sy
     expect(page).to_have_url(re.compile("_changelist_filters=status__exact%3Dpending"))
 
 
+def test_a_curator_checks_a_file_and_imports_it(page: Page, system: System) -> None:
+    said = {"predicted_label": "neutral", "predicted_confidence": 0.6, "correct_label": "refutes"}
+    said |= {"hypothesis": "Nobody was ill."}
+    good = [said | {"id": f"browser-{n}", "premise": f"Ward {n} saw fever."} for n in (1, 2)]
+    bad = [*good, {**good[0], "id": "browser-3", "correct_label": "maybe"}]
+
+    def choose(verdicts: list[dict]) -> None:
+        lines = "\n".join(map(json.dumps, verdicts))
+        file = {"name": "ward.jsonl", "mimeType": "", "buffer": lines.encode()}
+        page.get_by_label("File", exact=True).set_input_files([file])
+
+    _sign_in(page, system, "curator")
+    page.goto("/admin/corrections/correction/")
+    page.get_by_role("link", name="Import", exact=True).click()
+    choose(bad)
+    page.get_by_role("button", name="Check").click()
+    outcome = page.get_by_role("status")
+    expect(outcome).to_contain_text("1 of 3 rows is refused")
+    expect(outcome).to_contain_text("correct_label is 'maybe'")
+    expect(page.get_by_role("button", name="Import", exact=True)).to_have_count(0)
+
+    choose(good)
+    page.get_by_label("These are all rows of a labelled set").check()
+    page.get_by_role("button", name="Check again").click()
+    expect(outcome).to_contain_text("2 of 2 rows of ward.jsonl would be imported.")
+    # The file is still chosen, and the key that goes on is at hand.
+    page.keyboard.press("Enter")
+    expect(page.locator(".messagelist")).to_contain_text("Imported 2 rows of ward.jsonl: 2 new")
+    expect(page.locator("#result_list tbody tr")).to_have_count(2)
+    expect(page.locator("#result_list")).to_contain_text("every row of a labelled set")
+
+
 def _colour(page: Page, row: Locator, theme: str) -> str:
     """Of a row's status, in the theme that a person chose with the button."""
     page.evaluate("theme => { document.documentElement.dataset.theme = theme; }", theme)

@@ -165,6 +165,21 @@ def test_a_large_body_may_take_longer(server: Server) -> None:
         assert client.recv(100).startswith(b"HTTP/1.1 200 ")
 
 
+def test_who_sends_too_large_a_file_reads_why(server: Server) -> None:
+    """The connection is not closed on a client that is still sending."""
+    size, piece = 70 * 1024 * 1024, b" " * 1024 * 1024
+    with server.connect() as client:
+        client.sendall(
+            b"POST /api/v1/corrections/import HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: text/csv\r\nContent-Length: %d\r\n\r\n" % size
+        )
+        for _ in range(size // len(piece)):
+            client.sendall(piece)
+        answer = client.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"at most 67108864 are accepted" in answer
+
+
 @pytest.fixture
 def own_postgresql() -> Iterator[postgresql.Server]:
     """A server that no other test uses, to be stopped and continued."""
