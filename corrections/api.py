@@ -332,8 +332,9 @@ class CorrectionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Generi
         operation_id="corrections_export",
         summary="Export corrections, oldest first, as JSON Lines.",
         description="One JSON object a line, as `manage.py export_corrections` writes and "
-        "`manage.py import_corrections` reads it, narrowed as the list is. It is sent while it is "
-        "read from the database: an answer that breaks off is not whole.",
+        "`manage.py import_corrections` and `POST /api/v1/corrections/import` read it, narrowed as "
+        "the list is. It is sent while it is read from the database: an answer that breaks off is "
+        "not whole.",
         parameters=[CorrectionFilterSerializer],
         responses={(200, JSON_LINES): str},
     )

@@ -1,6 +1,7 @@
 """Every page of the admin, whoever registered its model: no address and no form is a crash, on
 SQLite as on PostgreSQL, which each refuse other values."""
 
+import json
 import re
 from types import SimpleNamespace
 from urllib.parse import urlencode
@@ -11,6 +12,7 @@ from django.contrib.auth.admin import GroupAdmin
 from django.contrib.auth.models import Group, User
 from django.contrib.contenttypes.models import ContentType
 from django.contrib.sessions.models import Session
+from django.core.files.base import ContentFile
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
@@ -150,6 +152,25 @@ def test_a_pasted_page_of_text_is_searched_for(ada):
 )
 def test_a_lookup_that_is_none_is_refused(ada, query):
     assert ada.get(f"/admin/{query}").status_code in REFUSED
+
+
+def test_a_file_is_imported_and_its_rows_are_listed(ada):
+    page = "/admin/corrections/correction/import/"
+    verdict = {
+        "premise": "Ward 5 was shut.",
+        "hypothesis": "It was open.",
+        "correct_label": "refutes",
+    }
+    verdict |= {"predicted_label": "neutral", "predicted_confidence": 0.5}
+
+    def send(**step: str):
+        return ada.post(page, {"file": ContentFile(json.dumps(verdict), "a.jsonl"), **step})
+
+    checked = send(step="check").context["checked"]
+    imported = send(step="import", checked=checked.seal)
+    listed = ada.get(imported["Location"]).context["cl"]
+    assert [row.premise for row in listed.result_list] == ["Ward 5 was shut."]
+    assert Correction.objects.count() == 2
 
 
 def test_a_list_that_breaks_by_itself_is_not_passed_off_as_a_bad_lookup(client, db, monkeypatch):

@@ -19,7 +19,7 @@ from adapters_app.models import TrainingRun
 from adapters_app.nli.config import CHOICES, RANGES
 from corrections.api import AuditSampleViewSet
 from corrections.models import AuditSample
-from inference import engine, tallies
+from inference import engine, imports, tallies
 from inference.batching import Overloaded
 from tests.versions import PAIR, promote
 
@@ -306,6 +306,28 @@ def test_bodies_that_are_wrong(schema, as_user, on_tiny, settings):
     checked(schema, form, path, 415)
     settings.LYRA_MAX_BODY_BYTES = 10
     checked(schema, alice.post(API + path, {"pairs": [PAIR]}), path, 413)
+
+
+def test_files_that_are_imported_or_not(schema, as_user, settings):
+    bob, path = as_user("bob"), "/corrections/import"
+
+    def send(content: bytes, query: str = "", kind: str = "application/x-ndjson"):
+        return bob.generic("POST", f"{API}{path}{query}", content, kind)
+
+    good = json.dumps(NEW | {"predicted_confidence": 0.5}).encode()
+    report = checked(schema, send(good), path, 200)
+    assert (report["created"], report["refused"]) == (1, [])
+    report = checked(schema, send(good + b"\n{"), path, 409)
+    assert (report["rows"], len(report["refused"])) == (2, 1)
+    checked(schema, send(b"\n"), path, 400)
+    checked(schema, send(good, "?dry=1"), path, 400)
+    checked(schema, send(good, kind="application/json"), path, 415)
+    checked(schema, as_user("alice").post(API + path), path, 403)
+    with imports._turn():
+        assert int(send(good)["Retry-After"]) > 0
+        checked(schema, send(good), path, 503)
+    settings.LYRA_MAX_IMPORT_BYTES = 10
+    checked(schema, send(good), path, 413)
 
 
 def test_what_is_not_there_and_filters_that_are_wrong(schema, as_user):
