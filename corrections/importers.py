@@ -313,11 +313,11 @@ def _opened(file: _File) -> sqlite3.Connection:
     database = sqlite3.connect(f"{file.path.resolve().as_uri()}?mode=ro", uri=True)
     database.row_factory = sqlite3.Row
     database.text_factory = _decoded
-    database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_VALUE)
     for pragma in ("trusted_schema=OFF", "ignore_check_constraints=ON", "cell_size_check=ON"):
         database.execute(f"PRAGMA {pragma}")
     database.set_authorizer(_allowed)
     if file.most_rows is not None:
+        database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_VALUE)
         left = iter(range(MOST_STEPS // STEPS))
         database.set_progress_handler(lambda: next(left, None) is None, STEPS)
     return database

@@ -35,7 +35,7 @@ IMPORT = "import"  # of the two buttons
 SAMPLINGS = {
     "": (
         "Let the file say",
-        "Where rows state a prediction people chose to report them; else it is a labelled set.",
+        "Where a row states a prediction, somebody reported it; else it is of a labelled set.",
     ),
     imports.COMPLETE.value: (
         "These are all rows of a labelled set",
