@@ -156,8 +156,9 @@ class ImportView(APIView):
         "whole, or with a row that is refused not at all, unless `partial` is asked for. Importing "
         "again is harmless: rows are recognised by their `id`, or where they have none by their "
         "content.\n\n"
-        "What an export says of reviews is taken over where you may review. A large file is to be "
-        "imported in parts, or by `manage.py import_corrections`.",
+        "What an export says of reviews, which are in the names of others, is taken over from "
+        "administrators alone. A large file is to be imported in parts, or by "
+        "`manage.py import_corrections`.",
         parameters=[ImportChoicesSerializer],
         request={
             "multipart/form-data": ImportFileSerializer,
@@ -199,12 +200,11 @@ class ImportView(APIView):
     def post(self, request: Request) -> Response:
         by = signed_in(request)
         choices = imports.Choices(**read_query(request.query_params, ImportChoicesSerializer()))
-        may_review = by.has_perm(imports.REVIEW)
-        if choices.accept and not may_review:
+        if choices.accept and not by.has_perm(imports.REVIEW):
             raise PermissionDenied(imports.may_not_accept(by))
         name, chunks = _file(request)
         try:
-            report = imports.import_upload(chunks, choices, name=name, by=by, may_review=may_review)
+            report = imports.import_upload(chunks, choices, name=name, by=by)
         except importers.FileUnreadable as error:
             raise serializers.ValidationError({"file": [str(error)]}) from error
         except (engine.EngineUnavailable, ForwardFailed) as error:

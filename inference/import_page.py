@@ -168,7 +168,6 @@ def _attempt(form: ImportForm, by: User, *, dry_run: bool) -> ImportReport | Non
             replace(form.chosen, dry_run=dry_run),
             name=file.name,
             by=by,
-            may_review=by.has_perm(imports.REVIEW),
         )
     except importers.FileUnreadable as error:
         form.add_error("file", str(error))

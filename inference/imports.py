@@ -79,10 +79,11 @@ def import_file(
 
 
 def import_upload(
-    chunks: Iterable[bytes], choices: Choices, *, name: str, by: User, may_review: bool
+    chunks: Iterable[bytes], choices: Choices, *, name: str, by: User
 ) -> ImportReport:
     """Import what a request sends: one file at a time in a process, and no more than a request has
-    time for. `name` is what the sender calls it; nothing is left of it afterwards.
+    time for. `name` is what the sender calls it; nothing is left of it afterwards. Only an
+    administrator brings an export's reviews along: they are in the names of others.
 
     Raises:
         Busy, importers.FileUnreadable, and UNPREDICTED
@@ -100,7 +101,7 @@ def import_upload(
                     choices,
                     hurry.predict,
                     by=by,
-                    may_review=may_review,
+                    may_review=by.is_superuser,
                     progress=hurry.progress,
                 )
         except importers.TooManyRows as error:

@@ -80,7 +80,7 @@ def exported(tmp_path: Path, name: str) -> bytes:
 @pytest.mark.parametrize("send", [form, raw])
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
 def test_what_was_exported_is_imported_without_loss(
-    tmp_path: Path, curator: User, send: Send, name: str
+    tmp_path: Path, curator: User, administrator: User, send: Send, name: str
 ) -> None:
     as_(curator)
     raw(curator, "a.jsonl", lines(*(row(n, domain="law") for n in range(6))), accept=True)
@@ -89,12 +89,12 @@ def test_what_was_exported_is_imported_without_loss(
     for model in (Correction, PremiseText, SourceGroup):
         model.objects.all().delete()
 
-    answer = send(curator, name, file)
+    answer = send(administrator, name, file)
 
     assert answer.status_code == 200, answer.content
     assert (answer.json()["created"], answer.json()["written"]) == (6, True)
     assert exported(tmp_path, f"again_{name}") == file
-    assert send(curator, name, file).json()["unchanged"] == 6
+    assert send(administrator, name, file).json()["unchanged"] == 6
 
 
 @pytest.mark.parametrize("send", [form, raw])
@@ -229,6 +229,20 @@ def test_a_choice_in_the_form_is_refused_and_not_overlooked(curator: User) -> No
 
 
 # --- Who may --------------------------------------------------------------------------------------
+
+
+def test_a_curator_brings_no_review_in_another_s_name(
+    tmp_path: Path, curator: User, administrator: User
+) -> None:
+    raw(administrator, "a.jsonl", lines(row(0)), accept=True)
+    file = exported(tmp_path, "a.jsonl")
+    Correction.objects.all().delete()
+    assert raw(curator, "a.jsonl", file).json()["accepted"] == 0
+    found = Correction.objects.get()
+    assert (found.status, found.reviewed_by) == ("pending", "")
+    Correction.objects.all().delete()
+    assert raw(curator, "a.jsonl", file, accept=True).json()["accepted"] == 1
+    assert Correction.objects.get().reviewed_by == curator.username
 
 
 def test_who_may_import_but_not_review_brings_no_acceptances(tmp_path: Path, curator: User) -> None:
