@@ -45,7 +45,7 @@ from adapters_app.models import (
     TrainingRun,
 )
 from adapters_app.nli.config import PRESETS
-from adapters_app.progress import fraction, progress, seconds_taken, stage
+from adapters_app.progress import called, fraction, progress, seconds_taken, stage
 from adapters_app.templatetags.figures import duration, moment, percent, pill, points
 from corrections.models import Correction
 
@@ -164,7 +164,7 @@ class TrainingRunAdmin(ReadOnlyAdmin):
     def get_queryset(self, request: HttpRequest) -> QuerySet[TrainingRun]:
         details = [*AdapterVersion.details("version__"), *AdapterVersion.details("produced__")]
         runs = super().get_queryset(request)
-        return runs.defer("config", "loss_curve", "log_tail", *details)
+        return runs.defer("loss_curve", "log_tail", *details)
 
     def routes(self) -> list[tuple[str, Any, str]]:
         return [
@@ -177,7 +177,8 @@ class TrainingRunAdmin(ReadOnlyAdmin):
     @admin.display(description="run", ordering="id")
     def title(self, run: TrainingRun) -> str:
         what = f"shadow {run.version}" if run.version else "training"
-        return f"{run.pk} · {what}"
+        against = f" against {called(run.against)}" if run.against else ""
+        return f"{run.pk} · {what}{against}"
 
     @admin.display(description="status", ordering="status")
     def state(self, run: TrainingRun) -> SafeString:
@@ -219,6 +220,7 @@ class TrainingRunAdmin(ReadOnlyAdmin):
             "detail",
             f"Run {run.pk}",
             run=run,
+            against=called(run.against),
             produced=getattr(run, "produced", None),
             outcome=run.evaluations.select_related("candidate", "incumbent").first(),
             progress=progress(run),
@@ -426,7 +428,11 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
         version = self._version(request, number(object_id))
         evaluations = list(version.evaluations.all())
         chosen = request.GET.get("evaluation", "")
-        evaluation = _first(found for found in evaluations if not chosen or str(found.pk) == chosen)
+        evaluation = _first(
+            found
+            for found in evaluations
+            if (str(found.pk) == chosen if chosen else found.incumbent_served)
+        )
         serving = registry.serving()
         calibration = version.calibrations.first()
         doubts = label_review.doubts(version, SHOWN_DOUBTS)
@@ -440,7 +446,9 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
             may_promote=request.user.has_perm("adapters_app.promote_adapter"),
             may_request=request.user.has_perm("adapters_app.request_training"),
             evaluations=evaluations,
-            outdated=evaluation is not None and not evaluation.is_against(serving),
+            outdated=evaluation is not None
+            and evaluation.incumbent_served
+            and not evaluation.is_against(serving),
             recalibrated=evaluation and evaluation.incumbent_id == serving.version_id,
             serving_name=evidence.name_of(serving.version),
             calibration=calibration,
@@ -926,14 +934,15 @@ def _against_incumbent(evaluation: ShadowEvaluation | None) -> dict[str, Any] | 
 
 
 def _newest_evaluations() -> QuerySet[ShadowEvaluation]:
-    """Of each version the newest, with what the list of versions says of it."""
-    newer = ShadowEvaluation.objects.filter(candidate=OuterRef("candidate"), pk__gt=OuterRef("pk"))
-    newest = ShadowEvaluation.objects.filter(~Exists(newer)).select_related("incumbent")
+    """Of each version the newest that a promotion may stand on, with what the list says of it."""
+    compared = ShadowEvaluation.objects.evidence()
+    newer = compared.filter(candidate=OuterRef("candidate"), pk__gt=OuterRef("pk"))
+    newest = compared.filter(~Exists(newer)).select_related("incumbent")
     return newest.only("candidate", "verdict", "figures", "incumbent__number")
 
 
 def _newest(version: AdapterVersion) -> ShadowEvaluation | None:
-    """Its newest evaluation; of versions of the list."""
+    """Its newest comparison with what served; of versions of the list."""
     return _first(version.newest)  # type: ignore[attr-defined]
 
 

@@ -47,6 +47,7 @@ from adapters_app.serializers import (
     RunFilterSerializer,
     ServingSerializer,
     ShadowEvaluationSerializer,
+    ShadowFilterSerializer,
     ShadowSummarySerializer,
     StatsSerializer,
     TrainingRequestSerializer,
@@ -110,9 +111,9 @@ class TrainingRunViewSet(ReadOnly):
     @extend_schema(
         summary="Request a training run, or the shadow evaluation of a version.",
         description="`kind` “train” makes a new version of all accepted corrections; “shadow” "
-        "compares `version` with what serves. `config` holds what differs from the usual settings. "
-        "Follow the run by `GET /api/v1/training-runs/{id}`: it succeeds with a version, which "
-        "does not serve before somebody promotes it.",
+        "compares `version` with what serves, or with `against`. `config` holds what differs from "
+        "the usual settings. Follow the run by `GET /api/v1/training-runs/{id}`: a training "
+        "succeeds with a version, which does not serve before somebody promotes it.",
         examples=[
             OpenApiExample(
                 "Train",
@@ -129,13 +130,23 @@ class TrainingRunViewSet(ReadOnly):
                 request_only=True,
                 value={"kind": "shadow", "version": "v7", "reason": "On the verdicts of now."},
             ),
+            OpenApiExample(
+                "Compare two versions",
+                request_only=True,
+                value={
+                    "kind": "shadow",
+                    "version": "v7",
+                    "against": "v5",
+                    "reason": "Which of the two recipes is better?",
+                },
+            ),
         ],
         request=TrainingRequestSerializer,
         responses={
             201: TrainingRunSerializer,
             409: refusal(
                 "There is too little to learn from, the version cannot be compared with what "
-                "serves, or a run that does the same is queued or running.",
+                "serves or with what was named, or a run that does the same is queued or running.",
                 says="There are 12 accepted verdicts to train on; at least 60 are needed. Review "
                 "more corrections first.",
             ),
@@ -143,10 +154,14 @@ class TrainingRunViewSet(ReadOnly):
     )
     def create(self, request: Request) -> Response:
         asked = _validated(TrainingRequestSerializer, request)
-        name = asked.pop("version", None)
+        name, against = asked.pop("version", None), asked.pop("against", None)
         version = _version(name, field="version") if name else None
+        if against and against != registry.BASE:
+            against = _version(against, field="against")
         try:
-            run = training.request(by=signed_in(request), version=version, **asked)
+            run = training.request(
+                by=signed_in(request), version=version, against=against or None, **asked
+            )
         except training.TrainingRefused as error:
             raise Conflict(str(error)) from error
         return Response(self.get_serializer(run).data, status=status.HTTP_201_CREATED)
@@ -197,7 +212,8 @@ class AdapterViewSet(ReadOnly):
         description="`expected_revision` is the `revision` that "
         "`GET /api/v1/adapters/serving` told you before you decided: where something else has been "
         "put into service since, nothing changes and you get 409. `evidence` is the `id` of the "
-        "shadow evaluation you read, from `GET /api/v1/shadow-evaluations?version=v7`.\n\n"
+        "shadow evaluation you read, from `GET /api/v1/shadow-evaluations?version=v7`; one that "
+        "compares with what did not serve (`incumbent_served` is false) is no evidence.\n\n"
         "A version that is `better` or `not_worse` may be promoted as it is, an `inconclusive` one "
         "with `acknowledge`, a `worse` one with `override`; the ledger keeps both, and your "
         "`reason`.",
@@ -321,7 +337,7 @@ class AdapterViewSet(ReadOnly):
 
 @extend_schema_view(
     list=extend_schema(
-        parameters=[VersionFilterSerializer],
+        parameters=[ShadowFilterSerializer],
         summary="Shadow evaluations, newest first, without their flipped pairs.",
     ),
     retrieve=extend_schema(summary="One evaluation, with its flipped pairs."),
@@ -330,7 +346,7 @@ class ShadowEvaluationViewSet(ReadOnly):
     queryset = ShadowEvaluation.objects.select_related("candidate", "incumbent", "snapshot").defer(
         *AdapterVersion.details("candidate__"), *AdapterVersion.details("incumbent__")
     )
-    filters = VersionFilterSerializer
+    filters = ShadowFilterSerializer
     required_permission = {"GET": "adapters_app.view_shadowevaluation"}
 
     def get_queryset(self) -> QuerySet[ShadowEvaluation]:
@@ -341,7 +357,8 @@ class ShadowEvaluationViewSet(ReadOnly):
         return ShadowSummarySerializer if self.action == "list" else ShadowEvaluationSerializer
 
     def narrow(self, queryset: QuerySet[Any], asked: dict[str, Any]) -> QuerySet[Any]:
-        return _of_version(queryset, asked, "candidate")
+        found = _of_version(queryset, asked.get("version"), "candidate")
+        return _of_version(found, asked.get("against"), "incumbent")
 
 
 @extend_schema_view(
@@ -359,7 +376,7 @@ class CalibrationViewSet(ReadOnly):
     required_permission = {"GET": "adapters_app.view_calibrationevaluation"}
 
     def narrow(self, queryset: QuerySet[Any], asked: dict[str, Any]) -> QuerySet[Any]:
-        return _of_version(queryset, asked, "version")
+        return _of_version(queryset, asked.get("version"), "version")
 
 
 @extend_schema_view(
@@ -431,8 +448,7 @@ def _version(name: str, *, field: str) -> AdapterVersion:
         raise ValidationError({field: [str(error)]}) from error
 
 
-def _of_version(queryset: QuerySet[Any], asked: dict[str, Any], field: str) -> QuerySet[Any]:
-    name = asked.get("version")
+def _of_version(queryset: QuerySet[Any], name: str | None, field: str) -> QuerySet[Any]:
     if name is None:
         return queryset
     if name == "base":

@@ -97,8 +97,9 @@ def live_figures(serving: Serving) -> dict[str, Any]:
 
 
 def last_verdict() -> dict[str, Any]:
-    """The newest shadow evaluation and what it says."""
-    evaluation = ShadowEvaluation.objects.select_related("candidate", "incumbent").first()
+    """The newest comparison with what served, and what it says."""
+    compared = ShadowEvaluation.objects.evidence().select_related("candidate", "incumbent")
+    evaluation = compared.first()
     if evaluation is None:
         return {}
     return {

@@ -272,12 +272,14 @@ def measure(
     registered: tuple[AdapterVersion, CalibrationEvaluation | None] | None = None,
     earlier: Sequence[ShadowEvaluation] = (),
     later: dict[str, Any] | None = None,
+    incumbent_served: bool = True,
 ) -> NewEvaluation:
-    """Compare the candidate with what serves and with the base, on the same rows, and judge it.
+    """Compare the candidate with the incumbent and with the base, on the same rows, and judge it.
 
-    `registered`: the candidate, if it is a version already. `earlier`: the comparisons with what
-    serves so far, see `_Looks`. `later` (figures of the released adapter) goes with the evidence
-    as it is.
+    The incumbent is what serves, or, where not `incumbent_served`, what somebody chose. `served`:
+    its version and calibrator. `registered`: the candidate, if it is a version already. `earlier`:
+    the comparisons with what serves so far, see `_Looks`. `later` (figures of the released
+    adapter) goes with the evidence as it is.
     """
     known = len(judged(rows).rows)
     against = judged(rows, among=_unseen_by(candidate, incumbent, len(rows)))
@@ -286,9 +288,12 @@ def measure(
             candidate.general_probabilities(), base.general_probabilities()
         )
     }
+    name = evidence.name_of(served[0])
+    standing = [] if incumbent_served else [_no_evidence(name)]
     if not against.rows:
         reason = ALL_CLAIMS_LEARNT if known else NO_KNOWN_ROWS
-        return _unmeasurable(snapshot, served, guard, later, reason)
+        found = _unmeasurable(snapshot, served, guard, later, [reason, *standing])
+        return replace(found, incumbent_served=incumbent_served)
     fingerprint = snapshots.fingerprint(against.rows)
     looks = _Looks(earlier, registered, fingerprint)
     domain = _compare(incumbent, candidate, against, seed, level=metrics.spent_level(looks.attempt))
@@ -331,15 +336,18 @@ def measure(
             guard,
             identical=candidate.digest == incumbent.digest,
             learnt=known - len(against.rows),
+            incumbent=name,
         )
-        + _surer(looks.attempt, evidence.name_of(served[0])),
+        + _surer(looks.attempt, name)
+        + standing,
+        incumbent_served=incumbent_served,
     )
 
 
 def compare_on_guard(
     candidate: Contestant, incumbent: Contestant, base: Contestant, guard_set: GuardSet
 ) -> dict[str, Any]:
-    """Released candidate against what serves on the guard set."""
+    """Released candidate against the incumbent on the guard set."""
     # The guard set's pairs are the first of the general ones.
     right = {
         name: contestant.general_probabilities()[: len(guard_set)].argmax(1) == guard_set.labels
@@ -603,6 +611,7 @@ def _advice(
     *,
     identical: bool,
     learnt: int,
+    incumbent: str,
 ) -> list[str]:
     said = []
     if learnt:
@@ -612,7 +621,7 @@ def _advice(
             "claim."
         )
     if identical:
-        said.append("The candidate is identical to what serves: same artifact.")
+        said.append(f"The candidate is identical to {incumbent}: same artifact.")
     if guard["fails"]:
         said.append(
             f"General ability fell: the guard set lost {guard['lost']} answers and gained "
@@ -627,7 +636,7 @@ def _advice(
         of_base = percent(to_base.a["accuracy"])
         said.append(f"It answers fewer pairs right than the base ({of_base}).")
     if domain.brier.p_gain < metrics.LOSS_LEVEL:
-        said.append("Its probabilities are worse than those of what serves (Brier score).")
+        said.append(f"Its probabilities are worse than those of {incumbent} (Brier score).")
     return said
 
 
@@ -643,12 +652,16 @@ def _surer(attempt: int, incumbent: str) -> list[str]:
     return [said]
 
 
+def _no_evidence(incumbent: str) -> str:
+    return f"This is no evidence for a promotion: {incumbent} did not serve when it was measured."
+
+
 def _unmeasurable(
     snapshot: Snapshot,
     served: tuple[AdapterVersion | None, CalibrationEvaluation | None],
     guard: dict[str, Any],
     later: dict[str, Any] | None,
-    reason: str,
+    advice: list[str],
 ) -> NewEvaluation:
     return NewEvaluation(
         incumbent=served[0],
@@ -665,5 +678,5 @@ def _unmeasurable(
         flips=[],
         guard=guard,
         later=later or {},
-        advice=[reason],
+        advice=advice,
     )

@@ -176,6 +176,14 @@ class TrainingRun(models.Model):
     def is_over(self) -> bool:
         return self.status in {self.Status.SUCCEEDED, self.Status.FAILED, self.Status.CANCELLED}
 
+    @property
+    def against(self) -> str:
+        """What the version is to be compared with, “v3” or “base”; empty = what serves.
+
+        It is all that the `config` of a shadow evaluation says.
+        """
+        return self.config.get("against", "") if self.kind == self.Kind.SHADOW else ""
+
 
 class AdapterVersion(models.Model):
     """One trained adapter, immutable: the released fit and its five fold-blind siblings.
@@ -314,8 +322,17 @@ class CalibrationEvaluation(models.Model):
         return f"{self.version.name if self.version else 'base'}/c{self.number} ({self.method})"
 
 
+class ShadowEvaluationQuerySet(models.QuerySet["ShadowEvaluation"]):
+    def evidence(self) -> "ShadowEvaluationQuerySet":
+        """Those that a promotion may stand on: they compare with what served."""
+        return self.filter(incumbent_served=True)
+
+
 class ShadowEvaluation(models.Model):
-    """Candidate against what served at the time, and against the base, on the same rows."""
+    """Candidate against another version or the base, and against the base, on the same rows.
+
+    What it is compared with is called the incumbent, whether it serves or not.
+    """
 
     class Verdict(models.TextChoices):
         BETTER = "better", "better"
@@ -334,6 +351,11 @@ class ShadowEvaluation(models.Model):
         on_delete=models.PROTECT,
         related_name="+",
         help_text="Empty = the base model.",
+    )
+    incumbent_served = models.BooleanField(
+        default=True,
+        help_text="Whether the incumbent served when it was measured. If not, this is no evidence "
+        "for a promotion, whatever serves later.",
     )
     candidate_calibration = models.ForeignKey(
         CalibrationEvaluation, null=True, on_delete=models.PROTECT, related_name="+"
@@ -371,6 +393,8 @@ class ShadowEvaluation(models.Model):
     advice = models.JSONField(default=list, help_text="Notes that do not decide, in words.")
     created_at = models.DateTimeField(auto_now_add=True)
 
+    objects = ShadowEvaluationQuerySet.as_manager()
+
     class Meta:
         ordering = ["-id"]
 
@@ -379,10 +403,13 @@ class ShadowEvaluation(models.Model):
         return f"{self.candidate.name} against {against}: {self.get_verdict_display()}"
 
     def is_against(self, row: "Serving") -> bool:
-        """Whether it compares with what serves now, calibrator included: its offsets per label
-        change answers."""
+        """Whether it is evidence of how the candidate compares with what serves now, calibrator
+        included: its offsets per label change answers.
+
+        What was compared before it served is none: nobody counted how often luck was tried.
+        """
         measured = (self.incumbent_id, self.incumbent_calibration_id)
-        return measured == (row.version_id, row.calibration_id)
+        return self.incumbent_served and measured == (row.version_id, row.calibration_id)
 
 
 class LearningCurve(models.Model):

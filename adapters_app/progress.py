@@ -6,6 +6,7 @@ from django.utils import timezone
 
 from adapters_app.models import TrainingRun
 from adapters_app.templatetags.figures import duration
+from adapters_app.training import BASE
 
 # What the recipe calls its stages, for people.
 STAGES = {
@@ -41,7 +42,14 @@ def stage(run: TrainingRun) -> str:
         return "Waiting for the training worker"
     if run.cancel_requested_at and not run.is_over:
         return "Stopping"
+    if run.stage == "shadow" and run.against:
+        return f"Comparing with {called(run.against)}"
     return STAGES.get(run.stage, run.stage) or run.get_status_display().capitalize()
+
+
+def called(against: str) -> str:
+    """What a run's `against` is called in a sentence."""
+    return "the base" if against == BASE else against
 
 
 def fraction(run: TrainingRun) -> float | None:

@@ -18,13 +18,21 @@ from django.conf import settings
 from django.contrib.auth.models import User
 from django.core.cache import cache
 
-from adapters_app import evaluation, registry, reporting, scratch, snapshots, storage, training
+from adapters_app import (
+    evaluation,
+    evidence,
+    registry,
+    reporting,
+    scratch,
+    snapshots,
+    storage,
+    training,
+)
 from adapters_app.evaluation import Contestant
 from adapters_app.fitting import FitStep, Fitted, blind, fit
 from adapters_app.models import (
     AdapterVersion,
     CalibrationEvaluation,
-    Serving,
     ShadowEvaluation,
     Snapshot,
     TrainingRun,
@@ -37,6 +45,7 @@ from adapters_app.nli.calibration import Identity
 from adapters_app.nli.config import TrainConfig
 from adapters_app.nli.guard import GuardSet
 from adapters_app.nli.predict import Predictor
+from adapters_app.registry import Incumbent
 from adapters_app.snapshots import SnapshotRow
 from adapters_app.training import Lease
 from corrections import history
@@ -165,7 +174,7 @@ def train_version(work: Work) -> AdapterVersion:
     stored = _store(work, config, fitted, figures)
 
     work.progress.stage("shadow", "Comparing with what serves, out of fold.")
-    serving = work.progress.outlast(registry.serving)
+    serving = work.progress.outlast(registry.incumbent)
     candidate = Contestant(
         logits=fitted.logits,
         general_logits=_general_logits(work, stored.released),
@@ -205,29 +214,34 @@ def train_version(work: Work) -> AdapterVersion:
 
 
 def shadow_evaluate(work: Work, version: AdapterVersion) -> ShadowEvaluation:
-    """Measure an existing version on the accepted verdicts of now, against what serves now."""
+    """Measure an existing version on the accepted verdicts of now, against what serves now or
+    what the run names."""
     _check_fits(work.base, version)
-    serving = work.progress.outlast(registry.serving)
-    _check_differs(version, serving.version)
+    against = work.progress.outlast(lambda: registry.incumbent(work.run.against))
+    if against.version is not None:
+        _check_fits(work.base, against.version)
+        _check_differs(version, against.version)
+    name = evidence.name_of(against.version)
     work.progress.stage("base", "The base answers every pair.")
     base = _base_contestant(work)
-    work.progress.stage("shadow", f"{version.name} against what serves, out of fold.")
-    calibration = work.progress.outlast(lambda: registry.latest_calibration(version))
+    work.progress.stage("shadow", f"{version.name} against {name}, out of fold.")
+    calibration = work.progress.outlast(lambda: registry.present_calibration(version))
     candidate = _contestant_of(work, version, calibration)
-    incumbent = _incumbent(work, base, serving.version, serving.calibration)
+    incumbent = _incumbent(work, base, against.version, against.calibration)
     measured = evaluation.measure(
         snapshot=work.snapshot,
         rows=work.rows,
         candidate=candidate,
         incumbent=incumbent,
         base=base,
-        served=(serving.version, serving.calibration),
+        served=(against.version, against.calibration),
         guard_set=work.guard_set,
         # Not the whole config: settings may have been renamed since this version was trained.
         seed=int(version.config.get("seed", TrainConfig().seed)),
         registered=(version, calibration),
-        earlier=work.progress.outlast(lambda: registry.comparisons_with(serving)),
-        later=_later(work, version, calibration, serving, incumbent, candidate),
+        earlier=work.progress.outlast(lambda: registry.comparisons_with(against)),
+        later=_later(work, version, calibration, against, incumbent, candidate),
+        incumbent_served=against.serves,
     )
     work.progress.stage("registering", f"Verdict: {measured.verdict}.")
     return work.progress.outlast(
@@ -312,7 +326,8 @@ def _incumbent(
     version: AdapterVersion | None,
     calibration: CalibrationEvaluation | None,
 ) -> Contestant:
-    """What serves, asked in the same way: its siblings fold by fold, or the base."""
+    """What a version is compared with, asked in the same way: its siblings fold by fold, or the
+    base."""
     if version is not None:
         return _contestant_of(work, version, calibration)
     return Contestant(
@@ -411,14 +426,14 @@ def _later(
     work: Work,
     version: AdapterVersion,
     calibration: CalibrationEvaluation | None,
-    serving: Serving,
+    against: Incumbent,
     incumbent: Contestant,
     candidate: Contestant,
 ) -> dict[str, Any]:
     """The released artifact's own figures on pairs its snapshot did not hold.
 
-    With a bet on its gain over what serves, on pages and claims that neither of the two, nor the
-    calibrator of either, learnt from.
+    With a bet on its gain over what it is compared with, on pages and claims that neither of the
+    two, nor the calibrator of either, learnt from.
     """
     trained_on = snapshots.load(version.snapshot)
     pairs = {row.pair_digest for row in trained_on}
@@ -430,15 +445,15 @@ def _later(
     probabilities = released.probabilities([row.pair for row in rows])
     unseen = _new_to(trained_on, rows) & _new_to(_fitted_on(version, calibration), rows)
     fresh = unseen
-    if serving.version is not None:
-        fresh = unseen & _new_to(snapshots.load(serving.version.snapshot), rows)
-        fresh &= _new_to(_fitted_on(serving.version, serving.calibration), rows)
+    if against.version is not None:
+        fresh = unseen & _new_to(snapshots.load(against.version.snapshot), rows)
+        fresh &= _new_to(_fitted_on(against.version, against.calibration), rows)
     news = _chosen(rows, fresh)
-    served = _predictor_of(work, serving.version, serving.calibration)
+    other = _predictor_of(work, against.version, against.calibration)
     return evaluation.figures_on(probabilities, rows) | {
         "new_pages": evaluation.figures_on(probabilities[unseen], _chosen(rows, unseen)),
         "confirmation": evaluation.confirmation(
-            served.probabilities([row.pair for row in news]),
+            other.probabilities([row.pair for row in news]),
             probabilities[fresh],
             news,
             most=evaluation.most_disagreements(incumbent, candidate, work.rows, known),
@@ -569,7 +584,7 @@ def _prepare(lease: Lease, run: TrainingRun, progress: Progress) -> Work:
     base = configured_base()
     progress.outlast(lambda: training.measured_base(lease, fingerprint=base.fingerprint))
     served = progress.outlast(registry.serving).version
-    if served is not None:
+    if served is not None and not run.against:
         _check_fits(base, served)
     return Work(lease, run, base, snapshot, rows, progress)
 
@@ -614,12 +629,9 @@ def _check_fits(base: Base, version: AdapterVersion) -> None:
         )
 
 
-def _check_differs(version: AdapterVersion, served: AdapterVersion | None) -> None:
-    if served is not None and version.artifact_digest == served.artifact_digest:
-        raise CannotTrain(
-            f"{version.name} is what serves (artifact {version.artifact_digest[:12]}); a model is "
-            "not compared with itself."
-        )
+def _check_differs(version: AdapterVersion, other: AdapterVersion) -> None:
+    if version.artifact_digest == other.artifact_digest:
+        raise CannotTrain(training.same_artifact(version, other))
 
 
 def _check_disk() -> None:

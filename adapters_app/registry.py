@@ -26,7 +26,7 @@ from adapters_app.models import (
 )
 from adapters_app.training import Lease
 
-BASE = "base"
+BASE = training.BASE
 Verdict = ShadowEvaluation.Verdict
 
 
@@ -36,6 +36,15 @@ class PromotionRefused(Exception):
 
 class VersionUnknown(LookupError):
     """No registered version has this name or number."""
+
+
+@dataclass(frozen=True)
+class Incumbent:
+    """What a version is compared with: another one or the base (None), and its calibrator."""
+
+    version: AdapterVersion | None
+    calibration: CalibrationEvaluation | None
+    serves: bool
 
 
 @dataclass(frozen=True)
@@ -97,6 +106,7 @@ class NewEvaluation:
     guard: dict[str, Any]
     later: dict[str, Any]
     advice: list[str]
+    incumbent_served: bool = True
 
 
 # --- looking --------------------------------------------------------------------------------------
@@ -154,15 +164,31 @@ def find_version(text: str) -> AdapterVersion:
 
 
 def latest_evidence(version: AdapterVersion) -> ShadowEvaluation | None:
-    """The newest evaluation of a version, whatever it was compared with."""
-    return version.evaluations.select_related("incumbent").first()
+    """The newest comparison of a version with what served then, whatever that was."""
+    return version.evaluations.evidence().select_related("incumbent").first()
 
 
-def comparisons_with(row: Serving) -> list[ShadowEvaluation]:
+def incumbent(against: str = "") -> Incumbent:
+    """What a version is compared with: what serves, or what this names, “v3” or “base”.
+
+    Raises:
+        VersionUnknown: there is no such version.
+    """
+    row = serving()
+    named = None if against in {"", BASE} else find_version(against)
+    version = named if against else row.version
+    if version == row.version:
+        return Incumbent(version, row.calibration, serves=True)
+    return Incumbent(version, latest_calibration(version) if version else None, serves=False)
+
+
+def comparisons_with(incumbent: Incumbent) -> list[ShadowEvaluation]:
     """The evaluations that compare some candidate with what serves, oldest first: which
-    candidate and on how much, no more."""
-    found = ShadowEvaluation.objects.filter(
-        incumbent=row.version, incumbent_calibration=row.calibration
+    candidate and on how much, no more. Of what does not serve there are none."""
+    if not incumbent.serves:
+        return []
+    found = ShadowEvaluation.objects.evidence().filter(
+        incumbent=incumbent.version, incumbent_calibration=incumbent.calibration
     )
     compared_on = ("rows", "effective_groups", "rows_fingerprint")
     return list(found.only("candidate", "candidate_calibration", *compared_on).order_by("id"))
@@ -180,7 +206,7 @@ def newest_candidate() -> AdapterVersion | None:
     which the latest evidence does not say `worse`.
     """
     served = serving().version
-    latest = ShadowEvaluation.objects.filter(candidate=OuterRef("pk")).order_by("-id")
+    latest = ShadowEvaluation.objects.evidence().filter(candidate=OuterRef("pk")).order_by("-id")
     unpromoted = AdapterVersion.objects.filter(
         base_name=training.base_label(),
         number__gt=served.number if served else 0,
@@ -379,8 +405,10 @@ def evidence_against(version: AdapterVersion, row: Serving) -> ShadowEvaluation:
     Raises:
         PromotionRefused: there is none.
     """
-    against = version.evaluations.select_related("candidate_calibration").filter(
-        incumbent=row.version
+    against = (
+        version.evaluations.evidence()
+        .select_related("candidate_calibration")
+        .filter(incumbent=row.version)
     )
     for evidence in against:
         if evidence.is_against(row):
@@ -393,6 +421,8 @@ def evidence_against(version: AdapterVersion, row: Serving) -> ShadowEvaluation:
         )
     other = latest_evidence(version)
     measured = f"it was measured against {_named(other.incumbent)}" if other else "it has none"
+    if version.evaluations.filter(incumbent=row.version).exists():
+        measured += f"; it was compared with {who} when that did not serve, which is no evidence"
     raise PromotionRefused(
         f"{version.name} has no evidence against {who}, which serves now ({measured}). "
         f"Run a shadow evaluation of {version.name} first."
@@ -451,12 +481,24 @@ def _evidence_seen(
 ) -> ShadowEvaluation:
     evidence = evidence_against(version, row)
     if evidence_id not in {None, evidence.pk}:
+        _need_comparison_with_what_served(version, evidence_id)
         raise PromotionRefused(
             f"{version.name} was evaluated against {_named(row.version)} again since you looked: "
             f"{evidence.get_verdict_display()} (evaluation {evidence.pk}; you saw {evidence_id}). "
             "Look again, then decide."
         )
     return evidence
+
+
+def _need_comparison_with_what_served(version: AdapterVersion, seen: int | None) -> None:
+    others = version.evaluations.select_related("incumbent").filter(incumbent_served=False)
+    found = None if seen is None else others.filter(pk=seen).first()
+    if found is not None:
+        raise PromotionRefused(
+            f"Evaluation {found.pk} compares {version.name} with {_named(found.incumbent)}, which "
+            "did not serve then: it is no evidence for a promotion. Look at the comparison with "
+            "what serves, then decide."
+        )
 
 
 def _newer_calibrator(

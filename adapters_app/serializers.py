@@ -80,6 +80,9 @@ class TrainingSummarySerializer(serializers.ModelSerializer[TrainingRun]):
     """Without the loss curve and the log, which a list of a hundred runs need not carry."""
 
     version = VersionNumber(help_text="The version evaluated (kind = shadow).")
+    against = serializers.SerializerMethodField(
+        help_text="What it is compared with (kind = shadow): “v3” or “base”; null = what serves."
+    )
     produced = serializers.SerializerMethodField(help_text="The version this run made.")
     snapshot = SnapshotDigest()
     requested_by = UserName()
@@ -88,6 +91,9 @@ class TrainingSummarySerializer(serializers.ModelSerializer[TrainingRun]):
     class Meta:
         model = TrainingRun
         exclude = ["fencing_token", "loss_curve", "log_tail"]
+
+    def get_against(self, run: TrainingRun) -> str | None:
+        return run.against or None
 
     def get_produced(self, run: TrainingRun) -> int | None:
         produced = getattr(run, "produced", None)
@@ -147,6 +153,12 @@ class TrainingRequestSerializer(RequestSerializer):
         allow_null=True,
         help_text="The version to evaluate; needed where kind is shadow.",
     )
+    against = VersionField(
+        required=False,
+        allow_null=True,
+        help_text="What to compare it with (kind = shadow): a version, or “base”; without it what "
+        "serves. A comparison with what does not serve is no evidence for a promotion.",
+    )
     scope = ChoiceField(choices=Scope.choices, default=Scope.USER.value)
     domain = TextField(max_length=100, allow_blank=True, default="")
     reason = TextField(max_length=MAX_REASON, allow_blank=True, default="")
@@ -160,6 +172,8 @@ class TrainingRequestSerializer(RequestSerializer):
             raise serializers.ValidationError({"version": "Name the version to evaluate."})
         if not shadow and attrs.get("version"):
             raise serializers.ValidationError({"version": "Only for kind = shadow."})
+        if not shadow and attrs.get("against"):
+            raise serializers.ValidationError({"against": "Only for kind = shadow."})
         if shadow and attrs.get("config"):
             raise serializers.ValidationError({"config": "Only for kind = train."})
         return attrs
@@ -287,6 +301,14 @@ class RunFilterSerializer(serializers.Serializer[Any]):
 class VersionFilterSerializer(serializers.Serializer[Any]):
     version = serializers.RegexField(
         r"^(base|v?[0-9]{1,9})$", required=False, help_text="“v7”; “base” for the base model."
+    )
+
+
+class ShadowFilterSerializer(VersionFilterSerializer):
+    against = serializers.RegexField(
+        r"^(base|v?[0-9]{1,9})$",
+        required=False,
+        help_text="What it was compared with: “v3”; “base” for the base model.",
     )
 
 

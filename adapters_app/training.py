@@ -38,6 +38,7 @@ BEAT_S = 1.0  # progress is written at most this often
 RETRY_S = 1.0  # between two tries to reach a database that is away
 CURVE_POINTS = 400
 LOG_LINES = 60
+BASE = "base"  # the base model, wherever a version could be named
 RUN_TASK = "adapters_app.tasks.run"
 PROBE_TASK = "adapters_app.tasks.heartbeat_probe"
 Status = TrainingRun.Status
@@ -98,6 +99,7 @@ def request(
     by: User,
     kind: str = TrainingRun.Kind.TRAIN,
     version: AdapterVersion | None = None,
+    against: AdapterVersion | str | None = None,
     scope: str = Scope.USER,
     domain: str = "",
     reason: str = "",
@@ -106,7 +108,9 @@ def request(
 ) -> TrainingRun:
     """Queue a run. Its row and its place in the queue are committed together.
 
-    `enqueue=False` leaves the queue alone, for a caller that does the work itself.
+    `against` is what a shadow evaluation compares `version` with: another version, "base", or None
+    for what serves when it is measured. Only a comparison with what serves is evidence for a
+    promotion. `enqueue=False` leaves the queue alone, for a caller that does the work itself.
 
     Raises:
         TrainingRefused: too little data, an unknown or impossible setting, a version that does not
@@ -115,7 +119,9 @@ def request(
     if scope not in Scope.values:
         raise TrainingRefused(f"scope: {scope!r} is not one of {', '.join(Scope.values)}.")
     if kind == TrainingRun.Kind.SHADOW:
-        settled = _shadow_settings(version, config)
+        settled = _shadow_settings(version, against, config)
+    elif against is not None:
+        raise TrainingRefused("Only a shadow evaluation compares a version with another.")
     else:
         settled = _train_settings(config)
     run = TrainingRun(
@@ -222,17 +228,24 @@ def _train_settings(config: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _shadow_settings(
-    version: AdapterVersion | None, config: Mapping[str, Any] | None
+    version: AdapterVersion | None,
+    against: AdapterVersion | str | None,
+    config: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     if version is None:
         raise TrainingRefused("Name the version to evaluate.")
     if config:
         raise TrainingRefused("A shadow evaluation takes no training settings.")
-    if version.base_name != base_label():
-        raise TrainingRefused(
-            f"{version.name} was trained on the base {version.base_name}; this server is set to "
-            f"{base_label()}."
-        )
+    _need_configured_base(version)
+    if isinstance(against, AdapterVersion):
+        _need_configured_base(against)
+        if against.artifact_digest == version.artifact_digest:
+            raise TrainingRefused(same_artifact(version, against))
+        return {"against": against.name}
+    if against is not None:
+        if against != BASE:
+            raise TrainingRefused(f"Compare with a version or with “{BASE}”, not with “{against}”.")
+        return {"against": BASE}
     served = Serving.objects.select_related("version").get(pk=1).version
     if served is not None and served.artifact_digest == version.artifact_digest:
         raise TrainingRefused(
@@ -240,6 +253,22 @@ def _shadow_settings(
             "not compared with itself."
         )
     return {}
+
+
+def same_artifact(version: AdapterVersion, other: AdapterVersion) -> str:
+    """Why two versions, or one and itself, cannot be compared."""
+    artifact = version.artifact_digest[:12]
+    if version == other:
+        return f"A model is not compared with itself: name another version than {version.name}."
+    return f"{version.name} and {other.name} are the same adapter (artifact {artifact})."
+
+
+def _need_configured_base(version: AdapterVersion) -> None:
+    if version.base_name != base_label():
+        raise TrainingRefused(
+            f"{version.name} was trained on the base {version.base_name}; this server is set to "
+            f"{base_label()}."
+        )
 
 
 # --- holding --------------------------------------------------------------------------------------

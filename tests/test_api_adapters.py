@@ -10,7 +10,7 @@ from django.test.utils import CaptureQueriesContext
 
 from adapters_app import registry, storage, training
 from adapters_app.models import Promotion, TrainingRun
-from tests.versions import promote
+from tests.versions import compare, promote
 
 pytest_plugins = ("tests.serving", "tests.s3")
 
@@ -215,6 +215,46 @@ def test_a_shadow_evaluation_is_requested_followed_and_cancelled(tom, make_versi
     assert (again.status_code, "already over" in again.json()["detail"]) == (409, True)
 
 
+@pytest.mark.parametrize(
+    ("against", "told"),
+    [("v1", "v1"), ("1", "v1"), (1, "v1"), ("base", "base"), (None, None), ("absent", None)],
+)
+def test_a_shadow_evaluation_names_what_it_compares_with(tom, make_version, against, told):
+    make_version(), make_version()
+    body = {"kind": "shadow", "version": "v2", "against": against}
+    if against == "absent":
+        del body["against"]
+    requested = tom.post(f"{API}/training-runs", body, format="json")
+    assert requested.status_code == 201
+    assert requested.json()["against"] == told
+    (listed,) = tom.get(f"{API}/training-runs?kind=shadow").json()["results"]
+    assert (listed["version"], listed["against"]) == (2, told)
+
+
+def test_a_version_is_not_compared_with_itself(tom, make_version):
+    make_version()
+    body = {"kind": "shadow", "version": "v1", "against": "v1"}
+    response = tom.post(f"{API}/training-runs", body, format="json")
+    assert response.status_code == 409
+    assert "not compared with itself" in response.json()["detail"]
+    assert not TrainingRun.objects.filter(kind="shadow").exists()
+
+
+def test_comparisons_of_two_versions_are_found_and_are_no_evidence(rita, make_version):
+    first, second = make_version(), make_version()
+    compared = compare(second, first)
+    find = f"{API}/shadow-evaluations"
+    (row,) = rita.get(f"{find}?version=v2&against=v1").json()["results"]
+    assert (row["id"], row["incumbent"], row["incumbent_served"]) == (compared.pk, 1, False)
+    (row,) = rita.get(f"{find}?version=2&against=base").json()["results"]
+    assert (row["incumbent"], row["incumbent_served"]) == (None, True)
+    assert rita.get(f"{find}?against=base").json()["count"] == 2
+    assert rita.get(f"{find}?against=x").status_code == 400
+    response = decide(rita, "v2/promote", expected_revision=0, evidence=compared.pk)
+    assert response.status_code == 409
+    assert "no evidence for a promotion" in response.json()["detail"]
+
+
 def test_a_request_that_is_sent_again_is_409_and_names_the_run(tom, make_version):
     make_version()
     body = {"kind": "shadow", "version": 1}
@@ -231,6 +271,9 @@ def test_a_request_that_is_sent_again_is_409_and_names_the_run(tom, make_version
         ({"kind": "shadow"}, "version"),
         ({"kind": "shadow", "version": "v9"}, "version"),
         ({"version": "v1"}, "version"),
+        ({"against": "v1"}, "against"),
+        ({"against": "base"}, "against"),
+        ({"kind": "shadow", "against": "base"}, "version"),
         ({"scope": 5}, "scope"),
         ({"domain": "x" * 101}, "domain"),
         ({"config": []}, "config"),
@@ -269,6 +312,15 @@ def test_an_impossible_setting_is_400_and_named(tom, name, value):
     assert response.status_code == 400
     assert list(response.json()["config"]) == [name[:60]]
     assert len(response.content) < 300
+
+
+@pytest.mark.parametrize("against", ["v9", "the base", "", [], True, 1.0, "v1\0", "1" * 33, {}])
+def test_what_cannot_be_compared_with_is_400_and_named(tom, make_version, against):
+    make_version()
+    body = {"kind": "shadow", "version": "v1", "against": against}
+    response = tom.post(f"{API}/training-runs", body, format="json")
+    assert (response.status_code, list(response.json())) == (400, ["against"])
+    assert not TrainingRun.objects.filter(kind="shadow").exists()
 
 
 def test_a_shadow_evaluation_takes_no_settings(tom, make_version):

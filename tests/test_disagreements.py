@@ -16,7 +16,7 @@ from corrections import audits
 from corrections.labels import LABELS, Label
 from corrections.models import AuditSample, Correction
 from inference import disagreements, engine, sampling, tallies
-from tests.versions import PAIR, promote
+from tests.versions import PAIR, compare, promote
 
 pytest_plugins = ("tests.serving",)
 
@@ -259,6 +259,13 @@ def test_the_candidate_is_the_newest_that_may_be_promoted(make_version, cast):
     assert registry.newest_candidate() is None  # older than what serves
     registry.rollback(by=cast["rita"], reason="test", to=first)
     assert registry.newest_candidate() == second  # v4 has served
+
+
+def test_a_comparison_with_what_does_not_serve_makes_no_candidate_and_unmakes_none(make_version):
+    first, second = make_version(verdict="worse"), make_version()
+    compare(second, first, verdict="worse")
+    compare(first, second, verdict="better")
+    assert registry.newest_candidate() == second
 
 
 def test_a_candidate_of_another_base_is_none(make_version, settings):

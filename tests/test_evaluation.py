@@ -123,7 +123,7 @@ def test_lost_and_gained_answers_are_read_by_turns() -> None:
     assert order == [0, 6, 1, 7, 2, 3, 4, 5, 8, 9]
 
 
-def measured(*, gained: int, lost: int, rows: int = 240, **how):
+def measured(*, gained: int, lost: int, rows: int = 240, served=(None, None), **how):
     """A candidate that is right where the base is not on `gained` rows, and wrong on `lost`."""
     before = np.tile([3.0, 0.0, 0.0], (rows, 1))  # the base says `supports`
     after = before.copy()
@@ -136,11 +136,25 @@ def measured(*, gained: int, lost: int, rows: int = 240, **how):
         candidate=evaluation.Contestant(after, general, Identity(), digest="b"),
         incumbent=base,
         base=base,
-        served=(None, None),
+        served=served,
         guard_set=guard.load(),
         seed=0,
         **how,
     )
+
+
+def test_advice_names_what_a_candidate_was_compared_with() -> None:
+    chosen = AdapterVersion(number=3)
+    found = measured(gained=0, lost=30, served=(chosen, None), incumbent_served=False)
+    assert found.incumbent_served is False
+    assert "Its probabilities are worse than those of v3 (Brier score)." in found.advice
+    assert found.advice[-1] == (
+        "This is no evidence for a promotion: v3 did not serve when it was measured."
+    )
+    served = measured(gained=0, lost=30)
+    assert "Its probabilities are worse than those of the base (Brier score)." in served.advice
+    assert "no evidence" not in " ".join(served.advice)
+    assert served.incumbent_served
 
 
 def looks(*numbers: int, rows: int = 240) -> list[ShadowEvaluation]:

@@ -45,11 +45,11 @@ def tina(db) -> User:
 def carry_out(tina) -> Callable[..., TrainingRun]:
     """Request a run, claim it and carry it out here; the run as it is then."""
 
-    def do(*, should_stop=lambda: False, version=None, **config) -> TrainingRun:
+    def do(*, should_stop=lambda: False, version=None, against=None, **config) -> TrainingRun:
         if version is None:
             run = training.request(by=tina, config=QUICK | config)
         else:
-            run = training.request(by=tina, kind="shadow", version=version)
+            run = training.request(by=tina, kind="shadow", version=version, against=against)
         lease = training.claim(run.pk, worker="here:1", device="here:cpu")
         recipe.carry_out(lease, should_stop=should_stop)
         run.refresh_from_db()
@@ -194,6 +194,46 @@ def test_every_comparison_with_what_serves_is_an_attempt(carry_out, tina, monkey
     against = evidence_of(carry_out(version=second.produced))
     assert (against.incumbent, against.figures["attempt"]) == (first.produced, 1)
     assert against.figures["against_incumbent"]["accuracy"]["confidence"] == 0.95
+
+
+def test_two_versions_that_do_not_serve_are_compared_fold_by_fold(carry_out, tina, monkeypatch):
+    monkeypatch.setattr(metrics, "MIN_ROWS", 60)
+    monkeypatch.setattr(metrics, "MIN_EFFECTIVE_GROUPS", 5)
+    accept()
+    first = carry_out().produced
+    accept(30, pages=5, start=1000)
+    second = carry_out(seed=7).produced
+    accept(30, pages=5, start=2000)
+    asked = []
+
+    def spy(base, digests, rows, on_batch, sibling_logits=recipe._sibling_logits):
+        asked.append(list(digests))
+        return sibling_logits(base, digests, rows, on_batch)
+
+    monkeypatch.setattr(recipe, "_sibling_logits", spy)
+    run = carry_out(version=second, against=first)
+    evidence = evidence_of(run)
+    assert asked == [second.sibling_digests, first.sibling_digests]
+    assert (evidence.candidate, evidence.incumbent) == (second, first)
+    assert evidence.incumbent_calibration == registry.latest_calibration(first)
+    assert not evidence.incumbent_served
+    assert (evidence.rows, evidence.later["n"]) == (150, 30)
+    assert "no evidence for a promotion: v1 did not serve" in evidence.advice[-1]
+    other_way = evidence_of(carry_out(version=first, against=second)).figures["against_incumbent"]
+    one_way = evidence.figures["against_incumbent"]
+    assert (other_way["gained"], other_way["lost"]) == (one_way["lost"], one_way["gained"])
+
+    # It is no attempt: neither at what serves now, nor at its incumbent once that serves.
+    with_base = evidence_of(carry_out(version=second))
+    assert (with_base.incumbent_served, with_base.figures["attempt"]) == (True, 3)
+    registry.promote(first, by=tina, reason="test", expected_revision=0, override=True)
+    served = evidence_of(carry_out(version=second, against=first))
+    assert (served.incumbent_served, served.figures["attempt"]) == (True, 1)
+    assert served.advice[-1:] != evidence.advice[-1:]
+    # What serves can be the one that is measured, and the base what it is measured against.
+    with_base = evidence_of(carry_out(version=first, against="base"))
+    assert (with_base.incumbent, with_base.incumbent_served) == (None, False)
+    assert with_base.candidate_calibration == registry.serving().calibration
 
 
 def test_without_known_probabilities_nothing_is_claimed(carry_out):

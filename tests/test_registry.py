@@ -26,9 +26,9 @@ from adapters_app.models import (
     ServingProcess,
     TrainingRun,
 )
-from adapters_app.registry import PromotionRefused, VersionUnknown
+from adapters_app.registry import Incumbent, PromotionRefused, VersionUnknown
 from tests.tiny import tiny_base
-from tests.versions import register
+from tests.versions import compare, register
 from tests.versions import write_adapter as write
 
 pytest_plugins = ("tests.serving", "tests.s3")
@@ -116,6 +116,45 @@ def test_evidence_against_another_incumbent_is_refused(make_version, rita):
     with pytest.raises(PromotionRefused, match=rf"against {first.name}.*measured against the base"):
         promote(second, rita)
     promote(make_version(against=first), rita)
+
+
+def test_a_comparison_with_what_did_not_serve_is_never_evidence(make_version, rita):
+    first, second = make_version(), make_version()
+    compared = compare(second, first)
+    with pytest.raises(PromotionRefused, match=r"Evaluation .* compares v2 with v1, which did"):
+        promote(second, rita, evidence_id=compared.pk)
+    promote(first, rita)  # what it was compared with serves from now on, with the same calibrator
+    assert not compared.is_against(registry.serving())
+    words = "no evidence against v1.*compared with v1 when that did not serve"
+    for how in ({}, {"evidence_id": compared.pk}, {"override": True}):
+        with pytest.raises(PromotionRefused, match=words):
+            promote(second, rita, **how)
+    assert registry.comparisons_with(registry.incumbent()) == []
+    assert registry.latest_evidence(second).incumbent is None
+
+
+def test_a_comparison_with_what_did_not_serve_does_not_stand_before_evidence(make_version, rita):
+    first, second = make_version(), make_version()
+    evidence = registry.latest_evidence(second)
+    for incumbent in (first, None):
+        compare(second, incumbent, verdict="worse")
+    assert promote(second, rita).evidence == evidence
+
+
+def test_what_a_version_is_compared_with(make_version, rita, cast):
+    first, second = make_version(), make_version()
+    served, newest = registry.latest_calibration(first), calibrate_again(first, cast["tom"])
+    promote(first, rita)
+    for against in ("", "v1", "1"):
+        found = registry.incumbent(against)
+        assert (found.version, found.calibration, found.serves) == (first, served, True)
+    rollback(rita)
+    assert registry.incumbent("base") == registry.incumbent() == Incumbent(None, None, serves=True)
+    assert registry.incumbent("v1") == Incumbent(first, newest, serves=False)
+    promote(second, rita)
+    assert registry.incumbent("base") == Incumbent(None, None, serves=False)
+    with pytest.raises(VersionUnknown, match="v9"):
+        registry.incumbent("v9")
 
 
 def test_evidence_against_another_calibrator_of_what_serves_is_refused(make_version, rita, cast):

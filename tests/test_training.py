@@ -1,6 +1,7 @@
 """A run from request to end, as rows: who may write to it, and what its requester is told."""
 
 import io
+import json
 import os
 import socket
 import subprocess
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -134,6 +136,76 @@ def test_a_request_that_a_run_answers_already_is_refused_and_names_it(queued, ti
     training.cancel(queued, by=tina)
     training.request(**again)
     assert TrainingRun.objects.count() == 4
+
+
+def test_a_version_is_compared_with_what_serves_or_with_what_is_named(make_version, tina):
+    first, second = make_version(), make_version()
+    ask = partial(training.request, by=tina, kind="shadow", version=second)
+    runs = [ask(), ask(against=first), ask(against="base")]
+    assert [run.against for run in runs] == ["", "v1", "base"]
+    assert rings() == [run.pk for run in runs]
+    with pytest.raises(TrainingRefused, match=f"Run {runs[1].pk} is queued and does the same"):
+        ask(against=first)
+
+
+def test_comparisons_that_make_no_sense_are_refused_by_name(make_version, tina):
+    first, second = make_version(), make_version()
+    digests = {"artifact_digest": first.artifact_digest, "base_name": first.base_name}
+    twin = AdapterVersion(number=8, **digests)
+    foreign = AdapterVersion(number=9, base_name="another/base", artifact_digest="e" * 64)
+    ask = partial(training.request, by=tina, kind="shadow", version=first)
+    for against, words in (
+        (first, "not compared with itself: name another version than v1"),
+        (twin, "v1 and v8 are the same adapter"),
+        (foreign, "v9 was trained on the base another/base"),
+        ("v2", "Compare with a version or with “base”, not with “v2”"),
+    ):
+        with pytest.raises(TrainingRefused, match=words):
+            ask(against=against)
+    with pytest.raises(TrainingRefused, match="Only a shadow evaluation compares"):
+        training.request(by=tina, against=second)
+    assert rings() == []
+
+
+def test_the_command_compares_with_a_named_version(on_tiny, tina, monkeypatch):
+    """… and says what came of it, and that a promotion cannot stand on it."""
+    accept()
+    versions = [trained(tina, seed=seed) for seed in (1, 2)]
+    monkeypatch.setattr(supervise, "train", carry_out_here)
+    out = io.StringIO()
+    call_command("shadow_evaluate", "v2", "--against", "v1", "--json", stdout=out)
+    told = json.loads(out.getvalue().splitlines()[-1])
+    assert (told["version"], told["against"], told["incumbent_served"]) == ("v2", "v1", False)
+    evidence = versions[1].evaluations.first()
+    assert (evidence.incumbent, evidence.rows) == (versions[0], told["rows"])
+
+    out = io.StringIO()
+    call_command("shadow_evaluate", "v2", "--against", "v1", stdout=out)
+    assert "v2 against v1: " in out.getvalue()
+    assert "no evidence for a promotion: v1 did not serve" in out.getvalue()
+
+
+def test_the_command_refuses_what_cannot_be_compared(make_version):
+    make_version()
+    for against, words in (("v9", "no adapter version “v9”"), ("v1", "not compared with itself")):
+        with pytest.raises(CommandError, match=words):
+            call_command("shadow_evaluate", "v1", "--against", against, "--queue")
+    assert rings() == []
+    call_command("shadow_evaluate", "v1", "--against", "base", "--queue")
+    assert TrainingRun.objects.get(kind="shadow").against == "base"
+
+
+def trained(by: User, **config) -> AdapterVersion:
+    run = training.request(by=by, config=QUICK | config)
+    carry_out_here(run.pk)
+    return run.produced
+
+
+def carry_out_here(run_id: int, **_) -> bool:
+    """In the place of `supervise.train`: in this process."""
+    lease = training.claim(run_id, worker="here:1", device="here:cpu")
+    recipe.carry_out(lease, should_stop=lambda: False)
+    return True
 
 
 def test_the_command_says_which_run_does_the_same(queued):

@@ -49,17 +49,20 @@ def register(
     verdict: str = "better",
     temperature: float = 2.0,
     metrics: dict[str, Any] | None = None,
+    config: dict[str, Any] | None = None,
+    snapshot: Snapshot | None = None,
 ) -> AdapterVersion:
-    snapshot, _ = Snapshot.objects.get_or_create(
-        digest="5" * 64,
-        defaults={
-            "rows": 200,
-            "groups": 40,
-            "label_counts": {},
-            "verdict_counts": {},
-            "left_out": {},
-        },
-    )
+    if snapshot is None:
+        snapshot, _ = Snapshot.objects.get_or_create(
+            digest="5" * 64,
+            defaults={
+                "rows": 200,
+                "groups": 40,
+                "label_counts": {},
+                "verdict_counts": {},
+                "left_out": {},
+            },
+        )
     run = TrainingRun.objects.create(
         status="succeeded", requested_by=by, base_name=base.name, snapshot=snapshot
     )
@@ -74,7 +77,7 @@ def register(
         sibling_digests=[digest] * 5,
         artifact_bytes=1,
         trainable_parameters=1,
-        config={},
+        config=config or {},
         metrics=metrics or {},
         created_by=by,
     )
@@ -119,3 +122,17 @@ def register(
 def promote(version: AdapterVersion, by: User) -> None:
     revision = registry.serving().revision
     registry.promote(version, by=by, reason="test", expected_revision=revision)
+
+
+def compare(
+    candidate: AdapterVersion, incumbent: AdapterVersion | None, **fields: Any
+) -> ShadowEvaluation:
+    """A shadow evaluation against what does not serve (None = the base); else as its first."""
+    made = candidate.evaluations.earliest("pk")
+    made.pk, made._state.adding = None, True
+    made.incumbent, made.incumbent_served = incumbent, False
+    made.incumbent_calibration = incumbent and registry.latest_calibration(incumbent)
+    for name, value in fields.items():
+        setattr(made, name, value)
+    made.save()
+    return made

@@ -3,10 +3,13 @@
 from typing import Any
 
 from django.contrib.auth.models import User
+from django.db.models import Prefetch
 
 from adapters_app import registry
-from adapters_app.models import AdapterVersion
+from adapters_app.models import AdapterVersion, ShadowEvaluation
 from corrections.acting import ActingCommand
+
+EVIDENCE = Prefetch("evaluations", ShadowEvaluation.objects.evidence(), "evidence")
 
 
 class Command(ActingCommand):
@@ -17,7 +20,7 @@ class Command(ActingCommand):
         serving = registry.serving()
         versions = [
             self._tell(version, serves=version == serving.version)
-            for version in AdapterVersion.objects.prefetch_related("evaluations")
+            for version in AdapterVersion.objects.prefetch_related(EVIDENCE)
         ]
         self.stdout.write(f"serving: {serving}")
         return {
@@ -28,7 +31,7 @@ class Command(ActingCommand):
         }
 
     def _tell(self, version: AdapterVersion, *, serves: bool) -> dict[str, Any]:
-        evidence = next(iter(version.evaluations.all()), None)
+        evidence = next(iter(version.evidence), None)  # type: ignore[attr-defined]
         verdict = evidence.verdict if evidence else None
         self.stdout.write(
             f"{'*' if serves else ' '} {version.name:6} {version.artifact_digest[:12]} "

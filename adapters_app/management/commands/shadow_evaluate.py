@@ -1,4 +1,4 @@
-"""Compare a version with what serves, on the accepted verdicts of now."""
+"""Compare a version with what serves or with another, on the accepted verdicts of now."""
 
 from argparse import ArgumentParser
 from typing import Any
@@ -12,18 +12,32 @@ from corrections.acting import ActingCommand, Refused, WrongUsage
 
 
 class Command(ActingCommand):
-    help = "Shadow-evaluate a version against what serves."
+    help = "Shadow-evaluate a version against what serves, another version, or the base."
     permission = "adapters_app.request_training"
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("version", help="name or number, e.g. v7")
+        parser.add_argument(
+            "--against",
+            metavar="VERSION",
+            help="a version, or “base”, to compare with (default: what serves); a comparison with "
+            "what does not serve is no evidence for a promotion",
+        )
         parser.add_argument("--queue", action="store_true", help="leave it to a running worker")
 
-    def act(self, *, by: User, version: str, queue: bool, **_: Any) -> dict[str, Any]:
+    def act(
+        self, *, by: User, version: str, against: str | None, queue: bool, **_: Any
+    ) -> dict[str, Any]:
         try:
             candidate = registry.find_version(version)
             run = training.request(
-                by=by, kind=TrainingRun.Kind.SHADOW, version=candidate, enqueue=queue
+                by=by,
+                kind=TrainingRun.Kind.SHADOW,
+                version=candidate,
+                against=against
+                if against in {None, registry.BASE}
+                else registry.find_version(against),
+                enqueue=queue,
             )
         except registry.VersionUnknown as error:
             raise WrongUsage(str(error)) from error
@@ -35,9 +49,13 @@ class Command(ActingCommand):
         run = follow(run, by=by, stdout=self.stdout)
         evidence = run.evaluations.get()
         self.stdout.write(str(evidence))
+        if not evidence.incumbent_served:
+            self.stdout.write(evidence.advice[-1])
         return {
             "run": run.pk,
             "version": candidate.name,
+            "against": evidence.incumbent.name if evidence.incumbent else registry.BASE,
+            "incumbent_served": evidence.incumbent_served,
             "verdict": evidence.verdict,
             "rows": evidence.rows,
             "groups": evidence.groups,
