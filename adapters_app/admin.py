@@ -4,6 +4,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import urlencode
 
 from django.contrib import admin, messages
 from django.contrib.auth.models import User
@@ -28,6 +29,7 @@ from adapters_app import (
     liveness,
     registry,
     secret_key,
+    side_by_side,
     training,
     triggers,
 )
@@ -73,7 +75,7 @@ def number(text: str) -> int:
 class ReadOnlyAdmin(admin.ModelAdmin):
     """A model whose rows only the domain's functions write; its pages have their own templates."""
 
-    actions = None
+    actions: Sequence[str] | None = None
     list_per_page = 50
     show_full_result_count = False
     list_title = ""
@@ -336,6 +338,7 @@ class TrainingRunAdmin(ReadOnlyAdmin):
 @admin.register(AdapterVersion)
 class AdapterVersionAdmin(ReadOnlyAdmin):
     list_title = "Adapter versions"
+    actions = ("compare",)
     list_display = (
         "name_",
         "verdict",
@@ -353,6 +356,7 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
         return [
             ("<int:pk>/promote/", self.promote_view, "promote"),
             ("<int:pk>/evaluate/", self.evaluate_view, "evaluate"),
+            ("compare/", self.compare_view, "compare"),
             ("labels/", self.labels_view, "labels"),
         ]
 
@@ -422,6 +426,17 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
             return self.list_display
         return tuple(name for name in self.list_display if name != "buttons")
 
+    @admin.action(description="Compare", permissions=["view"])
+    def compare(
+        self, request: HttpRequest, queryset: QuerySet[AdapterVersion]
+    ) -> HttpResponse | None:
+        """The page of the two that are selected, the older one on the left."""
+        numbers = sorted(queryset.values_list("number", flat=True))
+        if len(numbers) == 2:
+            return HttpResponseRedirect(compare_url(*map(str, numbers)))
+        messages.error(request, "Select two versions to compare.")
+        return None
+
     @method_decorator(require_safe)
     def detail_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
         allow(request, "adapters_app.view_adapterversion")
@@ -446,6 +461,7 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
             may_promote=request.user.has_perm("adapters_app.promote_adapter"),
             may_request=request.user.has_perm("adapters_app.request_training"),
             evaluations=evaluations,
+            others=_choices(without=version),
             outdated=evaluation is not None
             and evaluation.incumbent_served
             and not evaluation.is_against(serving),
@@ -557,23 +573,66 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
 
     @method_decorator(require_POST)
     def evaluate_view(self, request: HttpRequest, pk: int) -> HttpResponse:
-        """Compare a version with what serves now, on the verdicts of now."""
+        """Compare a version with what serves now, or with what is named, on the verdicts of now."""
         by = allow(request, "adapters_app.request_training")
         version = self._version(request, pk)
+        name = request.POST.get("against", "")
+        against = _named(name) if name else None
+        compared = evidence.name_of(against) if name else "what serves now"
         try:
             run = training.request(
                 by=by,
                 kind=TrainingRun.Kind.SHADOW,
                 version=version,
+                against=(against or registry.BASE) if name else None,
                 scope=version.scope,
                 domain=version.domain,
-                reason=f"Compare {version} with what serves now.",
+                reason=f"Compare {version} with {compared}.",
             )
         except training.TrainingRefused as refusal:
             messages.error(request, str(refusal))
-            return HttpResponseRedirect(change_url(version))
-        messages.success(request, f"Run {run.pk} will evaluate {version}.")
+            back = compare_url(name, version.name) if name else change_url(version)
+            return HttpResponseRedirect(back)
+        messages.success(request, f"Run {run.pk} will compare {version} with {compared}.")
         return HttpResponseRedirect(change_url(run))
+
+    @method_decorator(require_safe)
+    def compare_view(self, request: HttpRequest) -> HttpResponse:
+        """Two versions side by side, ?a= and ?b=: numbers, or “base”; without, a choice of them."""
+        allow(request, "adapters_app.view_adapterversion")
+        named = [request.GET.get(key, "") for key in ("a", "b")]
+        chosen = [_named(name) if name else None for name in named]
+        choice: dict[str, Any] = {"choices": _choices(), "chosen": [_key(name) for name in named]}
+        if not all(named) or chosen[0] == chosen[1]:
+            return self.page(
+                request,
+                "compare",
+                "Compare two versions",
+                status=400 if all(named) else 200,
+                same=all(named),
+                **choice,
+            )
+        serving = registry.serving()
+        a, b = (side_by_side.side(version, serving) for version in chosen)
+        candidate, incumbent = side_by_side.roles(a, b)
+        evaluations = list(side_by_side.evaluations(a, b))
+        evaluation = _first(evaluations)
+        return self.page(
+            request,
+            "compare",
+            f"{a.name} and {b.name}",
+            a=a,
+            b=b,
+            tables=side_by_side.tables(a, b),
+            candidate=candidate,
+            incumbent=incumbent,
+            serving_name=evidence.name_of(serving.version),
+            evaluations=evaluations,
+            accepted_since=_accepted_since(evaluation),
+            may_request=request.user.has_perm("adapters_app.request_training"),
+            **choice,
+            **evidence.context(evaluation),
+        )
 
     def _version(self, request: HttpRequest, pk: int) -> AdapterVersion:
         """One version with all that its pages show; the pairs flipped are read where shown."""
@@ -853,12 +912,7 @@ class PromotionAdmin(ReadOnlyAdmin):
     def _target(self, request: HttpRequest) -> AdapterVersion | str | None:
         """?to= as rollback() takes it: a version, “base”, or None for the one before."""
         to = request.GET.get("to", "")
-        if to in {"", registry.BASE}:
-            return to or None
-        try:
-            return registry.find_version(to)
-        except registry.VersionUnknown as unknown:
-            raise Http404(str(unknown)) from unknown
+        return _named(to) or registry.BASE if to else None
 
 
 def _arms_figure(task: TaskFindings) -> charts.Figure:
@@ -892,11 +946,39 @@ def change_url(row: TrainingRun | AdapterVersion) -> str:
     return reverse(f"admin:adapters_app_{row._meta.model_name}_change", args=[row.pk])
 
 
+def compare_url(a: str, b: str) -> str:
+    """The page of two versions side by side, each named by its number, or “base”."""
+    query = urlencode({"a": _key(a), "b": _key(b)})
+    return f"{reverse('admin:adapters_app_adapterversion_compare')}?{query}"
+
+
 def last_tasks() -> Iterator[dict[str, Any]]:
     """The queue's last tasks, without their results, which are unsigned pickles."""
     columns = ("func", "cluster", "started", "stopped", "success")
     for row in Task.objects.order_by("-stopped").values(*columns)[:LAST_TASKS]:
         yield {**row, "took": (row["stopped"] - row["started"]).total_seconds()}
+
+
+def _named(text: str) -> AdapterVersion | None:
+    """The version of this name or number; None = the base. 404 where there is none."""
+    if text == registry.BASE:
+        return None
+    try:
+        return registry.find_version(text)
+    except registry.VersionUnknown as unknown:
+        raise Http404(str(unknown)) from unknown
+
+
+def _key(name: str) -> str:
+    """A version's name as its number, which addresses and choices hold."""
+    return name.removeprefix("v")
+
+
+def _choices(without: AdapterVersion | None = None) -> list[tuple[str, str]]:
+    """(what requests call it, name) of the base and of all versions but one, newest first."""
+    numbers = AdapterVersion.objects.values_list("number", flat=True)
+    others = [number for number in numbers if without is None or number != without.number]
+    return [(str(number), f"v{number}") for number in others] + [(registry.BASE, "the base")]
 
 
 def _newer(serving: Serving, version: AdapterVersion) -> CalibrationEvaluation | None:

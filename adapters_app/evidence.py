@@ -4,7 +4,7 @@ Nothing is computed anew here and nothing is decided; see `evaluation` and `nli.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from adapters_app import charts
@@ -297,30 +297,29 @@ def comparison(stored: Mapping[str, Any], *, a: str, b: str) -> Comparison:
 
 def figure_rows(stored: Mapping[str, Any]) -> list[FigureRow]:
     """Accuracy, macro-F1, Brier score, ECE and log loss of both models, and what changed."""
-    a, b = stored["a"], stored["b"]
+    accuracy, *others = beside(stored["a"], stored["b"])
+    return [replace(accuracy, note=interval(stored["accuracy"])), *others]
+
+
+def beside(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[FigureRow]:
+    """The same rows of two models' figures on the same verdicts; dashes for what is absent."""
     rows = []
     for key, name in (("accuracy", "Accuracy"), ("macro_f1", "Macro-F1")):
-        change = b[key] - a[key]
-        note = interval(stored["accuracy"]) if key == "accuracy" else ""
-        rows.append(
-            FigureRow(name, percent(a[key]), percent(b[key]), points(change), _tone(change), note)
-        )
+        had, has = a.get(key), b.get(key)
+        gain = _change(had, has)
+        rows.append(FigureRow(name, percent(had), percent(has), points(gain), _tone(gain)))
     for key, name in (("brier", "Brier score"), ("ece", "ECE"), ("log_loss", "Log loss")):
-        change = b[key] - a[key]
-        rows.append(
-            FigureRow(
-                name,
-                figure(a[key]),
-                figure(b[key]),
-                signed(change),
-                _tone(-change),
-                "lower is better",
-            )
-        )
+        had, has = a.get(key), b.get(key)
+        change, tone = signed(_change(had, has)), _tone(_change(has, had))
+        rows.append(FigureRow(name, figure(had), figure(has), change, tone, "lower is better"))
     return rows
 
 
-def _tone(gain: float) -> str:
-    if abs(gain) < 5e-4:
+def _change(had: float | None, has: float | None) -> float | None:
+    return None if had is None or has is None else has - had
+
+
+def _tone(gain: float | None) -> str:
+    if gain is None or abs(gain) < 5e-4:
         return ""
     return "good" if gain > 0 else "bad"
