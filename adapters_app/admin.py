@@ -623,6 +623,7 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
             f"{a.name} and {b.name}",
             a=a,
             b=b,
+            sides=[a, b],
             tables=side_by_side.tables(a, b),
             candidate=candidate,
             incumbent=incumbent,
