@@ -218,10 +218,7 @@ def _calibration(a: Side, b: Side) -> Table:
     ]
     warning = ""
     if a.calibration and b.calibration and not same:
-        warning = (
-            "The two calibrators were fitted and measured on different verdicts, so their figures "
-            "do not compare."
-        )
+        warning = "The two calibrators were fitted and measured on different verdicts."
     return Table("Calibration", rows, warning=warning, numbers=True)
 
 
@@ -246,7 +243,9 @@ def _out_of_fold(a: Side, b: Side) -> Table:
         *evidence.beside(first, second),
     ]
     if not (first.get("n") and second.get("n")):
-        said = "There are no figures of both: no verdict of known sampling probability was judged."
+        said = (
+            "They are not on record of both: no verdict of known sampling probability was judged."
+        )
         return Table("Out of fold", _without_differences(rows), warning=said, numbers=True)
     if _judged_alike(a, b):
         note = (
@@ -255,9 +254,9 @@ def _out_of_fold(a: Side, b: Side) -> Table:
         )
         return Table("Out of fold", rows, note=note, numbers=True)
     warning = (
-        "These figures do not compare: each version was measured on the verdicts that it was "
-        f"trained from, {a.name} on {first['n']} and {b.name} on {second['n']}, and they are not "
-        "the same. Compare both on the verdicts of now."
+        f"Each version was measured on the verdicts that it was trained from, {a.name} on "
+        f"{first['n']} and {b.name} on {second['n']}, and they are not the same. Compare both on "
+        "the verdicts of now."
     )
     return Table("Out of fold", _without_differences(rows), warning=warning, numbers=True)
 

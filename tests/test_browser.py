@@ -139,6 +139,11 @@ def test_the_loop_from_correction_to_promotion_and_back(page: Page, system: Syst
 
     page.get_by_role("link", name="Open v1").click()
     expect(page.locator("figure.chart svg").first).to_be_visible()
+    page.get_by_label("Compare with").select_option("the base")
+    page.get_by_role("button", name="Compare", exact=True).click()
+    expect(page.get_by_role("heading", name="the base and v1")).to_be_visible()
+    expect(page.get_by_role("region", name="Settings of the base and v1")).to_be_visible()
+    page.get_by_role("link", name="v1", exact=True).click()
     page.get_by_role("link", name="Promote v1").click()
     expect(page.get_by_role("heading", name="Promote v1?")).to_be_visible()
     page.get_by_label("Reason").fill("Measured, read, decided.")
