@@ -45,6 +45,7 @@ from adapters_app.models import (
     Study,
     StudyFit,
     TrainingRun,
+    name_of,
 )
 from adapters_app.nli.config import PRESETS
 from adapters_app.progress import called, fraction, progress, seconds_taken, stage
@@ -399,7 +400,7 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
         compared = _against_incumbent(found)
         if not (found and compared):
             return "–"
-        against = evidence.name_of(found.incumbent)
+        against = name_of(found.incumbent)
         return f"{points(compared['accuracy']['estimate'])} on {against}"
 
     @admin.display(description="verdict")
@@ -466,7 +467,7 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
             and evaluation.incumbent_served
             and not evaluation.is_against(serving),
             recalibrated=evaluation and evaluation.incumbent_id == serving.version_id,
-            serving_name=evidence.name_of(serving.version),
+            serving_name=name_of(serving.version),
             calibration=calibration,
             newer=_newer(serving, version),
             reliability_figure=calibration
@@ -578,7 +579,7 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
         version = self._version(request, pk)
         name = request.POST.get("against", "")
         against = _named(name) if name else None
-        compared = evidence.name_of(against) if name else "what serves now"
+        compared = name_of(against) if name else "what serves now"
         try:
             run = training.request(
                 by=by,
@@ -627,7 +628,7 @@ class AdapterVersionAdmin(ReadOnlyAdmin):
             tables=side_by_side.tables(a, b),
             candidate=candidate,
             incumbent=incumbent,
-            serving_name=evidence.name_of(serving.version),
+            serving_name=name_of(serving.version),
             evaluations=evaluations,
             accepted_since=_accepted_since(evaluation),
             may_request=request.user.has_perm("adapters_app.request_training"),
@@ -832,11 +833,11 @@ class PromotionAdmin(ReadOnlyAdmin):
 
     @admin.display(description="from → to")
     def change(self, promotion: Promotion) -> str:
-        before = evidence.name_of(promotion.previous_version)
+        before = name_of(promotion.previous_version)
         if promotion.version == promotion.previous_version:
             was, now = promotion.previous_calibration, promotion.calibration
             return f"{before}: calibrator {_number(was)} → {_number(now)}"
-        return f"{before} → {evidence.name_of(promotion.version)}"
+        return f"{before} → {name_of(promotion.version)}"
 
     @admin.display(description="by", ordering="by__username")
     def actor(self, promotion: Promotion) -> str:
@@ -868,7 +869,7 @@ class PromotionAdmin(ReadOnlyAdmin):
         except registry.PromotionRefused as refusal:
             messages.error(request, str(refusal))
             return self._rollback_page(request, status=409, reason=form.cleaned_data["reason"])
-        messages.success(request, f"From now on {evidence.name_of(promotion.version)} answers.")
+        messages.success(request, f"From now on {name_of(promotion.version)} answers.")
         return HttpResponseRedirect(reverse("admin:adapters_app_promotion_changelist"))
 
     def _rollback_page(
@@ -1058,7 +1059,7 @@ def _place_name(entry: Promotion | None, among: Sequence[Promotion | Serving]) -
     """What a promotion put in front of users; with the calibrator where the version is not enough
     to tell it."""
     version = entry.version if entry else None
-    name = evidence.name_of(version)
+    name = name_of(version)
     if entry is None or sum(other.version == version for other in among) < 2:
         return name
     return str(entry.calibration) if entry.calibration else f"{name} without a calibrator"

@@ -13,8 +13,14 @@ from typing import Any
 import numpy as np
 from django.contrib.humanize.templatetags.humanize import ordinal
 
-from adapters_app import evidence, reporting, snapshots
-from adapters_app.models import AdapterVersion, CalibrationEvaluation, ShadowEvaluation, Snapshot
+from adapters_app import reporting, snapshots
+from adapters_app.models import (
+    AdapterVersion,
+    CalibrationEvaluation,
+    ShadowEvaluation,
+    Snapshot,
+    name_of,
+)
 from adapters_app.nli import hajek, label_noise, metrics
 from adapters_app.nli.betting import bet_on_gain
 from adapters_app.nli.calibration import (
@@ -288,7 +294,7 @@ def measure(
             candidate.general_probabilities(), base.general_probabilities()
         )
     }
-    name = evidence.name_of(served[0])
+    name = name_of(served[0])
     standing = [] if incumbent_served else [_no_evidence(name)]
     if not against.rows:
         reason = ALL_CLAIMS_LEARNT if known else NO_KNOWN_ROWS

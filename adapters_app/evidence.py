@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from adapters_app import charts
-from adapters_app.models import AdapterVersion, CalibrationEvaluation, ShadowEvaluation
+from adapters_app.models import AdapterVersion, CalibrationEvaluation, ShadowEvaluation, name_of
 from adapters_app.templatetags.figures import (
     confidence,
     figure,
@@ -91,11 +91,6 @@ class Answerer:
     learnt_from: str
     calibrated_by: str
     digest: str
-
-
-def name_of(version: AdapterVersion | None) -> str:
-    """What a version is called on pages; None is the base model."""
-    return version.name if version else "the base"
 
 
 def answerer(version: AdapterVersion | None, calibration: CalibrationEvaluation | None) -> Answerer:

@@ -236,6 +236,11 @@ class AdapterVersion(models.Model):
         return [f"{path}{name}" for name in ("config", "metrics", "sibling_digests")]
 
 
+def name_of(version: AdapterVersion | None) -> str:
+    """What a version is called in sentences; None is the base model."""
+    return version.name if version else "the base"
+
+
 class CalibrationEvaluation(models.Model):
     """A fitted calibrator bound to a version (or the base), with figures before and after."""
 

@@ -20,7 +20,6 @@ from django.core.cache import cache
 
 from adapters_app import (
     evaluation,
-    evidence,
     registry,
     reporting,
     scratch,
@@ -36,6 +35,7 @@ from adapters_app.models import (
     ShadowEvaluation,
     Snapshot,
     TrainingRun,
+    name_of,
 )
 from adapters_app.nli import anchors, artifact, guard
 from adapters_app.nli.artifact import Artifact
@@ -221,7 +221,7 @@ def shadow_evaluate(work: Work, version: AdapterVersion) -> ShadowEvaluation:
     if against.version is not None:
         _check_fits(work.base, against.version)
         _check_differs(version, against.version)
-    name = evidence.name_of(against.version)
+    name = name_of(against.version)
     work.progress.stage("base", "The base answers every pair.")
     base = _base_contestant(work)
     work.progress.stage("shadow", f"{version.name} against {name}, out of fold.")

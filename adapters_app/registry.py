@@ -23,6 +23,7 @@ from adapters_app.models import (
     ShadowEvaluation,
     Snapshot,
     TrainingRun,
+    name_of,
 )
 from adapters_app.training import Lease
 
@@ -413,14 +414,14 @@ def evidence_against(version: AdapterVersion, row: Serving) -> ShadowEvaluation:
     for evidence in against:
         if evidence.is_against(row):
             return evidence
-    who = _named(row.version)
+    who = name_of(row.version)
     if against:
         raise PromotionRefused(
             f"{version.name} was measured against {who} with another calibrator than serves now. "
             f"Run a shadow evaluation of {version.name} first."
         )
     other = latest_evidence(version)
-    measured = f"it was measured against {_named(other.incumbent)}" if other else "it has none"
+    measured = f"it was measured against {name_of(other.incumbent)}" if other else "it has none"
     if version.evaluations.filter(incumbent=row.version).exists():
         measured += f"; it was compared with {who} when that did not serve, which is no evidence"
     raise PromotionRefused(
@@ -483,7 +484,7 @@ def _evidence_seen(
     if evidence_id not in {None, evidence.pk}:
         _need_comparison_with_what_served(version, evidence_id)
         raise PromotionRefused(
-            f"{version.name} was evaluated against {_named(row.version)} again since you looked: "
+            f"{version.name} was evaluated against {name_of(row.version)} again since you looked: "
             f"{evidence.get_verdict_display()} (evaluation {evidence.pk}; you saw {evidence_id}). "
             "Look again, then decide."
         )
@@ -495,7 +496,7 @@ def _need_comparison_with_what_served(version: AdapterVersion, seen: int | None)
     found = None if seen is None else others.filter(pk=seen).first()
     if found is not None:
         raise PromotionRefused(
-            f"Evaluation {found.pk} compares {version.name} with {_named(found.incumbent)}, which "
+            f"Evaluation {found.pk} compares {version.name} with {name_of(found.incumbent)}, which "
             "did not serve then: it is no evidence for a promotion. Look at the comparison with "
             "what serves, then decide."
         )
@@ -554,7 +555,7 @@ def _switch(
 ) -> Promotion:
     """Point the locked row at `version` and write the ledger."""
     if row.version == version and row.calibration == calibration:
-        raise PromotionRefused(f"{_named(version).capitalize()} already serves.")
+        raise PromotionRefused(f"{name_of(version).capitalize()} already serves.")
     entry = Promotion(
         action=action,
         version=version,
@@ -585,7 +586,7 @@ def _who_was_faster(row: Serving, expected_revision: int) -> str:
         return f"Revision {expected_revision} is not what serves; that is revision {row.revision}."
     did = "promoted" if last.action == Promotion.Action.PROMOTE else "rolled back to"
     return (
-        f"What serves has changed since you looked: {last.by} {did} {_named(last.version)} at "
+        f"What serves has changed since you looked: {last.by} {did} {name_of(last.version)} at "
         f"{last.at:%Y-%m-%d %H:%M:%S} UTC (revision {row.revision}; you saw {expected_revision}). "
         "Look again, then decide."
     )
@@ -684,10 +685,6 @@ def _walk() -> list[Promotion]:
         else:
             walk = walks[entry.restores_id]
     return walk
-
-
-def _named(version: AdapterVersion | None) -> str:
-    return version.name if version else "the base"
 
 
 def told(entry: Promotion) -> dict[str, Any]:

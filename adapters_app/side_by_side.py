@@ -18,6 +18,7 @@ from adapters_app.models import (
     Promotion,
     Serving,
     ShadowEvaluation,
+    name_of,
 )
 from adapters_app.progress import seconds_taken
 from adapters_app.templatetags.figures import (
@@ -44,7 +45,7 @@ class Side:
 
     @property
     def name(self) -> str:
-        return evidence.name_of(self.version)
+        return name_of(self.version)
 
     @property
     def key(self) -> str:

@@ -9,8 +9,7 @@ from django.db.models import F, Q, Sum
 from django.utils import timezone
 
 from adapters_app import registry
-from adapters_app.evidence import name_of
-from adapters_app.models import AdapterVersion, PredictionTally, TrainingRun
+from adapters_app.models import AdapterVersion, PredictionTally, TrainingRun, name_of
 from adapters_app.templatetags.figures import percent
 from corrections.models import Correction, CorrectionQuerySet
 
