@@ -206,12 +206,11 @@ def _check_data(
 def _answers(
     base: Base, rows: Sequence[SnapshotRow], part: set[int], config: TrainConfig
 ) -> np.ndarray:
-    """(rows,) predicted columns as they would be served: calibrated out of fold."""
+    """(rows,) predicted columns out of fold; a temperature would change none."""
     logits = fitting.out_of_fold(
         base, rows, config, groups=part, on_step=_go_on, on_wait=lambda: None
     )
-    calibrator, _ = evaluation.calibrate(logits, rows)
-    return evaluation.cross_fitted(calibrator, logits, rows).argmax(1)
+    return logits.argmax(1)
 
 
 def _go_on(_step: FitStep) -> None:

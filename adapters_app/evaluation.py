@@ -31,9 +31,9 @@ from adapters_app.nli.calibration import (
     Identity,
     choose,
     from_dict,
-    lacking,
 )
 from adapters_app.nli.guard import GuardSet, unlabelled
+from adapters_app.nli.guard import load as shipped_guard_set
 from adapters_app.registry import NewCalibration, NewEvaluation
 from adapters_app.snapshots import SnapshotRow
 from adapters_app.templatetags.figures import confidence, percent
@@ -43,6 +43,7 @@ from corrections.models import Correction
 Verdict = ShadowEvaluation.Verdict
 LISTED_FLIPS = 500
 WANTED_ACCURACY = 0.85  # the documents' wish; advice, not a gate
+MOST_LOST_ELSEWHERE = 0.01  # of the guard set's accuracy, by a calibrator's offsets per label
 # Every verdict is ranked; a version keeps the fifth worth reading, of huge snapshots less.
 SUSPICIOUS_SHARE = 0.2
 LISTED_SUSPICIOUS = 2000
@@ -152,27 +153,33 @@ def calibrate(
     logits: np.ndarray,
     rows: Sequence[SnapshotRow],
     *,
+    general: np.ndarray | None = None,
     replaces: CalibrationEvaluation | None = None,
     replaces_among: np.ndarray | None = None,
 ) -> tuple[Calibrator, NewCalibration]:
     """Fit and choose a calibrator on out-of-fold logits (n, 3) of the n rows of a snapshot.
 
     Its figures are those of `judged` rows. On these it is fitted where they show that offsets per
-    label pay; otherwise, without such offsets, on all `representative` rows: how often which label
-    is right only a sample tells. With fewer than 30 rows nothing is fitted: probabilities stay as
-    they are; other methods need more, see `calibration.choose`. What it is worth is told
-    `cross_fitted`. `replaces` is the version's calibrator so far, fitted on those
-    `replaces_among` (n,) these rows; it is measured on the same rows in the same way.
+    label pay, and where `general`, the released adapter's raw answers (pairs, 3) to the guard set
+    or to that and more, shows that they cost next to nothing elsewhere; without it none are taken.
+    Otherwise it is fitted, without offsets, on all `representative` rows: how often which label is
+    right only a sample tells. With fewer than 30 rows nothing is fitted: probabilities stay as they
+    are; other methods need more, see `calibration.choose`. What it is worth is told `cross_fitted`.
+    `replaces` is the version's calibrator so far, fitted on those `replaces_among` (n,) these rows;
+    it is measured on the same rows in the same way.
     """
     sample, known = representative(rows), judged(rows)
     choice, fitted_rows = _choose(logits, known, METHODS), len(known.rows)
-    if not choice.calibrator.by_label and len(sample.rows) > fitted_rows:
+    too_dear = choice.calibrator.by_label and _cost_elsewhere(choice.calibrator, general)
+    if too_dear or (not choice.calibrator.by_label and len(sample.rows) > fitted_rows):
         passed_over = {
             kind.method: choice.not_tried.get(kind.method, "no better on rows")
             + " of known probability"
             for kind in METHODS
             if kind.by_label
         }
+        if too_dear:
+            passed_over[choice.calibrator.method] = too_dear
         choice, fitted_rows = _choose(logits, sample, OF_ANY_MIX), len(sample.rows)
         choice = replace(choice, not_tried=choice.not_tried | passed_over)
     own = logits[known.index]
@@ -201,6 +208,20 @@ def calibrate(
     return choice.calibrator, fitted
 
 
+def _cost_elsewhere(calibrator: Calibrator, general: np.ndarray | None) -> str:
+    """Why offsets per label are not for general pairs; empty where they are hardly noticed there.
+
+    They learn which labels are frequent here, and are added to every answer.
+    """
+    if general is None:
+        return "what it costs on general pairs is not known"
+    labels = shipped_guard_set().labels
+    own = general[: len(labels)]
+    before, after = own.argmax(1), calibrator.predict_proba(own).argmax(1)
+    lost = float((before == labels).mean() - (after == labels).mean())
+    return f"loses {100 * lost:.1f} points on general pairs" if lost > MOST_LOST_ELSEWHERE else ""
+
+
 def cross_fitted(
     calibrator: Calibrator,
     logits: np.ndarray,
@@ -222,9 +243,9 @@ def cross_fitted(
     probabilities = calibrator.predict_proba(logits)
     for fold in np.unique(folds):
         elsewhere = folds[learnt_on.index] != fold
-        labels, groups = learnt_on.labels[elsewhere], learnt_on.groups[elsewhere]
+        labels = learnt_on.labels[elsewhere]
         other: Calibrator = Identity()
-        if not lacking(type(calibrator), labels, groups):
+        if len(np.unique(labels)) > 1:
             known = logits[used[learnt_on.index[elsewhere]]]
             other = type(calibrator)().fit(known, labels, learnt_on.weights[elsewhere])
         held = used[folds == fold]

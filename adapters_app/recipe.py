@@ -166,18 +166,20 @@ def train_version(work: Work) -> AdapterVersion:
     )
 
     work.progress.stage("calibration", "Fitting the calibrator on out-of-fold answers.")
-    calibrator, calibration = evaluation.calibrate(fitted.logits, work.rows)
+    general = _answers_elsewhere(work, fitted.released)
+    calibrator, calibration = evaluation.calibrate(fitted.logits, work.rows, general=general)
     probabilities = evaluation.cross_fitted(calibrator, fitted.logits, work.rows)
     figures = _metrics(work, config, fitted, probabilities, base_figures)
 
     work.progress.stage("storing", "Storing the adapter and its five siblings.")
     stored = _store(work, config, fitted, figures)
+    cache.set(_general_key(work, stored.released), general, timeout=GENERAL_ANSWERS_S)
 
     work.progress.stage("shadow", "Comparing with what serves, out of fold.")
     serving = work.progress.outlast(registry.incumbent)
     candidate = Contestant(
         logits=fitted.logits,
-        general_logits=_general_logits(work, stored.released),
+        general_logits=general,
         calibrator=calibrator,
         digest=stored.released,
         crossed=probabilities,
@@ -273,7 +275,11 @@ def calibrate_again(
     logits = _sibling_logits(base, version.sibling_digests, rows, on_batch)
     present = registry.present_calibration(version)
     among = _among(_fitted_on(version, present), rows)
-    _, fitted = evaluation.calibrate(logits, rows, replaces=present, replaces_among=among)
+    released = Predictor(base, _read(base, version.artifact_digest))
+    general = released.logits(guard.load().pairs, on_batch=on_batch)
+    _, fitted = evaluation.calibrate(
+        logits, rows, general=general, replaces=present, replaces_among=among
+    )
     fitted = replace(fitted, snapshot=snapshots.keep(snapshot, rows))
     return registry.record_calibration(version, fitted, by=by)
 
@@ -412,14 +418,22 @@ def _general_logits(work: Work, digest: str) -> np.ndarray:
 
     They never change, and every run needs those of the base and of what serves: they are kept.
     """
-    key = f"general:{work.base.fingerprint}:{digest}:{work.guard_set.digest}:{torch.__version__}"
+    key = _general_key(work, digest)
     logits: np.ndarray | None = cache.get(key)
     if logits is None:
-        adapter = _read(work.base, digest) if digest else None
-        predictor = Predictor(work.base, adapter)
-        logits = predictor.logits(guard.unlabelled().pairs, on_batch=work.progress.tick)
+        logits = _answers_elsewhere(work, _read(work.base, digest) if digest else None)
         cache.set(key, logits, timeout=GENERAL_ANSWERS_S)
     return logits
+
+
+def _general_key(work: Work, digest: str) -> str:
+    return f"general:{work.base.fingerprint}:{digest}:{work.guard_set.digest}:{torch.__version__}"
+
+
+def _answers_elsewhere(work: Work, adapter: Artifact | None) -> np.ndarray:
+    """(pairs, 3): an adapter's or the base's raw answers to `guard.unlabelled()`."""
+    predictor = Predictor(work.base, adapter)
+    return predictor.logits(guard.unlabelled().pairs, on_batch=work.progress.tick)
 
 
 def _later(

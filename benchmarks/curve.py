@@ -80,14 +80,11 @@ class Adapter:
         logits = fitting.out_of_fold(
             self._base, rows, self._config, groups=groups, on_step=_go_on, on_wait=_go_on
         )
-        calibrator, _ = evaluation.calibrate(logits, rows)
-        return evaluation.cross_fitted(calibrator, logits, rows).argmax(1)
+        return logits.argmax(1)
 
     def learnt(self, rows: Sequence[SnapshotRow], asked: Sequence[Pair]) -> np.ndarray:
         fitted = fitting.fit(self._base, rows, self._config, on_step=_go_on, on_wait=_go_on)
-        calibrator, _ = evaluation.calibrate(fitted.logits, rows)
-        predictor = Predictor(self._base, fitted.released, calibrator)
-        return predictor.probabilities(asked).argmax(1)
+        return Predictor(self._base, fitted.released).logits(asked).argmax(1)
 
 
 class Quick:

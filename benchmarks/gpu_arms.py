@@ -220,7 +220,8 @@ def training(shape: str, sizes: Sizes, device: str) -> dict[str, Any]:
     fit_started = perf_counter()
     fitted = fit(base, rows, config, on_step=steps.append, on_wait=lambda: None)
     fit_seconds = perf_counter() - fit_started
-    calibrator, _ = evaluation.calibrate(fitted.logits, rows)
+    general = Predictor(base, fitted.released).logits(guard.load().pairs)
+    calibrator, _ = evaluation.calibrate(fitted.logits, rows, general=general)
     released = Predictor(base, fitted.released, calibrator)
     evaluation.measure(
         snapshot=Snapshot(),

@@ -20,6 +20,7 @@ import benchmarks.home  # noqa: F401  Django first
 from adapters_app import evaluation
 from adapters_app.fitting import FitStep, Fitted, examples, fit
 from adapters_app.nli import anchors as general_anchors
+from adapters_app.nli import guard
 from adapters_app.nli.artifact import Artifact
 from adapters_app.nli.base_model import Base, load_base
 from adapters_app.nli.calibration import Calibrator, Identity
@@ -124,13 +125,14 @@ def _ours(
 ) -> _Model:
     config = replace(TrainConfig.from_mapping(settings), seed=seed)
     fitted = fit(base, rows, config, on_step=_go_on, on_wait=_go_on)
-    calibrator = _calibrator(fitted.logits, rows)
+    calibrator = _calibrator(base, fitted.released, fitted.logits, rows)
 
     def answer(share: float, pairs: Sequence[Pair]) -> np.ndarray:
         if share == 1:
             return _served(base, fitted.released, calibrator, pairs)
-        of_less = _calibrator(_out_of_fold(base, fitted, rows, share), rows)
-        return _served(base, towards_base(fitted.released, base, share), of_less, pairs)
+        less = towards_base(fitted.released, base, share)
+        of_less = _calibrator(base, less, _out_of_fold(base, fitted, rows, share), rows)
+        return _served(base, less, of_less, pairs)
 
     return _Model(
         answer,
@@ -189,8 +191,11 @@ def _go_on(_step: FitStep | None = None) -> None:
     """Nobody asks a benchmark to stop."""
 
 
-def _calibrator(logits: np.ndarray, rows: Sequence[SnapshotRow]) -> Calibrator:
-    return evaluation.calibrate(logits, rows)[0]
+def _calibrator(
+    base: Base, released: Artifact, logits: np.ndarray, rows: Sequence[SnapshotRow]
+) -> Calibrator:
+    general = Predictor(base, released).logits(guard.load().pairs)
+    return evaluation.calibrate(logits, rows, general=general)[0]
 
 
 def _out_of_fold(

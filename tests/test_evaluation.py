@@ -320,14 +320,44 @@ def test_rows_that_a_calibrator_never_saw_are_answered_by_itself() -> None:
     assert not np.allclose(crossed[seen], fitted.predict_proba(logits[seen]), atol=1e-6)
 
 
-def test_offsets_per_label_are_learnt_from_a_sample_only() -> None:
+def frequent_here() -> tuple[list[SnapshotRow], np.ndarray]:
+    """Verdicts among which some labels are much more frequent than others."""
     rows, logits = live(8000)
     wrong = [i for i, each in enumerate(rows) if each.label == "refutes"]
     for i in wrong[::5]:
         rows[i] = replace(rows[i], label="neutral")
-    calibrator, fitted = evaluation.calibrate(logits, rows)
+    return rows, logits
+
+
+def general_answers(*, sure: float) -> np.ndarray:
+    """Right answers to the guard set, by so many nats."""
+    return sure * np.eye(3)[guard.load().labels]
+
+
+def test_offsets_per_label_are_learnt_from_a_sample_only() -> None:
+    rows, logits = frequent_here()
+    calibrator, fitted = evaluation.calibrate(logits, rows, general=general_answers(sure=20))
     assert fitted.fitted_rows == fitted.rows == sum(each.known for each in rows)
     assert calibrator.by_label
+
+
+def test_offsets_per_label_that_change_answers_to_general_pairs_are_not_taken() -> None:
+    """They are added to every answer, and what is frequent here is not frequent everywhere."""
+    rows, logits = frequent_here()
+    calibrator, fitted = evaluation.calibrate(logits, rows, general=general_answers(sure=0.2))
+    assert not calibrator.by_label
+    assert fitted.fitted_rows == len(rows)
+    assert "points on general pairs" in fitted.not_tried["bcts"]
+    _, unknown = evaluation.calibrate(logits, rows)
+    assert (unknown.method, "not known" in unknown.not_tried["bcts"]) == (fitted.method, True)
+
+
+def test_offsets_per_label_are_not_learnt_from_few_pages() -> None:
+    """However many rows: which label is frequent differs from page to page."""
+    rows, logits = frequent_here()
+    few = [replace(each, group_id=n % 12) for n, each in enumerate(rows)]
+    _, fitted = evaluation.calibrate(logits, few, general=general_answers(sure=20))
+    assert "needs 30 sources of like size" in fitted.not_tried["bcts"]
 
 
 def test_without_draws_a_calibrator_is_fitted_on_rows_of_known_probability_alone() -> None:

@@ -8,15 +8,17 @@ import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_softmax
 
-from adapters_app.nli.hajek import group_sums, ratio_error
+from adapters_app.nli.hajek import effective_groups, group_sums, ratio_error
 from adapters_app.nli.probabilities import log_losses, softmax
 from corrections.labels import LABELS
 
 # Twice the 15 rows per parameter of Harrell (2015, §4.4): rows of one page are alike.
 ROWS_PER_PARAMETER = 30
 MIN_ROWS = ROWS_PER_PARAMETER  # below this even a temperature is noise; the identity is used
-# An offset of a label that hardly occurs is a guess about that label.
+# An offset of a label that hardly occurs is a guess about that label; and the mix of labels differs
+# from page to page: that of few says nothing of the next.
 ROWS_PER_LABEL = 10
+SOURCES_PER_PARAMETER = 10
 _TEMPERATURES = (0.05, 20.0)
 _OFFSETS = (-10.0, 10.0)  # log odds: a label that never occurs gets a finite offset
 # scikit-learn's, for the same optimum to more than six digits.
@@ -228,7 +230,8 @@ def choose(
     error of the best (Breiman et al. 1984, §3.4.3).
 
     A method is tried from 30 rows per free parameter on: temperature 30, bias-corrected temperature
-    90, Platt 180, the latter two with at least 10 rows of each label.
+    90, Platt 180, the latter two with at least 10 rows of each label, and from 10 sources of like
+    size per parameter (Kish's effective number).
     """
     groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
     needs = {kind.method: lacking(kind, labels, groups) for kind in methods}
@@ -262,6 +265,8 @@ def lacking(kind: type[Calibrator], labels: np.ndarray, groups: np.ndarray) -> s
         return "needs two sources"
     if kind.by_label and counts.min() < ROWS_PER_LABEL:
         return f"needs {ROWS_PER_LABEL} rows of each label"
+    if kind.by_label and effective_groups(groups) < SOURCES_PER_PARAMETER * kind.parameters:
+        return f"needs {SOURCES_PER_PARAMETER * kind.parameters} sources of like size"
     return ""
 
 
