@@ -98,6 +98,7 @@ def _is_plain(environ: WSGIEnvironment) -> bool:
         and "HTTP_COOKIE" not in environ
         and ";" not in environ.get("HTTP_ACCEPT", "")
         and isinstance(environ["wsgi.input"], io.BytesIO)
+        and environ.get("CONTENT_LENGTH") != "0"
     )
 
 

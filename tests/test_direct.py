@@ -128,6 +128,8 @@ def test_a_promotion_and_a_token_that_is_revoked_hold_for_the_next_request(
 @pytest.mark.parametrize(
     ("body", "status"),
     [
+        (b"", 400),
+        (b" ", 400),
         (b"{", 400),
         (b'{"pairs": [{"premise": NaN, "hypothesis": "b"}]}', 400),
         (b'{"pairs": [], "pairs": []}', 400),

@@ -20,10 +20,10 @@ OUT_OF_REACH = 0.1
 _DRAWS = 100_000
 _BOOTSTRAP_DRAWS = 1000
 # Priors of the power law. What learning adds in the end: half-normal, median 13 points, nine in ten
-# below 33; while any top was as likely as another, noise was continued as growth. Exponents: median
-# 0.5, nine in ten from 0.16 to 1.6, which spans those reported (Viering & Loog 2023, table 1;
-# Hestness et al. 2017). Where the curve bends: 10 to 1,000 verdicts. What one training differs from
-# the next by luck: half a point to 3 points.
+# below 33; while any top was as likely as another, growth that was nearly over was continued.
+# Exponents: median 0.5, nine in ten from 0.16 to 1.6, which spans those reported (Viering & Loog
+# 2023, table 1; Hestness et al. 2017). Where the curve bends: 10 to 1,000 verdicts. What one
+# training differs from the next by luck: half a point to 3 points.
 _GAIN = 0.2
 _RATE_MEDIAN, _RATE_SPREAD = 0.5, 0.7
 _BENDS = (10.0, 1000.0)
