@@ -179,7 +179,9 @@ def _training(a: Side, b: Side) -> Table:
             _of_versions("Took", a, b, lambda version: duration(seconds_taken(version.run))),
             _of_versions("Device", a, b, lambda version: version.run.device or ABSENT),
             _of_versions("Epochs", a, b, _epochs),
-            _of_versions("Trained parameters", a, b, lambda found: str(found.trainable_parameters)),
+            _of_versions(
+                "Trained parameters", a, b, lambda found: f"{found.trainable_parameters:,}"
+            ),
             _of_versions("Artifact size", a, b, lambda found: mebibytes(found.artifact_bytes)),
         ],
     )

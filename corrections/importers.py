@@ -23,7 +23,8 @@ MAX_LINE_BYTES = 16 * 1024 * 1024
 COMPRESSED = (b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 LONGEST_SHOWN = 60  # characters of a name out of a file that are said back
 
-# The names a file may use for a field, ours first. The later ones are the seeds' and upstream's.
+# The names a file may use for a field, ours first. The later ones are the seeds', upstream's and
+# those of labelled sets.
 NAMES = {
     "external_id": ("external_id", "id"),
     "premise": ("premise",),
@@ -32,7 +33,7 @@ NAMES = {
     "predicted_confidence": ("predicted_confidence", "original_confidence"),
     "predicted_version": ("predicted_version",),
     "predicted_digest": ("predicted_digest",),
-    "correct_label": ("correct_label",),
+    "correct_label": ("correct_label", "label"),
     "sampling": ("sampling",),
     "sampling_probability": ("sampling_probability",),
     "reason": ("reason",),

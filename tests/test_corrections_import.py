@@ -194,6 +194,16 @@ def test_a_row_that_changes_what_was_drawn_for_audit_is_refused(tmp_path: Path) 
 
 
 @pytest.mark.django_db
+def test_a_labelled_set_may_call_its_labels_label(tmp_path: Path) -> None:
+    """As most do; where a row has both names, ours counts."""
+    rows = [row(n, label="refutes") for n in range(2)]
+    del rows[0]["correct_label"]
+    assert run(jsonl(tmp_path / "a.jsonl", *rows))["created"] == 2
+    found = Correction.objects.order_by("external_id").values_list("correct_label", flat=True)
+    assert list(found) == ["refutes", row(1)["correct_label"]]
+
+
+@pytest.mark.django_db
 def test_rows_without_an_id_do_not_double_either(tmp_path: Path) -> None:
     rows = [row(n) | {"id": None} for n in range(3)]
     file = jsonl(tmp_path / "a.jsonl", *rows, rows[0])
