@@ -292,7 +292,7 @@ class CalibrationEvaluation(models.Model):
     )
     candidates = models.JSONField(default=dict, help_text="{method: cross-validated log loss}")
     not_tried = models.JSONField(
-        default=dict, help_text="{method: what it needs} of those that too few rows left out."
+        default=dict, help_text="{method: why} of those that were left out."
     )
     replaces = models.ForeignKey(
         "self",

@@ -16,4 +16,11 @@ class Migration(migrations.Migration):
                 "evidence for a promotion, whatever serves later.",
             ),
         ),
+        migrations.AlterField(
+            model_name="calibrationevaluation",
+            name="not_tried",
+            field=models.JSONField(
+                default=dict, help_text="{method: why} of those that were left out."
+            ),
+        ),
     ]
