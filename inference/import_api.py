@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
+from django.http import UnreadablePostError
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiExample, OpenApiResponse, extend_schema
 from rest_framework import serializers, status
@@ -223,15 +224,21 @@ def _file(request: Request) -> tuple[str, Iterable[bytes]]:
     """What the file is called, and its bytes."""
     name = NAMES.get((request.content_type or "").partition(";")[0].strip().lower())
     if name and request.data:
-        return name, _pieces(request.data)
+        return name, _pieces(request.data, int(request.META["CONTENT_LENGTH"]))
     sent = ImportFileSerializer(data=request.data)
     sent.is_valid(raise_exception=True)
     file = sent.validated_data["file"]
     return file.name, file.chunks()
 
 
-def _pieces(body: Any) -> Iterator[bytes]:
-    return iter(partial(body.read, PIECE), b"")
+def _pieces(body: Any, missing: int) -> Iterator[bytes]:
+    """A body that is the file, of so many bytes. What came of one that broke off may look like a
+    whole file; a form ends with its boundary, without which Django finds no file in it."""
+    for piece in iter(partial(body.read, PIECE), b""):
+        missing -= len(piece)
+        yield piece
+    if missing > 0:
+        raise UnreadablePostError(f"{missing} bytes of the file did not arrive")
 
 
 def _shown(report: ImportReport, said: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """REST: a file of verdicts is imported as the command imports it, and leaves nothing behind."""
 
 import gzip
+import io
 import itertools
 import json
 import sqlite3
@@ -129,6 +130,31 @@ def test_large_files_come_in_as_small_ones_do(curator: User, settings: Any) -> N
     answer = form(curator, "a.jsonl", lines(*(row(n) for n in range(6))))
 
     assert (answer.status_code, answer.json()["created"]) == (200, 6)
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_an_upload_that_breaks_off_is_not_taken_for_a_shorter_file(
+    curator: User, partial: bool
+) -> None:
+    came = lines(row(0), row(1))
+    sent = {"wsgi.input": io.BytesIO(came), "CONTENT_LENGTH": str(len(came) + 100)}
+
+    query = {"partial": partial}
+    answer = as_(curator).generic("POST", URL, came, RAW[".jsonl"], query_params=query, **sent)
+
+    assert answer.status_code == 408, answer.content
+    assert answer.json() == {"detail": "The request did not arrive as a whole."}
+    assert not Correction.objects.exists()
+
+
+def test_a_form_that_breaks_off_holds_no_file(curator: User) -> None:
+    named = 'Content-Disposition: form-data; name="file"; filename="a.jsonl"'
+    came = f"--x\r\n{named}\r\n\r\n".encode() + lines(*(row(n) for n in range(600)))
+    sent = {"wsgi.input": io.BytesIO(came), "CONTENT_LENGTH": str(len(came) + 100)}
+
+    answer = as_(curator).generic("POST", URL, came, "multipart/form-data; boundary=x", **sent)
+
+    assert refused_file(answer) == "No file was submitted."
 
 
 def test_the_client_s_name_for_a_file_is_shown_and_never_a_path(curator: User) -> None:
