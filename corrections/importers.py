@@ -303,6 +303,12 @@ _LYRA_TABLES = ("nli_corrections", "edges", "fragments", "claims")
 _LYRA_READS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_PRAGMA}
 _LYRA_FUNCTIONS = {"coalesce", "substr"}
 LONGEST_PAGE_ID = SHORT_TEXTS["page_id"] + 1
+# A correction's page, if its edge is still there and comes from a fragment: of each the first, since
+# joined to edges of one id without end, one correction would be as many rows. No longer than tells
+# that it is too long: one page may be that of very many edges.
+_PAGE = f"""(SELECT substr(f.page_id, 1, {LONGEST_PAGE_ID}) FROM edges e
+    JOIN fragments f ON f.id = e.source_id
+    WHERE e.id = c.edge_id AND e.source_type = 'fragment' LIMIT 1)"""  # noqa: S608
 LONGEST_VALUE = 1024 * 1024  # bytes of a value, far beyond any text that is recorded
 # Steps of SQLite's machine that an unknown database may cost, some ten seconds of them, and how
 # many are done between two looks at the count.
@@ -374,19 +380,11 @@ def _lyra_corrections(
         chosen.append(f"c.{optional}" if optional in have else f"NULL AS {optional}")
     # No reason for the last label is not the reason for the one before.
     chosen.append("coalesce(c.reason, '') AS reason" if "reason" in have else "NULL AS reason")
-    joined = "edge_id" in have and _has_pages(columns)
-    # No longer than tells that it is too long: one page may be that of very many edges.
-    chosen.append(
-        f"substr(f.page_id, 1, {LONGEST_PAGE_ID}) AS page_id" if joined else "NULL AS page_id"
-    )
-    # Other sources than fragments exist, and edges may be gone: hence the outer joins.
-    joins = (
-        " LEFT JOIN edges e ON e.id = c.edge_id AND e.source_type = 'fragment'"
-        " LEFT JOIN fragments f ON f.id = e.source_id"
-    )
+    has_page = "edge_id" in have and _has_pages(columns)
+    chosen.append(f"{_PAGE} AS page_id" if has_page else "NULL AS page_id")
     query = f"SELECT c.rowid AS line, {', '.join(chosen)} FROM nli_corrections c"  # noqa: S608
     by_edge: dict[str, list[sqlite3.Row]] = {}
-    found = database.execute(query + (joins if joined else "") + " ORDER BY c.rowid")
+    found = database.execute(f"{query} ORDER BY c.rowid")
     for row in _limited(file, found):
         by_edge.setdefault(_edge_key(row), []).append(row)
     for key, rows in by_edge.items():

@@ -11,6 +11,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.core.management import CommandError, call_command
 
+from corrections import importers
 from corrections.intake import edit_correction
 from corrections.models import Correction
 
@@ -204,6 +205,19 @@ def test_edges_from_other_sources_and_lost_edges_have_no_page(lyra: Lyra) -> Non
 
     assert set(Correction.objects.values_list("page_id", flat=True)) == {""}
     assert Correction.objects.count() == 2
+
+
+def test_an_edge_that_is_there_many_times_makes_no_more_of_a_correction(tmp_path: Path) -> None:
+    lyra = Lyra(tmp_path / "lyra.db", NEW.replace("id TEXT PRIMARY KEY", "id TEXT"))
+    for _ in range(20):
+        lyra.edge(1)  # and its fragment
+    lyra.correction(0, edge=1)
+    lyra.database.close()
+
+    read = importers.read(lyra.path, most_rows=1)  # rows of the database, before they are merged
+
+    [correction] = read.rows
+    assert correction.fields["page_id"] == "pg0"
 
 
 @pytest.mark.parametrize(
