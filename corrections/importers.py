@@ -303,9 +303,9 @@ _LYRA_TABLES = ("nli_corrections", "edges", "fragments", "claims")
 _LYRA_READS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_PRAGMA}
 _LYRA_FUNCTIONS = {"coalesce", "substr"}
 LONGEST_PAGE_ID = SHORT_TEXTS["page_id"] + 1
-# A correction's page, if its edge is still there and comes from a fragment: of each the first, since
-# joined to edges of one id without end, one correction would be as many rows. No longer than tells
-# that it is too long: one page may be that of very many edges.
+# A correction's page, if its edge is still there and comes from a fragment. The first of each:
+# joined to any number of edges of one id, a correction would be as many rows, each with its texts.
+# No longer than tells that it is too long: one page may be that of very many edges.
 _PAGE = f"""(SELECT substr(f.page_id, 1, {LONGEST_PAGE_ID}) FROM edges e
     JOIN fragments f ON f.id = e.source_id
     WHERE e.id = c.edge_id AND e.source_type = 'fragment' LIMIT 1)"""  # noqa: S608
@@ -347,9 +347,9 @@ def _columns(file: _File, database: sqlite3.Connection, table: str) -> set[str]:
     """Names of a table's columns; none where there is no such table.
 
     A file that may be anybody's is looked through for damage: pages that are in a table many times
-    would be rows without end.
+    would be rows without end. SQLite finds a table by its name in any case.
     """
-    query = "SELECT type, sql FROM sqlite_schema WHERE name = ?"
+    query = "SELECT type, sql FROM sqlite_schema WHERE name = ? COLLATE NOCASE"
     for kind, sql in database.execute(query, [table]):
         if kind != "table" or "VIRTUAL" in str(sql).upper():
             raise FileUnreadable(f"{file.name}: {table} is not an ordinary table: is it Lyra's?")

@@ -439,6 +439,7 @@ VIRTUAL = """CREATE VIRTUAL TABLE nli_corrections USING fts5(
     ("schema", "says"),
     [
         (ENDLESS, "nli_corrections is not an ordinary table"),
+        (ENDLESS.replace("VIEW nli_", "VIEW NLI_"), "nli_corrections is not an ordinary table"),
         (ENDLESS_EDGES, "edges is not an ordinary table"),
         (VIRTUAL, "nli_corrections is not an ordinary table"),
         ("CREATE TABLE things (id INTEGER)", "has no table nli_corrections"),
@@ -470,13 +471,14 @@ def test_a_database_is_read_by_our_own_queries_alone(tmp_path: Path) -> None:
     opened.close()
 
 
-def test_a_damaged_database_is_no_endless_one(tmp_path: Path, curator: User) -> None:
+@pytest.mark.parametrize("called", ["nli_corrections", "NLI_Corrections"])
+def test_a_damaged_database_is_no_endless_one(tmp_path: Path, curator: User, called: str) -> None:
     """A page of a table that is named twice in it: its rows would be read twice."""
-    lyra = Lyra(tmp_path / "lyra.db", NEW)
+    lyra = Lyra(tmp_path / "lyra.db", NEW.replace("nli_corrections", called))
     for number in range(28):
         lyra.correction(number, edge=number, premise=f"{number} " + "x" * 900)
     root = lyra.database.execute(
-        "SELECT rootpage FROM sqlite_schema WHERE name = 'nli_corrections'"
+        "SELECT rootpage FROM sqlite_schema WHERE name = ?", [called]
     ).fetchone()[0]
     size = lyra.database.execute("PRAGMA page_size").fetchone()[0]
     lyra.database.close()
