@@ -20,6 +20,8 @@ from corrections.drafts import OPTIONAL, SHORT_TEXTS, ParsedRow, utc
 SQLITE_MAGIC = b"SQLite format 3\x00"
 SQLITE_SUFFIXES = {".db", ".sqlite", ".sqlite3"}
 MAX_LINE_BYTES = 16 * 1024 * 1024
+# Of a CSV file's header: of each name something is kept, before anybody looks at the time.
+MAX_HEADER, MAX_COLUMNS = 64 * 1024, 1_000  # characters, columns
 COMPRESSED = (b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 LONGEST_SHOWN = 60  # characters of a name out of a file that are said back
 
@@ -221,20 +223,53 @@ def _read_csv(file: _File) -> Iterator[ParsedRow]:
     csv.field_size_limit(MAX_LINE_BYTES)
     # Bytes that are no UTF-8 become surrogates, which `drafts.check` refuses field by field.
     with file.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:
-        reader = csv.reader(opened, strict=True)
+        lines = _RowLines(file, opened)
+        reader = csv.reader(lines, strict=True)
         try:
+            lines.start(MAX_HEADER)
             header = [name.strip() for name in next(reader)]
             _check_header(file, header)
-            started = reader.line_num + 1
+            started = lines.start(MAX_LINE_BYTES)
             for cells in reader:
                 if cells:
                     yield _csv_row(started, header, cells)
-                started = reader.line_num + 1
+                started = lines.start(MAX_LINE_BYTES)
         except csv.Error as error:
             raise FileUnreadable(f"{file.name}, line {reader.line_num}: {error}.") from error
 
 
+class _RowLines:
+    """Lines of a CSV file for its reader, as many as a row may have: what is quoted goes on over
+    ends of lines, and it would all be held before the row is."""
+
+    def __init__(self, file: _File, opened: IO[str]) -> None:
+        self._file, self._opened = file, opened
+        self._number = self._most = self._left = 0
+
+    def start(self, most: int) -> int:
+        """Begin a row, of at most so many characters; the number of its first line."""
+        self._most = self._left = most
+        return self._number + 1
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._opened.readline(self._left + 1)
+        if not line:
+            raise StopIteration
+        self._number += 1
+        self._left -= len(line)
+        if self._left < 0:
+            said = f"the row is longer than {self._most} characters"
+            raise FileUnreadable(f"{self._file.name}, line {self._number}: {said}.")
+        return line
+
+
 def _check_header(file: _File, header: list[str]) -> None:
+    if len(header) > MAX_COLUMNS:
+        said = f"{len(header)} columns; at most {MAX_COLUMNS} are read"
+        raise FileUnreadable(f"{file.name}, line 1: {said}.")
     columns = Counter(header)
     missing = [name for name in REQUIRED if columns.keys().isdisjoint(NAMES[name])]
     if missing:

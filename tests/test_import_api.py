@@ -387,10 +387,14 @@ HOSTILE: list[tuple[str, bytes, str]] = [
     ("a.csv", b"PK\x03\x04" + b"\0" * 100, "is compressed: unpack it first"),
     ("a.db", b"SQLite format 3\0" + b"\xff" * 5000, "cannot be read as an SQLite database"),
     ("a.db", b"SQLite format 3\0", "cannot be read as an SQLite database"),
-    ("a.csv", f"{TEXT},".encode() + b"c," * 1_000_000, "more than one column c"),
+    ("a.csv", f"{TEXT},c,d,c\n".encode(), "line 1: more than one column c."),
+    ("a.csv", f"{TEXT},".encode() + b"c," * 1_000_000, "line 1: the row is longer than 65536"),
+    ("a.csv", f"{TEXT},".encode() + b'"c\n",' * 20_000, "the row is longer than 65536 characters"),
+    ("a.csv", ",".join([TEXT, *map(str, range(998))]).encode(), "1001 columns; at most 1000 are"),
     ("a.csv", f"{TEXT},\udcff,\udcff".encode("utf-8", "surrogateescape"), r"column \udcff"),
-    ("a.csv", f"{TEXT}\n".encode() + b'"' + b"x" * 17_000_000, "field larger than field limit"),
-    ("a.csv", b"c," * 1_000_000, "no column premise, hypothesis, correct_label"),
+    ("a.csv", f"{TEXT}\n".encode() + b'"' + b"x" * 17_000_000, "line 2: the row is longer than"),
+    ("a.csv", f'{TEXT}\na,b,"'.encode() + b"x\n" * 9_000_000, "the row is longer than 16777216"),
+    ("a.csv", b"c," * 100, "no column premise, hypothesis, correct_label"),
 ]
 
 
