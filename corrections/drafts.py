@@ -33,6 +33,7 @@ SHORT_TEXTS = {
 # Names, not texts: white space around them would make another page, domain or person of the same.
 STRIPPED = ("domain", "page_id", "annotator")
 MAX_VERSION = 2**31 - 1
+MAX_REVISION = 100_000  # of an export's row: what is edited here counts on from it
 MAX_AHEAD = timedelta(days=1)  # of our clock, for sources whose clock or time zone is wrong
 MAX_NOTE = 2_000  # characters of a note on a review or an edit
 # Columns a source may not have: where it names none, what is on record stays.
@@ -344,7 +345,7 @@ class _Reader:
             # Only an export knows both; a foreign file's “group” is not ours to interpret.
             group=group if fold is not None and group.startswith(("page:", "premise:")) else "",
             fold=fold if group.startswith(("page:", "premise:")) else None,
-            revision=self.whole("revision", low=1, high=MAX_VERSION) or 1,
+            revision=self.whole("revision", low=1, high=MAX_REVISION) or 1,
             status=status,
             reviewer=self.text("reviewer"),
             reviewed_at=reviewed_at,

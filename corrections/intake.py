@@ -28,6 +28,7 @@ from corrections.drafts import (
     Draft,
     ParsedRow,
     Prediction,
+    Restored,
     check,
     check_edit,
     content_id,
@@ -151,7 +152,7 @@ def record_correction(
     if draft.prediction is None:
         raise ValidationError(_missing_prediction(fields))
     draft = replace(draft, expected_revision=expected_revision)
-    [plan] = _write([draft], by=by, accept=accept, restore=False, then=then)
+    [plan] = _write([draft], by=by, accept=accept, then=then)
     return plan.row, plan.stored is None
 
 
@@ -333,7 +334,8 @@ def import_corrections(
     """Record the rows of a file in one transaction, all or nothing unless `partial`.
 
     `predict` answers for rows without a prediction; a stored prediction of the same pair is kept.
-    `restore` takes over the review that an export carries. A dry run predicts and writes nothing.
+    `restore` takes over what an export says of new rows beyond the verdict: review, revision and
+    place among the folds. A dry run predicts and writes nothing.
     `sampling` is of rows that do not name theirs, `usual` of those among them that are new; both
     None = reported by choice where a row states what was predicted, since somebody saw that answer,
     and else a row of a complete labelled set.
@@ -341,6 +343,8 @@ def import_corrections(
     report = ImportReport()
     progress = progress or _no_progress
     lines = _checked(rows, report, sampling, usual, progress)
+    if not restore:
+        lines = {line: replace(draft, restored=Restored()) for line, draft in lines.items()}
     stored = _stored(draft.external_id for draft in lines.values())
     _adopt_predictions(lines, stored)
     _refuse_unfit(lines, stored, report)
@@ -352,12 +356,12 @@ def import_corrections(
         return report
     if dry_run:
         report.predicted = sum(draft.prediction is None for draft in lines.values())
-        plans = _preview(list(lines.values()), accept=accept, restore=restore, progress=progress)
+        plans = _preview(list(lines.values()), accept=accept, progress=progress)
         _tally(plans, report)
         return report
     if predict is not None:
         report.predicted = _predict(lines, predict, progress)
-    plans = _write(list(lines.values()), by=by, accept=accept, restore=restore, progress=progress)
+    plans = _write(list(lines.values()), by=by, accept=accept, progress=progress)
     _tally(plans, report)
     report.written = True
     return report
@@ -510,7 +514,6 @@ def _write(
     *,
     by: User,
     accept: bool,
-    restore: bool,
     progress: Progress | None = None,
     then: Then | None = None,
 ) -> list[_Plan]:
@@ -526,7 +529,7 @@ def _write(
                 moving = [number for number, plan in enumerate(plans) if plan.moves]
                 for number, placement in survey.place(locked, moving).items():
                     plans[number].placement = placement
-                _write_rows(plans, locked, by=by, accept=accept, restore=restore)
+                _write_rows(plans, locked, by=by, accept=accept)
                 if then is not None:
                     for plan in plans:
                         then(plan.row, plan.changes)
@@ -557,25 +560,23 @@ def _survey(plans: Sequence[_Plan], progress: Progress) -> folds.Survey:
     )
 
 
-def _preview(
-    drafts: Sequence[Draft], *, accept: bool, restore: bool, progress: Progress
-) -> list[_Plan]:
+def _preview(drafts: Sequence[Draft], *, accept: bool, progress: Progress) -> list[_Plan]:
     """The plans of a dry run: placed, not written."""
     plans = _plans(drafts)
     moving = [number for number, plan in enumerate(plans) if plan.moves]
     for number, placement in _survey(plans, progress).preview(moving).items():
         plans[number].placement = placement
     for plan in plans:
-        plan.accepted = accept and _would_accept(plan, restore=restore)
+        plan.accepted = accept and _would_accept(plan)
     return plans
 
 
-def _would_accept(plan: _Plan, *, restore: bool) -> bool:
+def _would_accept(plan: _Plan) -> bool:
     """Whether `_accept` would, of a plan that is not written."""
     if plan.quarantine or plan.edited:
         return False
     if plan.stored is None:
-        return not restore or plan.draft.restored.status == Status.PENDING
+        return plan.draft.restored.status == Status.PENDING
     return bool(plan.changes) or plan.stored.status == Status.PENDING
 
 
@@ -657,16 +658,15 @@ def _verify_unchanged(plans: Sequence[_Plan]) -> None:
 
 
 def _write_rows(
-    plans: Sequence[_Plan], locked: list[folds.Fold], *, by: User, accept: bool, restore: bool
+    plans: Sequence[_Plan], locked: list[folds.Fold], *, by: User, accept: bool
 ) -> None:
     now = timezone.now()
-    reviewers = _reviewers(plans) if restore else {}
+    reviewers = _reviewers(plans)
     recounts: list[tuple[int, str, int]] = []
     for plan in plans:
         if plan.stored is None:
             plan.made = _new_row(plan, now)
-            if restore:
-                _restore_review(plan.made, plan.draft, reviewers)
+            _restore_review(plan.made, plan.draft, reviewers)
         elif plan.changes:
             recounts += _revise(plan)
         if accept:

@@ -157,8 +157,8 @@ class ImportView(APIView):
         "whole, or with a row that is refused not at all, unless `partial` is asked for. Importing "
         "again is harmless: rows are recognised by their `id`, or where they have none by their "
         "content.\n\n"
-        "What an export says of reviews, which are in the names of others, is taken over from "
-        "administrators alone. A large file is to be imported in parts, or by "
+        "What an export says of reviews, revisions and folds is taken over from administrators "
+        "alone. A large file is to be imported in parts, or by "
         "`manage.py import_corrections`.",
         parameters=[ImportChoicesSerializer],
         request={

@@ -69,7 +69,8 @@ def import_file(
     may_review: bool,
     progress: intake.Progress | None = None,
 ) -> ImportReport:
-    """Import a file of this machine. Whoever may review brings an export's reviews along, too.
+    """Import a file of this machine. Whoever may review restores what an export says beyond
+    the verdicts: reviews, revisions and folds.
 
     Raises:
         importers.FileUnreadable, engine.EngineUnavailable
@@ -83,7 +84,8 @@ def import_upload(
 ) -> ImportReport:
     """Import what a request sends: one file at a time in a process, and no more than a request has
     time for. `name` is what the sender calls it; nothing is left of it afterwards. Only an
-    administrator brings an export's reviews along: they are in the names of others.
+    administrator restores what an export says beyond the verdicts: reviews are in the names of
+    others, and a fold decides what a model is judged on.
 
     Raises:
         Busy, importers.FileUnreadable, and UNPREDICTED

@@ -271,6 +271,30 @@ def test_a_curator_brings_no_review_in_another_s_name(
     assert Correction.objects.get().reviewed_by == curator.username
 
 
+def test_only_an_administrator_says_which_fold_and_revision_a_row_is_of(
+    curator: User, administrator: User
+) -> None:
+    """Whoever chose the fold would choose what models are judged on."""
+    file = lines(row(0, page_id="p", group="page:other", fold=3, revision=7))
+    chosen = ("revision", "group__key", "group__fold")
+
+    assert raw(curator, "a.jsonl", file).json()["created"] == 1
+    assert Correction.objects.values_list(*chosen).get() == (1, "page:p", 0)
+
+    for model in (Correction, PremiseText, SourceGroup):
+        model.objects.all().delete()
+    assert raw(administrator, "a.jsonl", file).json()["created"] == 1
+    assert Correction.objects.values_list(*chosen).get() == (7, "page:other", 3)
+
+
+def test_a_revision_that_leaves_no_room_for_later_ones_is_refused(administrator: User) -> None:
+    answer = raw(administrator, "a.jsonl", lines(row(0, revision=2**31 - 1)))
+
+    assert (answer.status_code, Correction.objects.exists()) == (409, False)
+    [refused] = answer.json()["refused"]
+    assert refused["reason"] == "revision is 2147483647; it must lie between 1 and 100000."
+
+
 def test_who_may_import_but_not_review_brings_no_acceptances(tmp_path: Path, curator: User) -> None:
     raw(curator, "a.jsonl", lines(row(0)), accept=True)
     file = exported(tmp_path, "a.jsonl")
