@@ -74,8 +74,7 @@ class ImportForm(OwnForm):
     accept = forms.BooleanField(
         required=False,
         label="Accept the rows",
-        help_text="Otherwise they wait for somebody to review them. What the file says of reviews, "
-        "as an export does, is taken over in any case.",
+        help_text="Otherwise they wait for somebody to review them.",
     )
 
     def __init__(self, *args: Any, may_review: bool, **named: Any) -> None:

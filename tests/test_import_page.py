@@ -135,6 +135,15 @@ def test_how_rows_were_chosen_is_said_in_words(curator: User) -> None:
     assert send(client, FILE, "check", sampling="audit").context["form"].errors["sampling"]
 
 
+def test_whose_reviews_count_is_said_once(curator: User, administrator: User) -> None:
+    pages = {user: as_(user).get(PAGE).text for user in (curator, administrator)}
+
+    assert "of reviews, revisions and folds is not taken over: rows wait" in pages[curator]
+    assert "of reviews, revisions and folds is taken over." in pages[administrator]
+    for page in pages.values():
+        assert page.count("taken over") == 1
+
+
 def test_only_who_may_review_accepts(curator: User) -> None:
     assert "Accept the rows" in as_(curator).get(PAGE).text
     clerk = User.objects.create_user("clerk")
