@@ -39,10 +39,9 @@ class RequestLimits:
         if is_machine_path(request) and "Transfer-Encoding" in request.headers:
             # Django reads no further than Content-Length says: such a body would look empty.
             return refusal(HTTPStatus.LENGTH_REQUIRED, "Send Content-Length; chunks are not read.")
-        takes_files = request.path in imports.PATHS
-        limit = settings.LYRA_MAX_IMPORT_BYTES if takes_files else settings.LYRA_MAX_BODY_BYTES
+        limit = longest_body(request.path)
         if _content_length(request) > limit:
-            if takes_files:
+            if request.path in imports.PATHS:
                 _let_it_finish(request)
             return too_large(request, _content_length(request), limit)
         return self.get_response(request)
@@ -59,6 +58,12 @@ class DatabaseUnavailable:
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
         return database_away(request) if isinstance(exception, DATABASE_AWAY) else None
+
+
+def longest_body(path: str) -> int:
+    """Bytes that a request to this path may send."""
+    takes_files = path in imports.PATHS
+    return settings.LYRA_MAX_IMPORT_BYTES if takes_files else settings.LYRA_MAX_BODY_BYTES
 
 
 def _is_text_encoding(name: str) -> bool:

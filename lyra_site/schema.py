@@ -14,6 +14,7 @@ from rest_framework.exceptions import PermissionDenied
 from corrections.requests import RequestSerializer
 from corrections.serializers import RefusalSerializer
 from lyra_site.errors import DatabaseAway
+from lyra_site.middleware import longest_body
 from lyra_site.permissions import any_of
 from lyra_site.roles import ROLES
 
@@ -115,9 +116,10 @@ class OperationSchema(AutoSchema):
         if any(place == "path" for place, _ in asked):
             found["404"] = ("There is none of this number.", "Not found.")
         if "requestBody" in operation:
+            limit = longest_body(self.path)
             found["413"] = (
                 "The body is too large.",
-                "The body is 9000000 bytes; at most 8388608 are accepted.",
+                f"The body is {limit + 1} bytes; at most {limit} are accepted.",
             )
             found["415"] = (
                 f"The Content-Type is not {' or '.join(operation['requestBody']['content'])}.",

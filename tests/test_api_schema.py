@@ -330,6 +330,16 @@ def test_files_that_are_imported_or_not(schema, as_user, settings):
     checked(schema, send(good), path, 413)
 
 
+def test_the_largest_body_is_said_of_each_path(schema, settings):
+    for path, limit in (
+        ("/corrections/import", settings.LYRA_MAX_IMPORT_BYTES),
+        ("/corrections", settings.LYRA_MAX_BODY_BYTES),
+    ):
+        refusal = schema["paths"][API + path]["post"]["responses"]["413"]
+        said = refusal["content"]["application/json"]["example"]["detail"]
+        assert said.endswith(f"; at most {limit} are accepted."), path
+
+
 def test_what_is_not_there_and_filters_that_are_wrong(schema, as_user):
     tom = as_user("tom")
     checked(schema, tom.get(f"{API}/adapters/v9"), "/adapters/{version}", 404)

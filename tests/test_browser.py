@@ -229,6 +229,11 @@ def test_a_curator_checks_a_file_and_imports_it(page: Page, system: System) -> N
     expect(page.get_by_role("button", name="Import", exact=True)).to_have_count(0)
 
     choose(good)
+    file, size = page.get_by_label("File", exact=True), sum(len(json.dumps(v)) for v in good) + 1
+    file.evaluate("(file, most) => { file.dataset.mostBytes = most; }", size - 1)
+    page.get_by_role("button", name="Check again").click()
+    expect(outcome).to_have_text("The file is too large: at most 64.0\xa0MB are accepted.")
+    file.evaluate("(file, most) => { file.dataset.mostBytes = most; }", size)
     page.get_by_label("These are all rows of a labelled set").check()
     page.get_by_role("button", name="Check again").click()
     expect(outcome).to_contain_text("2 of 2 rows of ward.jsonl would be imported.")

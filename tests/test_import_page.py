@@ -219,6 +219,16 @@ def test_what_is_too_large_is_refused_on_a_page_of_words(
     assert client.post("/admin/login/", {"file": file}).status_code == 413
 
 
+@pytest.mark.parametrize(("limit", "said"), [(300, "300\xa0bytes"), (300 << 10, "300.0\xa0KB")])
+def test_the_page_tells_its_script_the_limit_in_bytes_and_in_words(
+    curator: User, settings: Any, limit: int, said: str
+) -> None:
+    settings.LYRA_MAX_IMPORT_BYTES = limit
+    page = as_(curator).get(PAGE).text
+
+    assert f'data-most-bytes="{limit}" data-most="{said}"' in page
+
+
 def test_where_more_may_be_sent_is_where_files_are_imported() -> None:
     views = {resolve(path).func for path in imports.PATHS}
     assert {getattr(view, "view_class", None) for view in views} == {ImportView, None}

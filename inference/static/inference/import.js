@@ -12,9 +12,9 @@ document.addEventListener("DOMContentLoaded", () => {
   };
 
   const tooLarge = () => {
-    const most = Number(file.dataset.mostBytes);
-    if (!file.files.length || file.files[0].size < most) return false;
-    say(`The file is too large: at most ${most >> 20} MB are accepted.`);
+    const { mostBytes, most } = file.dataset;
+    if (!file.files.length || file.files[0].size <= Number(mostBytes)) return false;
+    say(`The file is too large: at most ${most} are accepted.`);
     return true;
   };
 
