@@ -189,8 +189,9 @@ def _predictions(answer: engine.Answer) -> list[Prediction]:
 
 def summary(report: ImportReport, name: str, *, dry_run: bool) -> str:
     """What was, or would be, imported."""
+    counted = "1 row" if report.rows == 1 else f"{report.rows} rows"
     return (
-        f"{'Would import' if dry_run else 'Imported'} {report.rows} rows of {name}: "
+        f"{'Would import' if dry_run else 'Imported'} {counted} of {name}: "
         f"{report.created} new, {report.revised} revised, {report.unchanged} unchanged, "
         f"{len(report.refused)} refused; {report.corrected} corrected, "
         f"{report.confirmed} confirmed; {report.accepted} accepted, "
