@@ -587,7 +587,7 @@ def test_the_page_says_it_beside_the_documents(stored, releaser):
     assert "80.0 % of standard fine-tuning&#x27;s Spearman and 50.0 % of its gain" in page
     assert "alone has 60.0 % of standard&#x27;s Spearman" in page
     assert '<th scope="row">Spearman correlation</th><td class="number">0.300 ± 0.071</td>' in page
-    assert '<td class="number">−0.219 / 0.853 / 0.827</td>' in page
+    assert '<td class="number breaks">−0.219&nbsp;/ 0.853&nbsp;/ 0.827</td>' in page
     assert '<td class="number">0.0006</td>' in page
     for figures in response.context["figures"].values():
         assert figures["arms"]["data"]
