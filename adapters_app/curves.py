@@ -206,7 +206,8 @@ def _check_data(
 def _answers(
     base: Base, rows: Sequence[SnapshotRow], part: set[int], config: TrainConfig
 ) -> np.ndarray:
-    """(rows,) predicted columns out of fold; a temperature would change none."""
+    """(rows,) predicted columns out of fold, before calibration. A temperature changes none; what
+    offsets per label would cost elsewhere only a released adapter tells, and here is none."""
     logits = fitting.out_of_fold(
         base, rows, config, groups=part, on_step=_go_on, on_wait=lambda: None
     )

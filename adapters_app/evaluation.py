@@ -173,8 +173,8 @@ def calibrate(
     too_dear = choice.calibrator.by_label and _cost_elsewhere(choice.calibrator, general)
     if too_dear or (not choice.calibrator.by_label and len(sample.rows) > fitted_rows):
         passed_over = {
-            kind.method: choice.not_tried.get(kind.method, "no better on rows")
-            + " of known probability"
+            kind.method: "on rows of known probability: "
+            + choice.not_tried.get(kind.method, "no better")
             for kind in METHODS
             if kind.by_label
         }
