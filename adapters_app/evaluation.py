@@ -34,6 +34,7 @@ from adapters_app.nli.calibration import (
 )
 from adapters_app.nli.guard import GuardSet, unlabelled
 from adapters_app.nli.guard import load as shipped_guard_set
+from adapters_app.nli.slices import Slice, compare_slices
 from adapters_app.registry import NewCalibration, NewEvaluation
 from adapters_app.snapshots import SnapshotRow
 from adapters_app.templatetags.figures import confidence, percent
@@ -325,6 +326,7 @@ def measure(
     looks = _Looks(earlier, registered, fingerprint)
     domain = _compare(incumbent, candidate, against, seed, level=metrics.spent_level(looks.attempt))
     to_base = _compare(base, candidate, against, seed)
+    slices = _slices(incumbent, candidate, against, seed)
     verdict = _verdict(domain, guard, identical=candidate.digest == incumbent.digest)
     inconclusive = verdict == Verdict.INCONCLUSIVE
     return NewEvaluation(
@@ -345,6 +347,9 @@ def measure(
                 "against_base": to_base.to_dict(),
                 "stated_effect": metrics.STATED_EFFECT,
                 "attempt": looks.attempt,
+                "slices": {
+                    kind: [each.to_dict() for each in some] for kind, some in slices.items()
+                },
             }
         ),
         per_label={
@@ -365,6 +370,7 @@ def measure(
             learnt=known - len(against.rows),
             incumbent=name,
         )
+        + _lost_slices(slices, name)
         + _surer(looks.attempt, name)
         + standing,
         incumbent_served=incumbent_served,
@@ -569,6 +575,20 @@ def _compare(
     )
 
 
+def _slices(
+    incumbent: Contestant, candidate: Contestant, on: Judged, seed: int
+) -> dict[str, list[Slice]]:
+    """By right label and, where there are several, by domain."""
+    kinds = {"label": np.array([row.label for row in on.rows])}
+    domains = np.array([row.domain for row in on.rows])
+    if len(np.unique(domains)) > 1:
+        kinds["domain"] = domains
+    answers = (each.probabilities()[on.index].argmax(1) for each in (incumbent, candidate))
+    return compare_slices(
+        kinds, *answers, on.labels, on.groups, on.weights, claims=on.claims, seed=seed
+    )
+
+
 def _unseen_by(candidate: Contestant, incumbent: Contestant, rows: int) -> np.ndarray:
     """(rows,) whether neither of them learnt about the row's claim."""
     unseen = np.ones(rows, dtype=bool)
@@ -665,6 +685,18 @@ def _advice(
     if domain.brier.p_gain < metrics.LOSS_LEVEL:
         said.append(f"Its probabilities are worse than those of {incumbent} (Brier score).")
     return said
+
+
+def _lost_slices(slices: Mapping[str, Sequence[Slice]], incumbent: str) -> list[str]:
+    """Where it surely answers worse, whatever it gains elsewhere."""
+    among = {"label": "pairs that are “{}”", "domain": "pairs of the domain “{}”"}
+    return [
+        f"Of the {each.rows} {among[kind].format(each.name)} it has fewer right than {incumbent}: "
+        f"{percent(each.b)} instead of {percent(each.a)}."
+        for kind, some in slices.items()
+        for each in some
+        if each.lost
+    ]
 
 
 def _surer(attempt: int, incumbent: str) -> list[str]:

@@ -72,6 +72,21 @@ class Phenomenon:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One slice of the rows: how many, and what each model has right there."""
+
+    kind: str
+    name: str
+    rows: int
+    groups: int
+    a: float
+    b: float
+    difference: float
+    interval: str  # of the difference, or why there is none
+    tone: str  # "bad" where the candidate has surely lost
+
+
+@dataclass(frozen=True)
 class Guard:
     """The guard set's part of an evaluation; `a` and `b` are what the two models are called."""
 
@@ -128,6 +143,7 @@ def context(evaluation: ShadowEvaluation | None) -> dict[str, Any]:
             [(f"against {name}", figures["accuracy"]) for name, figures in known.items()]
         ),
         "difference_about": _about({name: each["accuracy"] for name, each in known.items()}),
+        "parts": parts(evaluation),
         "labels": [{"label": name, **row} for name, row in evaluation.per_label.items()],
         "guard": guard(evaluation),
         "guard_figure": charts.guard(
@@ -138,6 +154,25 @@ def context(evaluation: ShadowEvaluation | None) -> dict[str, Any]:
         "later": evaluation.later if evaluation.later.get("n") else None,
         "confirmation": confirmation(evaluation),
     }
+
+
+def parts(evaluation: ShadowEvaluation) -> list[Part]:
+    """Every slice of the rows compared; none where they were stored before there were slices."""
+    return [
+        Part(
+            kind=kind.capitalize(),
+            name=each["name"],
+            rows=each["rows"],
+            groups=each["groups"],
+            a=each["a"],
+            b=each["b"],
+            difference=each["difference"]["estimate"],
+            interval=interval(each["difference"]) if each["enough"] else "too few to tell",
+            tone="bad" if each["lost"] else "",
+        )
+        for kind, some in evaluation.figures.get("slices", {}).items()
+        for each in some
+    ]
 
 
 def guard(evaluation: ShadowEvaluation) -> Guard | None:

@@ -225,7 +225,9 @@ class ShadowSummarySerializer(serializers.ModelSerializer[ShadowEvaluation]):
         help_text="Both comparisons, against_incumbent and against_base. In each, `accuracy.low` "
         "and `accuracy.high` are an interval of the gain, of `accuracy.confidence` (0.95 where it "
         "is absent); `accuracy.high_95` ends the 95 % interval, by which a loss is judged. "
-        "`attempt`: which comparison with the incumbent this is; each is surer than the last."
+        "`attempt`: which comparison with the incumbent this is; each is surer than the last. "
+        "`slices`: the incumbent (`a`) and the candidate (`b`) on the rows of each right label "
+        "and, where there are several, each domain; `lost` where the candidate is surely worse."
     )
 
     class Meta:

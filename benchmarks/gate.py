@@ -13,7 +13,7 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script find
 
 from adapters_app.nli import guard, hajek, metrics
 from adapters_app.nli.betting import bet_on_gain
+from adapters_app.nli.slices import compare_slices
 from benchmarks.claims import Claim, Report, table_of, tell
 from benchmarks.populations import (
     Population,
@@ -34,6 +35,7 @@ from benchmarks.populations import (
     retrained,
     uneven_pages,
 )
+from corrections.labels import LABELS
 
 RESULTS = Path(__file__).resolve().parent / "results"
 RECOMMENDED = {"better", "not_worse"}
@@ -46,6 +48,8 @@ FLIPPED = (0.06, 0.08, 0.10, 0.12, 0.15, 0.17, 0.20)
 PILOT = 200
 RETRAINED = 10  # candidates that are compared with one incumbent, one after another
 ATTEMPTS = (1, 3, 10)  # at which power is shown
+DOMAINS = 5  # that pages are of, where slices are looked at
+LOST_ON_A_LABEL = (0.10, 0.20, 0.30)
 
 Draw = Callable[[int, float, np.random.Generator], Trial]
 
@@ -92,6 +96,7 @@ def back_test(populations: Sequence[Population], trials: int) -> Report:
     _wrong_decisions(report, populations, trials)
     _giant_page(report, trials)
     _copies(report, populations[0])
+    _slices(report, populations, trials)
     _alike(report, trials)
     _tried_again(report, trials)
     _power_at_attempts(report, populations, max(trials // 10, 20))
@@ -226,6 +231,68 @@ def _copies(report: Report, population: Population) -> None:
     ratio = widths[1] / widths[0]
     report.figures["interval width, rows copied five times"] = ratio
     report.claims.append(Claim("width with every row five times, as a multiple", ratio, low=0.99))
+
+
+# --- Slices ---------------------------------------------------------------------------------------
+
+
+def _slices(report: Report, populations: Sequence[Population], trials: int) -> None:
+    """How often a slice of equals is called lost, and how often a label that is answered worse."""
+    table = table_of(
+        f"A label or one of {DOMAINS} domains called lost, {AT} verdicts ({trials} trials)",
+        ("pair of models",),
+        ("equals", *(f"a label {100 * loss:.0f} points worse" for loss in LOST_ON_A_LABEL)),
+    )
+    for population in populations:
+        for name, draw in designs(population):
+            drawn = [draw(AT, 0.0, np.random.default_rng([seed, AT])) for seed in range(trials)]
+            of_equals = float(np.mean([bool(lost_slices(trial)) for trial in drawn]))
+            some = drawn[: max(trials // 4, 1)]
+            power = [_label_found(some, loss) for loss in LOST_ON_A_LABEL]
+            report.figures[f"slices: {name}"] = {
+                "equals": of_equals,
+                "a label worse by": dict(zip(LOST_ON_A_LABEL, power, strict=True)),
+            }
+            report.claims.append(Claim(f"{name}: a slice of equals is lost", of_equals, high=0.05))
+            table.add_row(name, *(_percent(share) for share in (of_equals, *power)))
+    report.tables.append(table)
+
+
+def _label_found(trials: Sequence[Trial], loss: float) -> float:
+    """How often a label that the candidate answers worse by `loss` is among the lost slices."""
+    found = [
+        str(seed % len(LABELS)) in lost_slices(worse_at(trial, seed % len(LABELS), loss, seed))
+        for seed, trial in enumerate(trials)
+    ]
+    return float(np.mean(found))
+
+
+def worse_at(trial: Trial, label: int, loss: float, seed: int) -> Trial:
+    """A candidate that gives another answer to `loss` more of the pairs of one label, by luck."""
+    rng = np.random.default_rng(seed)
+    of_label = trial.labels == label
+    right = of_label & (trial.candidate.argmax(1) == label)
+    spoilt = right & (rng.random(len(trial)) < loss * of_label.sum() / max(right.sum(), 1))
+    candidate = trial.candidate.copy()
+    candidate[spoilt] = np.roll(candidate[spoilt], 1, axis=1)
+    return replace(trial, candidate=candidate)
+
+
+def lost_slices(trial: Trial) -> set[str]:
+    """Names of the slices that a shadow evaluation calls lost: labels, and pages' domains."""
+    found = compare_slices(
+        {
+            "label": trial.labels.astype(str),
+            "domain": np.char.add("domain ", (trial.groups % DOMAINS).astype(str)),
+        },
+        trial.incumbent.argmax(1),
+        trial.candidate.argmax(1),
+        trial.labels,
+        trial.groups,
+        trial.weights,
+        claims=np.arange(len(trial)),
+    )
+    return {each.name for some in found.values() for each in some if each.lost}
 
 
 # --- Many attempts --------------------------------------------------------------------------------

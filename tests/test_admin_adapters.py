@@ -640,6 +640,22 @@ def test_an_inconclusive_verdict_says_how_many_more_pairs_would_decide(rita, mak
     assert "would show it four times in five." in text
 
 
+def test_parts_are_shown_and_what_is_surely_lost_is_marked(rita, make_version):
+    version = make_version()
+    stored = version.evaluations.get().figures
+    gain = stored["against_incumbent"]["accuracy"]
+    part = {"rows": 71, "groups": 30, "a": 0.523, "b": 0.465, "difference": gain, "enough": True}
+    few = part | {"name": "policy <b>", "rows": 4, "enough": False, "lost": False}
+    slices = {"label": [part | {"name": "refutes", "lost": True}], "domain": [few]}
+    version.evaluations.update(figures=stored | {"slices": slices})
+    for page in (rita.get(url(version)), rita.get(url(version, "promote"))):
+        assert "Where it gains and loses" in page.text
+        assert "Domain policy &lt;b&gt;" in page.text
+        assert "Label refutes (95 % interval" in text_of(page)
+        assert "(too few to tell) 4 30" in text_of(page)
+        assert page.text.count('<td class="number bad">+') == 1  # the one that is lost
+
+
 def test_evidence_against_what_no_longer_serves_is_marked(rita, releaser, make_version):
     first, second = make_version(), make_version()
     promote(first, releaser)

@@ -81,3 +81,16 @@ def test_a_broken_limit_fails_the_run(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "BROKEN" in capsys.readouterr().out
     stored = json.loads((tmp_path / "gate.json").read_text())["claims"]
     assert stored[1] == {"what": "coverage", "value": 0.91, "low": 0.93}
+
+
+def test_a_label_made_worse_is_answered_worse_by_as_much_and_found(population: Population) -> None:
+    trial = population.draw(3000, 0.0, np.random.default_rng(0))
+    worse = gate.worse_at(trial, 1, 0.2, seed=0)
+    before, after = (
+        (each.candidate.argmax(1) == 1)[trial.labels == 1].mean() for each in (trial, worse)
+    )
+    assert before - after == pytest.approx(0.2, abs=0.03)
+    others = trial.labels != 1
+    assert np.array_equal(worse.candidate[others], trial.candidate[others])
+    assert "1" in gate.lost_slices(worse)
+    assert not gate.lost_slices(trial)

@@ -368,3 +368,53 @@ def test_without_draws_a_calibrator_is_fitted_on_rows_of_known_probability_alone
     sure = np.tile([4.6, 0.0, 0.0], (120, 1))
     _, fitted = evaluation.calibrate(sure, [*mixed(0.1)[:100], *sent[:20]])
     assert (fitted.fitted_rows, fitted.rows) == (100, 100)
+
+
+def test_a_domain_that_the_candidate_answers_worse_is_named_whatever_it_gains() -> None:
+    """All of “policy” is lost and all of “papers” gained, which are twice as many."""
+    rows = [
+        replace(row(n, "complete", 1.0), domain="policy" if n % 3 == 0 else "papers")
+        for n in range(240)
+    ]
+    right, wrong = np.array([4.0, 0, 0]), np.array([0, 4.0, 0])
+    of_policy = np.array([each.domain == "policy" for each in rows])[:, None]
+    general = np.zeros((len(guard.unlabelled()), 3), dtype=np.float32)
+    before = evaluation.Contestant(np.where(of_policy, right, wrong), general, Identity())
+    after = evaluation.Contestant(np.where(of_policy, wrong, right), general, Identity(), "b")
+    found = evaluation.measure(
+        snapshot=None,
+        rows=rows,
+        candidate=after,
+        incumbent=before,
+        base=before,
+        served=(None, None),
+        guard_set=guard.load(),
+        seed=0,
+    )
+    assert found.verdict == "better"
+    assert (
+        "Of the 80 pairs of the domain “policy” it has fewer right than the base: 0.0 % instead "
+        "of 100.0 %."
+    ) in found.advice
+    assert not any("papers" in said for said in found.advice)
+    assert [(each["name"], each["lost"]) for each in found.figures["slices"]["domain"]] == [
+        ("papers", False),
+        ("policy", True),
+    ]
+
+
+def test_there_are_no_slices_by_domain_where_there_is_one() -> None:
+    rows = [replace(row(n, "complete", 1.0), domain="policy") for n in range(40)]
+    general = np.zeros((len(guard.unlabelled()), 3), dtype=np.float32)
+    model = evaluation.Contestant(np.zeros((40, 3)), general, Identity())
+    found = evaluation.measure(
+        snapshot=None,
+        rows=rows,
+        candidate=replace(model, digest="b"),
+        incumbent=model,
+        base=model,
+        served=(None, None),
+        guard_set=guard.load(),
+        seed=0,
+    )
+    assert set(found.figures["slices"]) == {"label"}
