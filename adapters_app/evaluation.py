@@ -583,9 +583,9 @@ def _slices(
     domains = np.array([row.domain for row in on.rows])
     if len(np.unique(domains)) > 1:
         kinds["domain"] = domains
-    answers = (each.probabilities()[on.index].argmax(1) for each in (incumbent, candidate))
+    before, after = (each.probabilities()[on.index].argmax(1) for each in (incumbent, candidate))
     return compare_slices(
-        kinds, *answers, on.labels, on.groups, on.weights, claims=on.claims, seed=seed
+        kinds, before, after, on.labels, on.groups, on.weights, claims=on.claims, seed=seed
     )
 
 

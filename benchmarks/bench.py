@@ -21,7 +21,7 @@ from adapters_app.nli import metrics
 from adapters_app.nli.base_model import BUNDLED, Base, load_base
 from adapters_app.nli.calibration import TemperatureScaling
 from adapters_app.nli.encoding import Pair
-from adapters_app.nli.probabilities import LEAST
+from adapters_app.nli.probabilities import LEAST, log_losses
 from adapters_app.reporting import training_weights
 from adapters_app.snapshots import SnapshotRow
 from benchmarks import protocol, report, trained, trivial
@@ -65,9 +65,15 @@ class Result:
     parameters: int
     artifact_bytes: int
     seconds: float
+    uncalibrated: np.ndarray | None = None  # where `probabilities` are calibrated
     idle_mb: float | None = None
     peak_mb: float | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def without(self, first: int) -> "Result":
+        """The same, but for the answers to the `first` pairs."""
+        raw = None if self.uncalibrated is None else self.uncalibrated[first:]
+        return replace(self, probabilities=self.probabilities[first:], uncalibrated=raw)
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,9 +225,8 @@ class Bench:
         asked = [stream.view.pairs[i] for i in second]
         rows = protocol.training_set(verdicts)
         active = self._train(cell, self.serves, rows, (1.0,), first_asked=asked)[1.0]
-        said, kept = np.split(active.probabilities, [len(second)])
-        verdicts += self._judge(cell, second, said, draw)
-        active = replace(active, probabilities=kept)
+        verdicts += self._judge(cell, second, active.probabilities[: len(second)], draw)
+        active = active.without(len(second))
         return Lesson(verdicts, protocol.training_set(verdicts), active)
 
     def _judge(
@@ -287,6 +292,7 @@ class Bench:
                 made.parameters,
                 made.artifact_bytes,
                 made.seconds,
+                made.uncalibrated.get(share),
                 made.idle_mb,
                 made.peak_mb,
                 made.facts,
@@ -303,6 +309,10 @@ class Bench:
         return {
             "figures": figures_of(held_out, labels),
             "guard": self._guard_figures(guard.argmax(1)),
+            "losses": losses_of(held_out, labels),
+            "uncalibrated": {}
+            if result.uncalibrated is None
+            else losses_of(result.uncalibrated[: len(labels)], labels),
             "answers": digits(held_out.argmax(1)),
             "guard_answers": digits(guard.argmax(1)),
             "parameters": result.parameters,
@@ -352,6 +362,15 @@ def figures_of(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float
         "ece_floor": metrics.ece_floor(probabilities),
         "brier_skill": metrics.brier_skill(probabilities, labels),
     }
+
+
+def losses_of(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, list[float]]:
+    """Log loss and Brier score of each row of (n, 3) probabilities, to four places."""
+    rows = {
+        "log_loss": log_losses(probabilities, labels),
+        "brier": metrics.brier_rows(probabilities, labels),
+    }
+    return {name: values.round(4).tolist() for name, values in rows.items()}
 
 
 def pairs_of(rows: Sequence[Row]) -> list[Pair]:

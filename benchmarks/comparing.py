@@ -24,7 +24,7 @@ DRAWS = 1000
 # Streams of one domain share its weight; a stream not named here is a domain of its own.
 DOMAIN = {"healthver": "biomedical", "scifact": "biomedical"}
 
-Measure = Callable[[np.ndarray], np.ndarray]  # confusions (…, 3, 3) → (…)
+Measure = Callable[[np.ndarray], np.ndarray]  # confusions (…, 3, 3) or losses (…, 1, 2) → (…)
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,12 @@ class _Part:
 def weights(streams: Iterable[str]) -> dict[str, float]:
     """Each stream's weight in an average over domains; they sum to 1."""
     streams = list(streams)
-    sizes = Counter(DOMAIN.get(stream, stream) for stream in streams)
-    return {stream: 1 / len(sizes) / sizes[DOMAIN.get(stream, stream)] for stream in streams}
+    sizes = Counter(map(_domain, streams))
+    return {stream: 1 / len(sizes) / sizes[_domain(stream)] for stream in streams}
+
+
+def _domain(stream: str) -> str:
+    return DOMAIN.get(stream, stream)
 
 
 def confusions(answers: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -73,7 +77,19 @@ def accuracy(counts: np.ndarray) -> np.ndarray:
     return np.trace(counts, axis1=-2, axis2=-1) / counts.sum((-2, -1))
 
 
-# One stream: split → (confusions of A, of B), each (seeds, groups, 3, 3), paired.
+def losses(rows: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """(groups, 1, 2) sums of losses (n,) and numbers of rows, groups in sorted order."""
+    _, index = np.unique(groups, return_inverse=True)
+    return np.stack([np.bincount(index, rows), np.bincount(index)], axis=-1)[:, None, :]
+
+
+def mean_loss(sums: np.ndarray) -> np.ndarray:
+    """Mean of `losses` (…, 1, 2) of at least one row."""
+    return sums[..., 0, 0] / sums[..., 0, 1]
+
+
+# One stream: split → (of A, of B), paired; each confusions (seeds, groups, 3, 3), or losses
+# (seeds, groups, 1, 2).
 Paired = Mapping[int, tuple[np.ndarray, np.ndarray]]
 
 
@@ -117,17 +133,16 @@ class Score:
 def rotate(
     scores: Mapping[str, Mapping[str, Score]], *, tolerated_loss: float = float("inf")
 ) -> dict[str, str]:
-    """For each stream the recipe that gained most on the other streams.
+    """For each stream the recipe that gained most on the streams of other domains.
 
     `scores`: recipe → stream → score. Only recipes that lost at most `tolerated_loss` on the guard,
-    on average over those other streams, are eligible; where none is, the one that lost least is
-    chosen. A recipe that lacks one of the other streams is not, and a stream without others has no
-    choice.
+    on average over those streams, are eligible; where none is, the one that lost least is chosen. A
+    recipe that lacks one of those streams is not, and a stream without others has no choice.
     """
     streams = sorted({stream for by_stream in scores.values() for stream in by_stream})
     chosen = {}
     for reported in streams:
-        others = [stream for stream in streams if stream != reported]
+        others = [stream for stream in streams if _domain(stream) != _domain(reported)]
         means = {
             recipe: _mean_score([by_stream[stream] for stream in others])
             for recipe, by_stream in scores.items()
@@ -165,7 +180,7 @@ def _part(paired: Paired, measure: Measure, weight: float) -> _Part:
 
 
 def _redrawn(drawn: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """(seeds, draws, 3, 3): confusions of drawn groups, from (draws, groups) how often each was."""
+    """(seeds, draws, …, …): sums of drawn groups, from (draws, groups) how often each was."""
     return np.einsum("dg,sgij->sdij", drawn, counts, optimize=True)
 
 

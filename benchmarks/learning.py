@@ -13,9 +13,10 @@ stopped at any time. The tables, also in FILE.json, show all cells of the same b
 Arms: base · majority · bias (one per label, and a temperature) · probe (logistic, on the frozen
 encoder) · hypothesis (the same without premises) · overlap (four numbers on words and lengths) ·
 seeds-corrections (the documents' recipe, literally) · seeds (the same on all verdicts) · full
-(fine-tuning; its learning rate is the best on the other streams) · ours. Trivial arms are fitted in
-this process on the base's answers, which their seconds leave out; they have no peak memory. What
-a verdict counts is the same for ours, full and the trivial arms; the documents' count all alike.
+(fine-tuning; its learning rate is the best on streams of other domains) · ours. Trivial arms are
+fitted in this process on the base's answers, which their seconds leave out; they have no peak
+memory. What a verdict counts is the same for ours, full and the trivial arms; the documents' count
+all alike.
 
 `--recipes benchmarks/recipes.json --arms ours-released --shrink 1,.75,.5` looks at the frozen grid
 of recipes that the default was chosen from: released fits alone, uncalibrated, a sixth of a run.
@@ -103,7 +104,8 @@ def publish(bench: Bench, arms: Sequence[Arm], out: Path) -> None:
         if label is not None:
             measured[key["round"], key["budget"]].append(report.Named(label, record))
     few = [record["key"] for record in here if record["key"]["arm"] == TOO_FEW]
-    tables: dict[str, Any] = {"setting": bench.setting, "too_few": few}
+    tried = sum(arm.family == report.OURS for arm in arms)
+    tables: dict[str, Any] = {"setting": bench.setting, "recipes_tried": tried, "too_few": few}
     for (number, budget), some in sorted(measured.items()):
         truth = bench.truth(named.record for named in some)
         summary = report.summarise(report.lines(some, truth), truth)
@@ -112,7 +114,7 @@ def publish(bench: Bench, arms: Sequence[Arm], out: Path) -> None:
         bench.console.print(report.figures_table(title, summary))
         bench.console.print(report.honesty_table(f"{title}: probabilities", summary))
         bench.console.print(report.differences_table(f"{title}: points [95 %]", summary))
-        for sentence in report.choices(summary):
+        for sentence in (*report.calibration(summary), *report.choices(summary)):
             bench.console.print(sentence, highlight=False)
         bench.console.print(report.streams_table(f"{title}: macro-F1 − base by stream", summary))
     for stream, budget in sorted({(key["stream"], key["budget"]) for key in few}):
@@ -154,7 +156,7 @@ def main() -> None:
     console = Console(width=TABLE_WIDTH)
     recipes = json.loads(chosen.recipes.read_text(encoding="utf-8")) if chosen.recipes else []
     if recipes:
-        console.print(f"{len(recipes)} recipes are tried; a stream's is chosen on the others")
+        console.print(f"{len(recipes)} recipes are tried; other domains choose a stream's")
     arms = catalogue(chosen.full_rates, recipes)
     serves = next(arm for arm in arms if arm.family == report.OURS)
     second = [Arm(ACTIVE, serves.settings)] if chosen.rounds == 2 else []

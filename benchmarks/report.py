@@ -16,7 +16,9 @@ from benchmarks.comparing import (
     confusions,
     difference,
     guard_change,
+    losses,
     macro_f1,
+    mean_loss,
     rotate,
     weights,
 )
@@ -148,6 +150,7 @@ def summarise(made: Sequence[Line], truth: Truth) -> dict[str, Any]:
             "means": _means(line),
             "over_base": _compared(base, line, truth),
             "ours_over_it": _compared(line, ours, truth) if ours and line is not ours else {},
+            "calibration": calibrated(line, truth),
             "guard_change": asdict(guard_change(_changes(base, line, truth), truth.guard_groups)),
         }
         for line in made
@@ -196,6 +199,33 @@ def _compared(a: Line, b: Line, truth: Truth) -> dict[str, dict[str, Any]]:
         }
         for name, streams in parts.items()
     }
+
+
+def calibrated(line: Line, truth: Truth) -> dict[str, dict[str, float]]:
+    """What calibration changed: calibrated − uncalibrated, of log loss and Brier score, averaged
+    over domains; empty where nothing was calibrated or not every cell says so."""
+    every = [record for stream in line.cells for record in line.records(stream)]
+    if not all(record.get("uncalibrated") for record in every):
+        return {}
+
+    def of(side: str, name: str, stream: str, split: int) -> np.ndarray:
+        groups = truth.held_out[stream, split][1]
+        seeds = line.cells[stream][split].values()
+        return np.stack([losses(np.array(record[side][name]), groups) for record in seeds])
+
+    def paired(name: str) -> dict[str, Paired]:
+        return {
+            stream: {
+                split: (
+                    of("uncalibrated", name, stream, split),
+                    of("losses", name, stream, split),
+                )
+                for split in splits
+            }
+            for stream, splits in line.cells.items()
+        }
+
+    return {name: asdict(difference(paired(name), mean_loss)) for name in ("log_loss", "brier")}
 
 
 def _changes(base: Line, line: Line, truth: Truth) -> dict[str, dict[int, np.ndarray]]:
@@ -290,11 +320,23 @@ def differences_table(title: str, summary: Mapping[str, Any]) -> Table:
     return table
 
 
+def calibration(summary: Mapping[str, Any]) -> Iterator[str]:
+    """What calibration is worth, one sentence for each line that was calibrated."""
+    for name, line in summary.items():
+        if line["calibration"]:
+            loss, brier = (Interval(**line["calibration"][key]) for key in ("log_loss", "brier"))
+            yield (
+                f"{name}, calibrated − uncalibrated: log loss {loss.estimate:+.4f} "
+                f"[{loss.low:+.4f}, {loss.high:+.4f}], Brier score {brier.estimate:+.4f} "
+                f"[{brier.low:+.4f}, {brier.high:+.4f}]"
+            )
+
+
 def choices(summary: Mapping[str, Any]) -> Iterator[str]:
     """What rotation chose, one sentence for each family and stream."""
     for name, line in summary.items():
         for stream, label in line["recipes"].items():
-            yield f"{name} on {stream}, chosen on the others: {label}"
+            yield f"{name} on {stream}, chosen on other domains: {label}"
 
 
 def streams_table(title: str, summary: Mapping[str, Any]) -> Table:

@@ -62,9 +62,11 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """What came of a fit. `probabilities`: share of what was learnt → (asked, 3)."""
+    """What came of a fit. `probabilities`: share of what was learnt → (asked, 3), as served;
+    `uncalibrated`: without the calibrator, where there is one."""
 
     probabilities: dict[float, np.ndarray]
+    uncalibrated: dict[float, np.ndarray]
     parameters: int
     artifact_bytes: int
     seconds: float
@@ -73,12 +75,15 @@ class Trained:
     facts: dict[str, Any]
 
 
+Answers = tuple[np.ndarray, np.ndarray | None]
+
+
 @dataclass(frozen=True, eq=False)
 class _Model:
     """A trained model: who answers with which share of what was learnt."""
 
-    # (share of what was learnt, n pairs) → calibrated probabilities (n, 3)
-    answer: Callable[[float, Sequence[Pair]], np.ndarray]
+    # (share of what was learnt, n pairs) → (n, 3) as served, and without the calibrator
+    answer: Callable[[float, Sequence[Pair]], Answers]
     parameters: int
     artifact_bytes: int
     facts: dict[str, Any] = field(default_factory=dict)
@@ -107,7 +112,8 @@ def train_and_answer(task: Task) -> Trained:
     seconds, peak = time.perf_counter() - started, peak_mb()
     answers = {share: model.answer(share, task.asked) for share in task.shares}
     return Trained(
-        probabilities=answers,
+        probabilities={share: served for share, (served, _) in answers.items()},
+        uncalibrated={share: raw for share, (_, raw) in answers.items() if raw is not None},
         parameters=model.parameters,
         artifact_bytes=model.artifact_bytes,
         seconds=seconds,
@@ -127,12 +133,13 @@ def _ours(
     fitted = fit(base, rows, config, on_step=_go_on, on_wait=_go_on)
     calibrator = _calibrator(base, fitted.released, fitted.logits, rows)
 
-    def answer(share: float, pairs: Sequence[Pair]) -> np.ndarray:
-        if share == 1:
-            return _served(base, fitted.released, calibrator, pairs)
-        less = towards_base(fitted.released, base, share)
-        of_less = _calibrator(base, less, _out_of_fold(base, fitted, rows, share), rows)
-        return _served(base, less, of_less, pairs)
+    def answer(share: float, pairs: Sequence[Pair]) -> Answers:
+        released, of_it = fitted.released, calibrator
+        if share != 1:
+            released = towards_base(released, base, share)
+            of_it = _calibrator(base, released, _out_of_fold(base, fitted, rows, share), rows)
+        logits = _logits(base, released, pairs)
+        return of_it.predict_proba(logits), Identity().predict_proba(logits)
 
     return _Model(
         answer,
@@ -155,17 +162,19 @@ def _released(
     )
     last = fitted.epochs[-1].artifact
     return _Model(
-        lambda share, pairs: _served(base, towards_base(last, base, share), Identity(), pairs),
+        lambda share, pairs: _uncalibrated(base, towards_base(last, base, share), pairs),
         fitted.trainable_parameters,
         sum(tensor.nbytes for tensor in last.tensors.values()),
     )
 
 
-def _served(
-    base: Base, artifact: Artifact, calibrator: Calibrator, pairs: Sequence[Pair]
-) -> np.ndarray:
-    """(n, 3) probabilities, by the engine that would serve this base on this machine."""
-    return calibrator.predict_proba(_engine(base).predictor(artifact).logits(pairs))
+def _uncalibrated(base: Base, artifact: Artifact, pairs: Sequence[Pair]) -> Answers:
+    return Identity().predict_proba(_logits(base, artifact, pairs)), None
+
+
+def _logits(base: Base, artifact: Artifact, pairs: Sequence[Pair]) -> np.ndarray:
+    """(n, 3), by the engine that would serve this base on this machine."""
+    return _engine(base).predictor(artifact).logits(pairs)
 
 
 @functools.cache
@@ -233,7 +242,7 @@ def _seeds(
     )
     artifact = adapter_of(base, model)
     return _Model(
-        lambda _all, pairs: _served(base, artifact, Identity(), pairs),
+        lambda _all, pairs: _uncalibrated(base, artifact, pairs),
         sum(parameter.numel() for parameter in trainable(model)),
         sum(tensor.nbytes for tensor in artifact.tensors.values()),
         {"trained_on": len(rows)},
@@ -260,7 +269,8 @@ def _full(
     tuned = replace(base, model=model.eval().requires_grad_(False))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     size = sum(p.numel() * p.element_size() for p in model.parameters())
-    return _Model(lambda _all, pairs: Predictor(tuned).probabilities(pairs), parameters, size)
+    answers = Predictor(tuned).probabilities
+    return _Model(lambda _all, pairs: (answers(pairs), None), parameters, size)
 
 
 ARMS: dict[str, Callable[[Base, Sequence[SnapshotRow], Mapping[str, Any], int], _Model]] = {

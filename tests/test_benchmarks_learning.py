@@ -16,7 +16,7 @@ from adapters_app.nli import metrics
 from adapters_app.nli.base_model import load_base
 from adapters_app.nli.finetuning import train_cross_encoder
 from adapters_app.nli.predict import Predictor
-from benchmarks import bench, comparing, learning, protocol, trained, trivial
+from benchmarks import bench, comparing, learning, protocol, report, trained, trivial
 from benchmarks.bench import Arm, Bench, Cell
 from benchmarks.cells import Cells
 from benchmarks.comparing import Score
@@ -231,6 +231,44 @@ def test_a_recipe_is_chosen_on_the_other_streams_only():
     assert comparing.rotate({"only": {"a": Score(0.1, 0.0)}}) == {}
 
 
+def test_a_stream_of_the_same_domain_does_not_choose_a_recipe():
+    """Scifact would have healthver take the bold one; it is biomedical as well."""
+    scores = {
+        "bold": {"climate_fever": Score(0.1, 0.0), "scifact": Score(0.9, 0.0)},
+        "calm": {"climate_fever": Score(0.2, 0.0), "scifact": Score(0.0, 0.0)},
+    }
+    scores = {name: some | {"healthver": Score(0.0, 0.0)} for name, some in scores.items()}
+    assert comparing.rotate(scores) == {
+        "climate_fever": "bold",
+        "healthver": "calm",
+        "scifact": "calm",
+    }
+
+
+def test_what_calibration_is_worth_is_paired_by_row_and_bounded_over_groups():
+    """Half a nat less on every row, though rows differ by ten; another page says the same."""
+    draw = np.random.default_rng(0)
+    groups = draw.integers(40, size=300)
+
+    def record(stream: str, split: int) -> dict:
+        raw = draw.uniform(0, 10, 300)
+        key = {"arm": "ours", "stream": stream, "split": split, "seed": 0, "share": 1.0}
+        sides = {name: {"log_loss": raw, "brier": raw / 9} for name in ("losses", "uncalibrated")}
+        sides["losses"] = {"log_loss": raw - 0.5, "brier": raw / 9}
+        return {"key": key, **sides}
+
+    cells = {name: {split: {0: record(name, split)} for split in (0, 1)} for name in ("a", "b")}
+    labels = np.zeros(300, dtype=int)
+    held_out = {(name, split): (labels, groups) for name in cells for split in (0, 1)}
+    truth = report.Truth(held_out, labels, groups)
+    found = report.calibrated(report.Line("ours", cells, {}), truth)
+    assert found["log_loss"]["estimate"] == pytest.approx(-0.5)
+    assert found["log_loss"]["high"] - found["log_loss"]["low"] < 1e-9
+    assert found["brier"]["estimate"] == 0
+    del cells["b"][1][0]["uncalibrated"]
+    assert report.calibrated(report.Line("ours", cells, {}), truth) == {}
+
+
 # --- The arms -------------------------------------------------------------------------------------
 
 
@@ -262,6 +300,7 @@ def test_ours_with_a_share_of_nothing_is_the_base_and_with_all_is_not(base_path:
     base = Predictor(load_base(base_path)).logits(asked.asked).argmax(1)
     assert (made.probabilities[0.0].argmax(1) == base).all()
     assert np.abs(made.probabilities[1.0] - made.probabilities[0.0]).max() > 1e-3
+    assert made.uncalibrated.keys() == ({0.0, 1.0} if arm == "ours" else set())
     assert made.seconds > 0
 
 
