@@ -10,13 +10,13 @@ the figure of all N, out of fold: what the same page shows when they are there. 
 model that learnt from all N on the groups held out, which is known to an error only: there the
 intervals are widened by it. Accuracy and macro-F1 of each (stream, split, seed) are two back-tests:
 how many of them lie in the 80 % interval, and the interval score against a curve that stays flat.
+Prints tables; fails where a limit is broken.
 
 The learner is the project's adapter, which takes minutes a back-test, or a logistic probe on frozen
 sentence embeddings and the base's logits, which takes a second and tests the projection alone.
 """
 
 import argparse
-import json
 import random
 import sys
 from collections.abc import Sequence
@@ -28,7 +28,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script find
 
 import numpy as np
 from django.core.management import call_command
-from rich.console import Console
 from rich.table import Table
 from scipy.stats import norm
 
@@ -44,6 +43,7 @@ from adapters_app.nli.encoding import Pair
 from adapters_app.nli.learning_curve import Measured, Projection, Range
 from adapters_app.nli.predict import Predictor
 from adapters_app.snapshots import SnapshotRow
+from benchmarks.claims import Claim, Report, table_of, tell
 from benchmarks.probe import Probe, features
 from benchmarks.protocol import PARTS, Split, User, split, training_set
 from benchmarks.rows import Row, read
@@ -216,14 +216,30 @@ def _go_on(*_: Any) -> None:
     """Nobody asks a benchmark to stop."""
 
 
-def table(results: Sequence[dict[str, Any]], truth: str) -> Table:
+def told(results: Sequence[dict[str, Any]]) -> Report:
+    """Tables, the back-tests themselves, and what is asked of them."""
+    report = Report(figures={"back-tests": list(results)})
+    for truth in (OUT_OF_FOLD, HELD_OUT):
+        found = [row for row in results if row["truth"] == truth]
+        covers, score, flat = (
+            float(np.mean([row[name] for row in found]))
+            for name in ("projected_covers", "projected_score", "flat_score")
+        )
+        report.tables.append(_table(found, truth))
+        report.claims += [
+            Claim(f"{truth}: the 80 % interval covers", covers, low=0.7, high=0.9),
+            Claim(f"{truth}: score as a multiple of a flat curve's", score / flat, high=1.0),
+        ]
+    return report
+
+
+def _table(found: Sequence[dict[str, Any]], truth: str) -> Table:
     """One line per stream and measure, and one for all."""
-    shown = Table(title=f"80 % intervals at twice the verdicts; what became: {truth}")
-    for column in ("stream", "measure"):
-        shown.add_column(column, no_wrap=True)
-    for column in ("n", "covers", "flat covers", "score", "flat score", "mean miss"):
-        shown.add_column(column, justify="right", no_wrap=True)
-    found = [row for row in results if row["truth"] == truth]
+    shown = table_of(
+        f"80 % intervals at twice the verdicts; what became: {truth}",
+        ("stream", "measure"),
+        ("n", "covers", "flat covers", "score", "flat score", "mean miss"),
+    )
     keys = sorted({(row["stream"], row["measure"]) for row in found})
     for stream, measure in [*keys, ("all", "both")]:
         own = [
@@ -242,7 +258,7 @@ def table(results: Sequence[dict[str, Any]], truth: str) -> Table:
     return shown
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--learner", choices=["probe", "adapter"], default="probe")
@@ -281,11 +297,8 @@ def main() -> None:
                 at = {"stream": stream, "split": number, "seed": seed}
                 found += [{**at, **each} for each in tested]
                 print(found[-1], file=sys.stderr, flush=True)
-    for truth in (OUT_OF_FOLD, HELD_OUT):
-        Console(width=120).print(table(found, truth))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    return tell(told(found), options.out)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -46,6 +46,7 @@ GUARD_SETS = 2000  # simulated
 # Flipped shares of a guard set to show power for; a loss of 5 points needs at least 5 %.
 FLIPPED = (0.06, 0.08, 0.10, 0.12, 0.15, 0.17, 0.20)
 PILOT = 200
+COPIED = 25  # trials of each population whose rows are copied
 RETRAINED = 10  # candidates that are compared with one incumbent, one after another
 ATTEMPTS = (1, 3, 10)  # at which power is shown
 DOMAINS = 5  # that pages are of, where slices are looked at
@@ -95,7 +96,7 @@ def back_test(populations: Sequence[Population], trials: int) -> Report:
     report = Report()
     _wrong_decisions(report, populations, trials)
     _giant_page(report, trials)
-    _copies(report, populations[0])
+    _copies(report, populations)
     _slices(report, populations, trials)
     _alike(report, trials)
     _tried_again(report, trials)
@@ -221,16 +222,18 @@ def _giant_page(report: Report, trials: int) -> None:
     ]
 
 
-def _copies(report: Report, population: Population) -> None:
+def _copies(report: Report, populations: Sequence[Population]) -> None:
     """Every row five times: the interval of the same pages must not narrow."""
-    trial = population.draw(AT, 0.0, np.random.default_rng(0))
-    copied = Trial(*(np.repeat(part, 5, axis=0) for part in vars(trial).values()))
-    widths = [
-        found.accuracy.high - found.accuracy.low for found in (compare(trial), compare(copied))
-    ]
-    ratio = widths[1] / widths[0]
-    report.figures["interval width, rows copied five times"] = ratio
-    report.claims.append(Claim("width with every row five times, as a multiple", ratio, low=0.99))
+    ratios = []
+    for population in populations:
+        for seed in range(COPIED):
+            trial = population.draw(AT, 0.0, np.random.default_rng(seed))
+            copied = Trial(*(np.repeat(part, 5, axis=0) for part in vars(trial).values()))
+            once, five_times = (compare(each).accuracy for each in (trial, copied))
+            ratios.append((five_times.high - five_times.low) / (once.high - once.low))
+    report.figures["interval width, rows copied five times"] = ratios
+    least = "least width with every row five times, as a multiple"
+    report.claims.append(Claim(least, min(ratios), low=0.99))
 
 
 # --- Slices ---------------------------------------------------------------------------------------

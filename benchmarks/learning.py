@@ -117,6 +117,8 @@ def publish(bench: Bench, arms: Sequence[Arm], out: Path) -> None:
         for sentence in (*report.calibration(summary), *report.choices(summary)):
             bench.console.print(sentence, highlight=False)
         bench.console.print(report.streams_table(f"{title}: macro-F1 − base by stream", summary))
+        for sentence in report.undecided(summary):
+            bench.console.print(sentence, highlight=False)
     for stream, budget in sorted({(key["stream"], key["budget"]) for key in few}):
         bench.console.print(f"{stream} has too few verdicts for a budget of {budget} in some cells")
     out.with_suffix(".json").write_text(json.dumps(tables, indent=1), encoding="utf-8")

@@ -25,6 +25,7 @@ from benchmarks.comparing import (
 
 # Points of guard accuracy that a recipe of ours may lose on the streams it is chosen on.
 TOLERATED_GUARD_LOSS = 0.01
+TOLERATED_LOSS = 0.02  # of macro-F1, on one stream
 OURS, BASE = "ours", "base"
 RELEASED = "ours-released"  # without siblings and calibration
 AVERAGE = "average"
@@ -330,6 +331,18 @@ def calibration(summary: Mapping[str, Any]) -> Iterator[str]:
                 f"[{loss.low:+.4f}, {loss.high:+.4f}], Brier score {brier.estimate:+.4f} "
                 f"[{brier.low:+.4f}, {brier.high:+.4f}]"
             )
+
+
+def undecided(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Streams on which ours may be worse than the base by more than the gate tolerates."""
+    for name, line in summary.items():
+        for stream, over in line["over_base"].items():
+            low = over["macro_f1"]["low"]
+            if name == OURS and stream != AVERAGE and low < -TOLERATED_LOSS:
+                yield (
+                    f"{name} on {stream}: undecidable on so few pages, a loss of "
+                    f"{-100 * low:.1f} points of macro-F1 is not excluded"
+                )
 
 
 def choices(summary: Mapping[str, Any]) -> Iterator[str]:

@@ -67,7 +67,7 @@ def test_models_that_hardly_differ_are_judged_as_equals_and_named(population: Po
     claims = {claim.what for claim in report.claims}
     assert "alike: “better” of equals" in claims
     assert not any("alike: recommended at -5" in what for what in claims)
-    assert "width with every row five times, as a multiple" in claims
+    assert "least width with every row five times, as a multiple" in claims
     shown = [
         str(cell) for table in report.tables for column in table.columns for cell in column.cells
     ]

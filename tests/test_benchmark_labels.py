@@ -61,3 +61,16 @@ def test_an_interval_for_what_is_measured_with_an_error_is_wider():
         pytest.approx(0.6282, abs=1e-3),
     )
     assert curve.widened(Range(0.5, 0.4, 0.6), 0.1).high == pytest.approx(0.6626, abs=1e-3)
+
+
+def test_a_curve_is_held_to_its_limits_by_each_truth():
+    """Nine in ten covered is what is asked for, nine in ten missed is not."""
+    hit = {"projected_covers": True, "projected_score": 0.1, "flat_covers": False}
+    row = {"stream": "s", "measure": "accuracy", "became": 0.5, "projected": [0.4, 0.5, 0.6]}
+    hit = {**row, **hit, "flat_score": 0.2}
+    miss = {**hit, "projected_covers": False, "projected_score": 0.3}
+    found = [{**each, "truth": curve.OUT_OF_FOLD} for each in [hit] * 8 + [miss] * 2]
+    found += [{**each, "truth": curve.HELD_OUT} for each in [hit] * 2 + [miss] * 8]
+    report = curve.told(found)
+    assert [claim.kept for claim in report.claims] == [True, True, False, False]
+    assert report.figures["back-tests"] == found
