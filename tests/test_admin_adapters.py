@@ -656,6 +656,13 @@ def test_parts_are_shown_and_what_is_surely_lost_is_marked(rita, make_version):
         assert page.text.count('<td class="number bad">+') == 1  # the one that is lost
 
 
+def test_no_line_ends_between_a_number_and_its_percent_sign(rita, make_version):
+    page = rita.get(url(make_version())).text
+    sentence = re.search(r"<p>(Out of fold.*?)</p>", page)[1]
+    assert "\N{NO-BREAK SPACE}%" in sentence
+    assert not re.search(r"\d %", sentence)
+
+
 def test_evidence_against_what_no_longer_serves_is_marked(rita, releaser, make_version):
     first, second = make_version(), make_version()
     promote(first, releaser)
@@ -719,7 +726,7 @@ def test_who_decides_reads_each_label_and_how_old_the_evidence_is(rita, make_ver
     version.evaluations.update(per_label=labels, created_at=ended)
 
     response = rita.get(url(version, "promote"))
-    assert '<td class="number bad">52.3 % → 46.5 %</td>' in response.text
+    assert "52.3 % → 46.5 %" in text_of(response)
     assert "No verdict was accepted since." in text_of(response)
 
     accept(2)

@@ -1,10 +1,12 @@
 """How the pages write figures: shares, differences, durations. An absent figure is a dash."""
 
 import math
+import re
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from django import template
+from django.template.defaultfilters import stringfilter
 from django.utils.formats import date_format
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
@@ -55,6 +57,13 @@ def confidence(value: float) -> str:
     """An interval's confidence as “95 %”, “99.6 %” or “99.98 %”; never as certainty."""
     digits = max(1, math.ceil(-math.log10(100 * (1 - value))))
     return f"{100 * value:.{digits}f}".removesuffix(".0") + " %"
+
+
+@register.filter(is_safe=True)
+@stringfilter
+def unbroken(text: str) -> str:
+    """The same, with no line ending between a number and its “%”."""
+    return re.sub(r"(?<=\d) (?=%)", "\N{NO-BREAK SPACE}", text)
 
 
 @register.filter
