@@ -149,21 +149,18 @@ def train(
             losses: list[float] = []
             until = round(total * epoch / config.epochs)
             for chosen in itertools.islice(batches_of_rows, until - step):
-                loss = _loss(trainee, rows, labels, weights, offset, chosen)
+                value = _add_gradients(_loss(trainee, rows, labels, weights, offset, chosen))
                 if held_to:
                     near = next(batches_of_anchors)
-                    loss = loss + config.anchor_weight * _anchor_loss(
-                        trainee,
-                        [anchor_rows[i] for i in near],
-                        held_to.log_probabilities[near],
+                    kept = _anchor_loss(
+                        trainee, [anchor_rows[i] for i in near], held_to.log_probabilities[near]
                     )
-                value = loss.item()
+                    value += _add_gradients(config.anchor_weight * kept)
                 if not math.isfinite(value):
                     raise TrainingDiverged(
                         f"The loss became {value} at step {step + 1} of {total}; "
                         f"lower learning_rate (now {config.learning_rate:g})"
                     )
-                loss.backward()
                 nn.utils.clip_grad_norm_(trainable, GRADIENT_NORM)
                 optimiser.step()
                 schedule.step()
@@ -430,6 +427,12 @@ def _loss(
     )
     weight = weights[chosen].to(logits.device)
     return (losses * weight).sum() / weight.sum()
+
+
+def _add_gradients(loss: torch.Tensor) -> float:
+    """Adds those of one term of the loss, whose activations go before the next term is computed."""
+    loss.backward()
+    return loss.item()
 
 
 def _log_frequencies(labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
