@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from django.conf import settings
+from django.contrib.auth.models import AnonymousUser, User
 from drf_spectacular.utils import extend_schema
 from rest_framework import status
 from rest_framework.authentication import BaseAuthentication, SessionAuthentication
@@ -33,18 +34,17 @@ from adapters_app.models import AdapterVersion, Promotion
 from corrections.api import AnyAccept
 from inference import engine, sampling, tallies
 from inference.batching import ForwardFailed, Overloaded
-from inference.views import overloaded
+from inference.views import DirectView, overloaded
 
-PREDICT = "adapters_app.predict"
 PROMOTE = "adapters_app.promote_adapter"
-FORWARDING_HEADERS = (
-    "Forwarded",
-    "Via",
-    "X-Forwarded-For",
-    "X-Forwarded-Host",
-    "X-Forwarded-Proto",
-    "X-Forwarded-Server",
-    "X-Real-IP",
+FORWARDING_HEADERS = (  # as WSGI calls them
+    "HTTP_FORWARDED",
+    "HTTP_VIA",
+    "HTTP_X_FORWARDED_FOR",
+    "HTTP_X_FORWARDED_HOST",
+    "HTTP_X_FORWARDED_PROTO",
+    "HTTP_X_FORWARDED_SERVER",
+    "HTTP_X_REAL_IP",
 )
 # Faults of the server that the same request would meet again; Overloaded is none of them.
 LASTING_FAULTS = (engine.EngineUnavailable, ForwardFailed)
@@ -59,14 +59,14 @@ class Unprocessable(Exception):
         self.detail = list(detail)
 
 
-def is_open(request: Request) -> bool:
-    """Whether this request may come in without a token."""
+def is_open(meta: Mapping[str, Any]) -> bool:
+    """Whether a request may come in without a token: `meta` is its WSGI environment."""
     if not settings.LYRA_COMPAT_OPEN:
         return False
-    if any(header in request.headers for header in FORWARDING_HEADERS):
+    if any(header in meta for header in FORWARDING_HEADERS):
         return False
     try:
-        peer = ipaddress.ip_address(request.META.get("REMOTE_ADDR", ""))
+        peer = ipaddress.ip_address(meta.get("REMOTE_ADDR", ""))
     except ValueError:  # e.g. a Unix socket: whoever is behind it, we cannot tell
         return False
     return (getattr(peer, "ipv4_mapped", None) or peer).is_loopback
@@ -76,8 +76,7 @@ class OpenOrPermitted(BasePermission):
     """The open door, or a user with the view's `required_permission`."""
 
     def has_permission(self, request: Request, view: APIView) -> bool:
-        needed: str = view.required_permission  # type: ignore[attr-defined]
-        return is_open(request) or request.user.has_perm(needed)
+        return bool(view.admits(request.user, request.META))  # type: ignore[attr-defined]
 
 
 class AlwaysJson(AnyAccept):
@@ -88,11 +87,14 @@ class AlwaysJson(AnyAccept):
         return next(iter(parsers)) if essence == "application/json" else None
 
 
-class CompatView(APIView):
+class CompatView(DirectView):
     permission_classes = [OpenOrPermitted]
     content_negotiation_class = AlwaysJson
-    required_permission = PREDICT
     names_may_repeat = True  # in an object of the body, as for the upstream's own server
+
+    @classmethod
+    def admits(cls, user: User | AnonymousUser, meta: Mapping[str, Any]) -> bool:
+        return is_open(meta) or super().admits(user, meta)
 
     def get_authenticators(self) -> list[BaseAuthentication]:
         """Whatever is configured but sessions."""
@@ -147,11 +149,16 @@ class CompatNliView(CompatView):
 
     @extend_schema(exclude=True)
     def post(self, request: Request) -> Response:
-        ids, pairs = _read_pairs(request.data)
+        return Response(self.answer_to(request.data))
+
+    @staticmethod
+    def answer_to(data: Any) -> Mapping[str, Any]:
+        """Read a request's data, answer it, count the answer and draw from it."""
+        ids, pairs = _read_pairs(data)
         try:
             answer = engine.answer(engine.ACTIVE, pairs)
         except LASTING_FAULTS as error:
-            return Response({"ok": False, "results": [], "error": str(error)})
+            return {"ok": False, "results": [], "error": str(error)}
         tallies.count(answer, raw=True)
         sampling.draw(answer, pairs, raw=True)
         results = [
@@ -163,18 +170,23 @@ class CompatNliView(CompatView):
             }
             for pair_id, result in zip(ids, answer.results, strict=True)
         ]
-        return Response({"ok": True, "results": results, "error": None})
+        return {"ok": True, "results": results, "error": None}
 
 
 class EmbedView(CompatView):
     @extend_schema(exclude=True)
     def post(self, request: Request) -> Response:
-        texts, batch_size = _read_texts(request.data)
+        return Response(self.answer_to(request.data))
+
+    @staticmethod
+    def answer_to(data: Any) -> Mapping[str, Any]:
+        """Read a request's data and answer it."""
+        texts, batch_size = _read_texts(data)
         try:
             vectors = engine.embed(texts, batch_size)
         except LASTING_FAULTS as error:
-            return Response({"ok": False, "embeddings": [], "error": str(error)})
-        return Response({"ok": True, "embeddings": vectors.tolist(), "error": None})
+            return {"ok": False, "embeddings": [], "error": str(error)}
+        return {"ok": True, "embeddings": vectors.tolist(), "error": None}
 
 
 class AdapterStatusView(CompatView):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from django.contrib.auth.models import AnonymousUser, User
 from drf_spectacular.utils import OpenApiExample, extend_schema
 from rest_framework.exceptions import APIException, ValidationError
 from rest_framework.request import Request
@@ -34,7 +35,9 @@ class Unavailable(APIException):
 MET = "lyra.met"
 
 
-class NliView(APIView):
+class DirectView(APIView):
+    """A view that `lyra_site.direct` may answer for, by what is said here of who may ask."""
+
     required_permission = "adapters_app.predict"
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
@@ -44,6 +47,13 @@ class NliView(APIView):
             raise request.META.pop(MET)
         super().initial(request, *args, **kwargs)
 
+    @classmethod
+    def admits(cls, user: User | AnonymousUser, meta: Mapping[str, Any]) -> bool:
+        """Whether this user may ask, by a request of these headers, as WSGI calls them."""
+        return user.has_perm(cls.required_permission)
+
+
+class NliView(DirectView):
     @extend_schema(
         operation_id="nli",
         summary="Judge pairs: does the premise support, refute, or not settle the hypothesis?",

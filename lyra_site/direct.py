@@ -3,9 +3,10 @@
 A request object, a dozen of middleware, DRF's view and a response object take one and a half times
 what it takes to authenticate, read and answer, and two cores that compute a model have nothing to
 spare. So the first request of a kind goes the long way, a kind being all headers that anything
-there could read, and the headers of its answer are kept. The next of its kind is let in, read and
-answered by the same functions, and sent with those headers. Whatever is refused goes the long way
-all the same, which words it: by `MET` the view learns what was met, so that nothing is done twice.
+there could read, and the headers of its answer are kept, no more. Each of its kind thereafter is
+let in, read and answered by the same functions, and sent with those headers. Whatever is refused
+goes the long way all the same, which words it: by `MET` the view learns what was met, so that
+nothing is done twice.
 """
 
 import io
@@ -13,17 +14,26 @@ from collections.abc import Iterable
 from typing import Any, cast
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+from django.contrib.auth.models import AnonymousUser, User
 from django.core.signals import request_finished, request_started
-from rest_framework.exceptions import PermissionDenied
+from rest_framework.exceptions import NotAuthenticated, PermissionDenied
 from rest_framework.renderers import JSONRenderer
 
+from inference.compat import CompatNliView, EmbedView
 from inference.views import MET, NliView
 from lyra_site.authentication import Token
 from lyra_site.parsers import StrictJSONParser
 
-PATH = "/api/v1/nli"
+VIEWS: dict[str, type[NliView | CompatNliView | EmbedView]] = {
+    "/api/v1/nli": NliView,
+    "/nli": CompatNliView,
+    "/ml/nli": CompatNliView,
+    "/embed": EmbedView,
+    "/ml/embed": EmbedView,
+}
 SCHEME = b"Token"
-# What may differ within a kind: nothing on the way reads these, or `_answer` does it itself.
+# Of a kind is that they are there, not what they say: nothing on the way reads these, or `_answer`
+# does it itself, for every request.
 UNREAD = frozenset(
     {
         "HTTP_AUTHORIZATION",
@@ -34,7 +44,14 @@ UNREAD = frozenset(
         "HTTP_X_REQUEST_ID",
     }
 )
-READ = ("CONTENT_TYPE", "SCRIPT_NAME", "SERVER_NAME", "SERVER_PORT", "wsgi.url_scheme")
+READ = (
+    "CONTENT_TYPE",
+    "PATH_INFO",
+    "SCRIPT_NAME",
+    "SERVER_NAME",
+    "SERVER_PORT",
+    "wsgi.url_scheme",
+)
 KINDS, LONGEST_KIND = 64, 4096  # kept at most; characters of one
 
 Kind = frozenset[tuple[str, str]]
@@ -87,18 +104,17 @@ class Direct:
 
 
 def _is_plain(environ: WSGIEnvironment) -> bool:
-    """A body and a token, no more: no session, nothing in the query, no wish for another format."""
-    credentials = _credentials(environ)
+    """A body and at most a token: no session, nothing in the query, no wish for another format."""
+    words = _credentials(environ)
     return (
-        environ.get("PATH_INFO") == PATH
+        environ.get("PATH_INFO") in VIEWS
         and environ["REQUEST_METHOD"] == "POST"
-        and len(credentials) == 2
-        and credentials[0] == SCHEME
+        and (not words or (len(words) == 2 and words[0] == SCHEME))
         and not environ.get("QUERY_STRING")
         and "HTTP_COOKIE" not in environ
         and ";" not in environ.get("HTTP_ACCEPT", "")
         and isinstance(environ["wsgi.input"], io.BytesIO)
-        and environ.get("CONTENT_LENGTH") != "0"
+        and environ["wsgi.input"].getbuffer().nbytes > 0
     )
 
 
@@ -109,16 +125,24 @@ def _credentials(environ: WSGIEnvironment) -> list[bytes]:
 
 def _kind(environ: WSGIEnvironment) -> Kind:
     return frozenset(
-        (name, value)
+        (name, "" if name in UNREAD else value)
         for name, value in environ.items()
-        if name in READ or (name.startswith("HTTP_") and name not in UNREAD)
+        if name in READ or name.startswith("HTTP_")
     )
 
 
 def _answer(environ: WSGIEnvironment) -> bytes:
-    """What NliView answers, as it goes over the wire; raises what it would."""
-    user, _ = _token.authenticate_credentials(_credentials(environ)[1])
-    if not user.has_perm(NliView.required_permission):
-        raise PermissionDenied
-    asked = _parser.parse(environ["wsgi.input"])
-    return _renderer.render(NliView.answer_to(asked))
+    """What the view answers, as it goes over the wire; raises what it would."""
+    view = VIEWS[environ["PATH_INFO"]]
+    user = _user(environ)
+    if not view.admits(user, environ):
+        raise PermissionDenied if user.is_authenticated else NotAuthenticated
+    asked = _parser.parse(environ["wsgi.input"], parser_context={"view": view})
+    return _renderer.render(view.answer_to(asked))
+
+
+def _user(environ: WSGIEnvironment) -> User | AnonymousUser:
+    """Whoever's token it is; nobody without one."""
+    if words := _credentials(environ):
+        return _token.authenticate_credentials(words[1])[0]
+    return AnonymousUser()
