@@ -5,12 +5,16 @@ from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any, TypeVar, cast
 
+from axes.utils import reset as forget_wrong_passwords
 from django.contrib.admin import AdminSite, ModelAdmin
+from django.contrib.admin.forms import AdminPasswordChangeForm
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.views.main import ERROR_FLAG, ChangeList
+from django.contrib.auth import authenticate
 from django.contrib.auth.forms import AuthenticationForm
 from django.contrib.auth.models import AnonymousUser, User
+from django.contrib.auth.views import PasswordChangeView
 from django.core.exceptions import SuspiciousOperation, ValidationError
 from django.db import DataError, NotSupportedError
 from django.db.models import Model, QuerySet
@@ -18,8 +22,11 @@ from django.db.models.base import ModelBase
 from django.db.models.constants import LOOKUP_SEP
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect
 from django.template.response import TemplateResponse
+from django.urls import reverse
+from django.views.decorators.debug import sensitive_variables
 
 from adapters_app import dashboard
+from lyra_site.authentication import client_address
 
 # django-q2's admin runs arbitrary dotted paths (Schedule) and resubmits tasks without a permission;
 # knox's shows digests and makes tokens nobody ever sees. Each has a page of ours instead.
@@ -94,6 +101,33 @@ class SignInForm(AuthenticationForm):
             )
 
 
+class OwnPasswordForm(AdminPasswordChangeForm):
+    """Asks for the old password as for one to sign in with: whoever has got hold of somebody's
+    session has no more tries, and the wrong ones of both pages count together."""
+
+    def __init__(self, *args: Any, request: HttpRequest, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self._request = request
+
+    @sensitive_variables("old_password")
+    def clean_old_password(self) -> str:
+        old_password: str = self.cleaned_data["old_password"]
+        name = self.user.get_username()
+        if authenticate(self._request, username=name, password=old_password) is None:
+            raise ValidationError(
+                self.error_messages["password_incorrect"], code="password_incorrect"
+            )
+        forget_wrong_passwords(ip=client_address(self._request), username=name)
+        return old_password
+
+
+class OwnPasswordView(PasswordChangeView):
+    form_class = OwnPasswordForm
+
+    def get_form_kwargs(self) -> dict[str, Any]:
+        return {**super().get_form_kwargs(), "request": self.request}
+
+
 class LyraAdminSite(AdminSite):
     site_header = site_title = "Lyra"
     index_title = "Correction loop"
@@ -118,6 +152,14 @@ class LyraAdminSite(AdminSite):
     def admin_view(self, view: View, cacheable: bool = False) -> View:
         """The door to every page but the one for signing in; 400 where the address holds a NUL."""
         return super().admin_view(_without_nul(view), cacheable)
+
+    def password_change(  # type: ignore[override]  # the stubs know of no redirect
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponseBase:
+        """Django's, whose form and view cannot be chosen otherwise."""
+        context = {**self.each_context(request), **(extra_context or {})}
+        done = reverse("admin:password_change_done")
+        return OwnPasswordView.as_view(success_url=done, extra_context=context)(request)
 
     def index(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None

@@ -77,10 +77,11 @@ class Token(TokenAuthentication):
 
 
 def log_refused(credentials: dict[str, Any], request: HttpRequest | None = None, **_: Any) -> None:
-    """The signal that a name and a password were wrong; quoted, since a stranger chose them."""
+    """The signal that a name and a password were wrong, for signing in or for changing it; quoted,
+    since a stranger chose them."""
     meta = request.META if request else {}
     logger.warning(
-        "sign-in refused%s: user name %.150r, from %s, forwarded for %.200r",
+        "password refused%s: user name %.150r, from %s, forwarded for %.200r",
         ", locked" if getattr(request, "axes_locked_out", False) else "",
         credentials.get("username"),
         meta.get("REMOTE_ADDR"),

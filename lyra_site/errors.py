@@ -108,7 +108,7 @@ def is_machine_path(request: HttpRequest) -> bool:
 def too_many_sign_ins(
     request: HttpRequest, response: HttpResponse, credentials: dict[str, Any]
 ) -> HttpResponse:
-    """AXES_LOCKOUT_CALLABLE: instead of the `response` that the page for signing in gave."""
+    """AXES_LOCKOUT_CALLABLE: instead of the `response` of the page that a password was sent to."""
     wait: timedelta = settings.AXES_COOLOFF_TIME
     minutes = round(wait.total_seconds() / 60)
     page = _page(request, "429.html", HTTPStatus.TOO_MANY_REQUESTS, minutes=str(minutes))

@@ -428,11 +428,20 @@ LYRA_FOUR_EYES = env.bool("LYRA_FOUR_EYES", default=False)
 LYRA_TOKEN_DAYS = env.int("LYRA_TOKEN_DAYS", default=90)
 
 # So many wrong passwords in a row for one user name from one address, and that name is refused from
-# there, whatever the password, until the time is over. From elsewhere its owner still signs in, and
-# trying on prolongs nothing. Tokens are too long to be guessed, and are not counted.
+# there, whatever the password, until the time is over, be it to sign in or to change the password.
+# From elsewhere its owner still signs in, and trying on prolongs nothing. Tokens are too long to be
+# guessed, and are not counted.
 AXES_FAILURE_LIMIT = 5
 AXES_COOLOFF_TIME = timedelta(minutes=15)
 AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
+# Of the forms it counts by, axes keeps what was sent: but not what is named here, nor `password`.
+AXES_SENSITIVE_PARAMETERS = [
+    "username",
+    "ip_address",
+    "old_password",
+    "new_password1",
+    "new_password2",
+]
 AXES_RESET_ON_SUCCESS = True
 AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False
 AXES_USERNAME_CALLABLE = "lyra_site.authentication.tried_name"

@@ -83,7 +83,7 @@ def test_only_that_name_and_only_from_there(rita, caplog):
     assert sign_in("a guess", name="bob").status_code == 200
     assert guess(name="nobody here") == [200, 200, 200, 200, 429]  # nor does it tell who exists
     sign_in(PASSWORD)
-    assert "sign-in refused, locked: user name 'rita', from 192.0.2.7" in caplog.text
+    assert "password refused, locked: user name 'rita', from 192.0.2.7" in caplog.text
 
 
 def test_it_ends_by_itself_and_trying_on_prolongs_nothing(rita):
@@ -104,6 +104,67 @@ def test_an_administrator_lets_the_name_in(rita):
     guess()
     call_command("axes_reset_username", "rita")
     assert sign_in(PASSWORD).status_code == 302
+
+
+def signed_in(user):
+    """A browser whose session somebody may have got hold of."""
+    client = Client()
+    client.force_login(user)
+    return client
+
+
+def change(client, old, new="battery staple", address="192.0.2.7"):
+    return client.post(
+        "/admin/password_change/",
+        {"old_password": old, "new_password1": new, "new_password2": new},
+        REMOTE_ADDR=address,
+    )
+
+
+def test_whoever_has_a_session_does_not_guess_the_password_by_changing_it(rita):
+    thief = signed_in(rita)
+    wrong = [change(thief, f"guess {number}").status_code for number in range(TRIES)]
+    assert wrong == [200, 200, 200, 200, 429]
+    refused = change(thief, PASSWORD)
+    assert refused.status_code == 429
+    assert refused["Retry-After"] == str(60 * MINUTES)
+    page = refused.content.decode()
+    assert f"for up to {MINUTES} minutes" in page
+    assert "You stay signed in." in page
+    assert thief.get("/admin/").status_code == 200
+    rita.refresh_from_db()
+    assert rita.check_password(PASSWORD)
+    assert change(signed_in(rita), PASSWORD, address="192.0.2.8").status_code == 302
+
+
+def test_wrong_passwords_count_together_wherever_they_are_sent(rita):
+    guess(TRIES - 1)
+    assert change(signed_in(rita), "one more").status_code == 429
+    assert sign_in(PASSWORD).status_code == 429
+
+
+def test_the_right_old_password_is_taken_and_forgets_the_wrong_ones(rita):
+    browser = signed_in(rita)
+    for number in range(TRIES - 1):
+        page = change(browser, f"guess {number}").content.decode()
+        assert "Your old password was entered incorrectly." in page
+    assert change(browser, PASSWORD).status_code == 302
+    assert browser.get("/admin/").status_code == 200
+    assert guess(TRIES - 1) == [200] * (TRIES - 1)
+    assert sign_in("battery staple").status_code == 302
+
+
+def test_no_password_is_kept_of_what_was_sent(rita):
+    browser = signed_in(rita)
+    for _ in range(2):
+        browser.post(
+            "/admin/password_change/?old_password=secret0",
+            {"old_password": "secret1", "new_password1": "secret2", "new_password2": "secret3"},
+        )
+    sign_in("secret4")
+    kept = [str(vars(attempt)) for attempt in AccessAttempt.objects.all()]
+    assert kept
+    assert "secret" not in "".join(kept)
 
 
 def test_tokens_are_not_slowed_down(rita, django_assert_max_num_queries):
