@@ -43,6 +43,14 @@ class Busy(RuntimeError):
         super().__init__("Another file is being imported; try again in a moment.")
 
 
+class TooLarge(RuntimeError):
+    """The file, of so many bytes, is larger than LYRA_MAX_IMPORT_BYTES: 413 at every door."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.size = size
+
+
 class TakesTooLong(importers.FileUnreadable):
     """More is to be done than a request has time for."""
 
@@ -88,12 +96,15 @@ def import_upload(
     others, and a fold decides what a model is judged on.
 
     Raises:
-        Busy, importers.FileUnreadable, and UNPREDICTED
+        TooLarge, Busy, importers.FileUnreadable, and UNPREDICTED
     """
     with scratch.directory() as place:
         path = place / "upload"
         with path.open("wb") as kept:
             kept.writelines(chunks)  # as slowly as they come: nobody waits for that
+            size = kept.tell()
+        if size > settings.LYRA_MAX_IMPORT_BYTES:
+            raise TooLarge(size)
         try:
             source = importers.read(path, name=name, most_rows=settings.LYRA_MAX_IMPORT_ROWS)
             with _turn():

@@ -93,11 +93,11 @@ def refusal(
     return JsonResponse({"detail": detail}, status=status, headers=headers)
 
 
-def too_large(request: HttpRequest, size: int, limit: int) -> HttpResponse:
+def too_large(request: HttpRequest, size: int, limit: int, *, what: str = "body") -> HttpResponse:
     """413: with what was sent, and how much may be."""
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     if is_machine_path(request):
-        return refusal(status, f"The body is {size} bytes; at most {limit} are accepted.")
+        return refusal(status, f"The {what} is {size} bytes; at most {limit} are accepted.")
     return HttpResponse(render_to_string("413.html", {"size": size, "limit": limit}), status=status)
 
 

@@ -12,12 +12,14 @@ from inference import imports
 from lyra_site.errors import DATABASE_AWAY, database_away, is_machine_path, refusal, too_large
 
 Respond = Callable[[HttpRequest], HttpResponse]
+FORM = "multipart/form-data"
 ENCODINGS = {"utf-8", "ascii", "iso8859-1"}
 PIECE = 64 * 1024  # bytes read at a time of what nobody wants
+FORM_BYTES = 16 * 1024  # that a form may add to its file: the file's name, choices, boundaries
 
 
 class RequestLimits:
-    """413 for bodies over LYRA_MAX_BODY_BYTES, or LYRA_MAX_IMPORT_BYTES where a file is imported,
+    """413 for bodies over LYRA_MAX_BODY_BYTES, or files over LYRA_MAX_IMPORT_BYTES to be imported,
     411 for bodies of no stated length, 415 for declared encodings that are not text, 400 for a NUL
     in a cookie.
 
@@ -40,11 +42,17 @@ class RequestLimits:
             # Django reads no further than Content-Length says: such a body would look empty.
             return refusal(HTTPStatus.LENGTH_REQUIRED, "Send Content-Length; chunks are not read.")
         limit = longest_body(request.path)
-        if _content_length(request) > limit:
+        if _content_length(request) > limit + _form_bytes(request):
             if request.path in imports.PATHS:
                 _let_it_finish(request)
             return too_large(request, _content_length(request), limit)
         return self.get_response(request)
+
+    def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
+        """A file that only the form around it made room for."""
+        if not isinstance(exception, imports.TooLarge):
+            return None
+        return too_large(request, exception.size, longest_body(request.path), what="file")
 
 
 class DatabaseUnavailable:
@@ -61,9 +69,14 @@ class DatabaseUnavailable:
 
 
 def longest_body(path: str) -> int:
-    """Bytes that a request to this path may send."""
+    """Bytes that a request to this path may send, but for a form around a file."""
     takes_files = path in imports.PATHS
     return settings.LYRA_MAX_IMPORT_BYTES if takes_files else settings.LYRA_MAX_BODY_BYTES
+
+
+def _form_bytes(request: HttpRequest) -> int:
+    is_around_a_file = request.path in imports.PATHS and request.content_type == FORM
+    return FORM_BYTES if is_around_a_file else 0
 
 
 def _is_text_encoding(name: str) -> bool:

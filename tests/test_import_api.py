@@ -359,6 +359,24 @@ def test_a_file_that_is_too_large_is_413(client: Any, curator: User, settings: A
         assert "at most 250 are accepted" in answer.json()["detail"]
 
 
+def test_the_form_around_a_file_does_not_count(curator: User, settings: Any) -> None:
+    content = lines(row(0), row(1))
+    for over, status in ((-1, 200), (0, 200), (1, 413)):
+        settings.LYRA_MAX_IMPORT_BYTES = len(content) - over
+        for send in (form, raw):
+            answer = send(curator, "a.jsonl", content, dry_run=True)
+            assert answer.status_code == status
+    said = form(curator, "a.jsonl", content).json()["detail"]
+    assert said == f"The file is {len(content)} bytes; at most {len(content) - 1} are accepted."
+    assert not Correction.objects.exists()
+
+
+def test_a_form_is_not_much_larger_than_its_file(curator: User, settings: Any) -> None:
+    settings.LYRA_MAX_IMPORT_BYTES = 250
+    sent = {"file": SimpleUploadedFile("a.jsonl", lines(row(0))), "more": "x" * 16 * 1024}
+    assert as_(curator).post(URL, sent, format="multipart").status_code == 413
+
+
 def test_one_file_at_a_time(curator: User) -> None:
     with imports._turn():
         answer = raw(curator, "a.jsonl", lines(row(0)))

@@ -219,6 +219,14 @@ def test_what_is_too_large_is_refused_on_a_page_of_words(
     assert client.post("/admin/login/", {"file": file}).status_code == 413
 
 
+def test_the_form_around_a_file_does_not_count(curator: User, settings: Any) -> None:
+    client, name = as_(curator), f"{'x' * 200}.jsonl"
+    for over, status in ((-1, 200), (0, 200), (1, 413)):
+        settings.LYRA_MAX_IMPORT_BYTES = len(FILE) - over
+        assert send(client, FILE, "check", name=name).status_code == status
+    assert not Correction.objects.exists()
+
+
 @pytest.mark.parametrize(("limit", "said"), [(300, "300\xa0bytes"), (300 << 10, "300.0\xa0KB")])
 def test_the_page_tells_its_script_the_limit_in_bytes_and_in_words(
     curator: User, settings: Any, limit: int, said: str
