@@ -82,7 +82,7 @@ class Part:
     a: float
     b: float
     difference: float
-    interval: str  # of the difference, or why there is none
+    interval: str  # the difference's limits, or why there are none
     tone: str  # "bad" where the candidate has surely lost
 
 
@@ -167,7 +167,7 @@ def parts(evaluation: ShadowEvaluation) -> list[Part]:
             a=each["a"],
             b=each["b"],
             difference=each["difference"]["estimate"],
-            interval=interval(each["difference"]) if each["enough"] else "too few to tell",
+            interval=_between(each["difference"]) if each["enough"] else "too few to tell",
             tone="bad" if each["lost"] else "",
         )
         for kind, some in evaluation.figures.get("slices", {}).items()
@@ -292,8 +292,12 @@ def confirmation(evaluation: ShadowEvaluation) -> str:
 
 def interval(difference: Mapping[str, Any]) -> str:
     """A stored difference's interval in points, with its confidence."""
-    low, high = points(difference["low"]), points(difference["high"])
-    return f"{_confidence(difference)} interval {low.removesuffix(' points')} to {high}"
+    return f"{_confidence(difference)} interval {_between(difference)} points"
+
+
+def _between(difference: Mapping[str, Any]) -> str:
+    low, high = (points(difference[end]).removesuffix(" points") for end in ("low", "high"))
+    return f"{low} to {high}"
 
 
 def _confidence(difference: Mapping[str, Any]) -> str:

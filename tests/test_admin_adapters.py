@@ -651,7 +651,7 @@ def test_parts_are_shown_and_what_is_surely_lost_is_marked(rita, make_version):
     for page in (rita.get(url(version)), rita.get(url(version, "promote"))):
         assert "Where it gains and loses" in page.text
         assert "Domain policy &lt;b&gt;" in page.text
-        assert "Label refutes (95 % interval" in text_of(page)
+        assert re.search(r"Label refutes \([+−][\d.]+ to [+−][\d.]+\) 71 30", text_of(page))
         assert "(too few to tell) 4 30" in text_of(page)
         assert page.text.count('<td class="number bad">+') == 1  # the one that is lost
 
