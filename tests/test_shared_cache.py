@@ -1,8 +1,10 @@
 """Signs of life between hosts, by a real Redis; and what happens while it is away."""
 
 import os
+import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,6 +44,12 @@ class Redis:
             if "Ready to accept connections" in line:
                 return
         pytest.fail("redis-server ended at once")
+
+    def hang(self) -> None:
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
         self._process.kill()
@@ -94,6 +102,25 @@ def test_a_redis_that_is_away_shows_nobody_and_hinders_nothing(
 
     on_redis.start()
     training.saw_probe("lyra")
+    assert training.last_probe("lyra")
+    assert shared_cache.problem() == ""
+
+
+def test_a_redis_that_hangs_is_not_waited_for_again_and_again(
+    on_redis: Redis, db, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By every look of a page, of a probe, and of a training."""
+    monkeypatch.setattr(shared_cache.SharedCache, "_asked_from", 0.0)
+    training.saw_probe("lyra")
+    on_redis.hang()
+    began = time.monotonic()
+    for _ in range(5):
+        assert training.last_probe("lyra") is None
+    assert time.monotonic() - began < 3 * shared_cache.TIMEOUT_S
+    assert "cannot be reached" in shared_cache.problem()
+
+    on_redis.go_on()
+    monkeypatch.setattr(shared_cache.SharedCache, "_asked_from", 0.0)  # the pause is over
     assert training.last_probe("lyra")
     assert shared_cache.problem() == ""
 
