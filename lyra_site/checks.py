@@ -13,6 +13,9 @@ from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
+from django.db import DEFAULT_DB_ALIAS, DatabaseError, connection
+
+from lyra_site import database
 
 SHORTEST_SECRET = 50  # what get_random_secret_key() makes
 FEWEST_CHARACTERS = 10  # different ones
@@ -105,6 +108,28 @@ def addresses_are_clients(**_: Any) -> list[CheckMessage]:
             "whoever guesses a password locks the account's owner out with them.",
             hint="LYRA_PROXIES=1, once the proxy adds the client's address to X-Forwarded-For.",
             id="lyra_site.W004",
+        )
+    ]
+
+
+@register(Tags.database)
+def pooling_is_declared(*, databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
+    """What `iterator()` reads by a cursor of the session is lost between two transactions, and the
+    session that a dump has changed is handed to others. `migrate` runs this check."""
+    if DEFAULT_DB_ALIAS not in (databases or ()) or connection.vendor != "postgresql":
+        return []
+    try:
+        undeclared = not database.is_said_to_be_pooled() and database.is_seen_to_be_pooled()
+    except DatabaseError:
+        return []  # it is away, which is no matter of settings
+    if not undeclared:
+        return []
+    return [
+        Error(
+            "DATABASE_URL leads to a pooler that gives each transaction another session of "
+            "PostgreSQL's (PgBouncer: pool_mode = transaction), and does not say so.",
+            hint="Append ?disable_server_side_cursors=True to it; or let the pooler pool sessions.",
+            id="lyra_site.E009",
         )
     ]
 

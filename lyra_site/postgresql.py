@@ -11,6 +11,8 @@ from django.apps import apps
 from django.db import connection
 from django.db.backends.postgresql.client import DatabaseClient
 
+from lyra_site.database import is_said_to_be_pooled
+
 # Other clients are waited for this long, then it is refused.
 LOCK_TIMEOUT_S = 10
 SERVER_LOST = 2  # psql's exit status: whether the transaction was committed cannot be known
@@ -88,7 +90,16 @@ def _drop_ours() -> str:
 
 
 def _run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the program on our database; the password goes by environment, never by argument."""
+    """Run the program on our database; the password goes by environment, never by argument.
+
+    Raises:
+        Failed: the session that it would change is not its own.
+    """
+    if is_said_to_be_pooled():
+        raise Failed(
+            f"{name} cannot go through a pooler of transactions: it would leave its session in "
+            "disorder for others. For this command set DATABASE_URL to PostgreSQL's own address"
+        )
     given, environment = DatabaseClient.settings_to_cmd_args_env(connection.settings_dict, [])
     # libpq's own programs all take psql's connection flags; the database is the last of them.
     *flags, database = given[1:]

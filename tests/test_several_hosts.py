@@ -79,13 +79,43 @@ def test_hosts_that_migrate_at_once_wait_for_one_another(
             )
             for host in ("one", "two")
         ]
-        waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-        while holder.execute(waiting).fetchone() != (2,):
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%%pg_try_advisory%%' "
+            "AND datname = %s AND pid != pg_backend_pid()"
+        )
+        while holder.execute(waiting, [name]).fetchone() != (2,):
             assert all(process.poll() is None for process in started), started[0].communicate()
             holder.rollback()
     for process in started:
         _, said = process.communicate()
         assert process.returncode == 0, said
+    postgresql_server.drop(name)
+
+
+def test_a_migration_leaves_nothing_in_its_session(
+    postgresql_server: postgresql.Server, tmp_path: Path
+) -> None:
+    """A pooler of transactions hands it on: a lock would be whoever's is next, and stay."""
+    name = f"fresh_{tmp_path.name[:30]}"
+    url = postgresql_server.create(name)
+    held = "SELECT state FROM pg_stat_activity JOIN pg_locks USING (pid) WHERE classid = 0 AND "
+    with psycopg.connect(
+        host=str(postgresql_server.directory),
+        user=postgresql.SUPERUSER,
+        dbname=name,
+        autocommit=True,
+    ) as looking:
+        migrating = subprocess.Popen(
+            [sys.executable, "manage.py", "migrate", "--verbosity=0"],
+            cwd=ROOT,
+            env=os.environ | {"LYRA_HOME": str(tmp_path), "DATABASE_URL": url},
+        )
+        states = set()
+        while migrating.poll() is None:
+            states |= {*looking.execute(f"{held} locktype = 'advisory' AND granted").fetchall()}
+    assert migrating.returncode == 0
+    # None but of an open transaction, where whoever holds it waits for the migration.
+    assert states == {("idle in transaction",)}
     postgresql_server.drop(name)
 
 
@@ -109,3 +139,17 @@ def test_a_migration_that_another_blocks_is_refused_in_a_sentence(
         )
     assert refused.returncode == 1
     assert "Another process has been migrating" in refused.stderr
+
+
+def test_what_changes_its_session_does_not_go_through_a_pooler(
+    manage: Manage, postgresql_url: str, tmp_path: Path
+) -> None:
+    """PgBouncer would hand that session, which finds no table any more, to whoever is next."""
+    pooled = f"{postgresql_url}?disable_server_side_cursors=True"
+    refused = manage("backup", str(tmp_path / "b.tar"), DATABASE_URL=pooled)
+    assert refused.returncode == 1
+    assert "set DATABASE_URL to PostgreSQL's own address" in refused.stderr
+    assert not (tmp_path / "b.tar").exists()
+    for url in (pooled, postgresql_url):
+        checked = manage("check", "--database", "default", DATABASE_URL=url)
+        assert checked.returncode == 0, checked.stderr
