@@ -8,7 +8,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management import execute_from_command_line
 from django.db import OperationalError, ProgrammingError
 
-from corrections import schema
+from corrections import full_disk, schema
 
 
 def main() -> None:
@@ -18,8 +18,10 @@ def main() -> None:
         execute_from_command_line(sys.argv)
     except ImproperlyConfigured as error:
         sys.exit(f"ImproperlyConfigured: {error}")
-    except (OperationalError, ProgrammingError):
-        if not schema.is_behind():
+    except (OSError, OperationalError, ProgrammingError) as error:
+        if full_disk.is_behind(error):
+            sys.exit(full_disk.in_a_command(error))
+        if isinstance(error, OSError) or not schema.is_behind():
             raise
         sys.exit(schema.RUN_MIGRATE)
 

@@ -28,7 +28,7 @@ from rest_framework.serializers import BaseSerializer, Serializer
 from rest_framework.views import APIView
 from rest_framework.viewsets import GenericViewSet
 
-from adapters_app import live, registry, storage, training, triggers
+from adapters_app import live, registry, scratch, storage, training, triggers
 from adapters_app.models import (
     AdapterVersion,
     CalibrationEvaluation,
@@ -61,7 +61,8 @@ from corrections.models import Correction
 logger = logging.getLogger(__name__)
 
 UNREADABLE = refusal(
-    "Its files are missing or damaged, or the database cannot be reached just now.",
+    "Its files are missing or damaged, the database cannot be reached just now, or the server's "
+    "disk is full.",
     says="v7: Artifact 0a1b2c3d4e5f is not in storage.",
 )
 
@@ -472,7 +473,9 @@ def _artifact(version: AdapterVersion) -> Iterator[Path]:
 
 def _zipped(directory: Path) -> Any:
     """The artifact's files in one ZIP, uncompressed: tensors do not shrink."""
-    spool = tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115  the response closes it
+    spool = tempfile.SpooledTemporaryFile(  # noqa: SIM115  the response closes it
+        max_size=SPOOL_BYTES, dir=str(scratch.place())
+    )
     with zipfile.ZipFile(spool, "w", zipfile.ZIP_STORED) as archive:
         for name in ARTIFACT_FILES:
             archive.write(directory / name, name)

@@ -22,8 +22,8 @@ MEMORY = Path("/dev/shm")  # noqa: S108  directories that only we can read
 @contextlib.contextmanager
 def directory() -> Iterator[Path]:
     """An empty directory on the disk of LYRA_HOME, readable by its owner only, gone afterwards."""
-    with _place() as place:
-        made = Path(tempfile.mkdtemp(dir=place))
+    with _locked_place() as locked:
+        made = Path(tempfile.mkdtemp(dir=locked))
         owner = _lock(made)
     try:
         yield made
@@ -39,20 +39,27 @@ def keep_in_memory() -> Path:
     process where the disk is full.
     """
     memory = os.access(MEMORY, os.W_OK | os.X_OK)
-    with _place() as place:
-        made = Path(tempfile.mkdtemp(dir=MEMORY if memory else place, prefix=_prefix()))
+    with _locked_place() as locked:
+        made = Path(tempfile.mkdtemp(dir=MEMORY if memory else locked, prefix=_prefix()))
         _lock(made)  # open until the process ends
     return made
 
 
 def sweep() -> int:
     """Remove directories whose owners are dead; return how many."""
-    with _place() as place:
-        found = [*place.iterdir(), *MEMORY.glob(f"{_prefix()}*")]
+    with _locked_place() as locked:
+        found = [*locked.iterdir(), *MEMORY.glob(f"{_prefix()}*")]
         left = [path for path in found if _is_our_directory(path) and not _is_owned(path)]
         for path in left:
             shutil.rmtree(path, ignore_errors=True)
     return len(left)
+
+
+def place() -> Path:
+    """LYRA_HOME/tmp, for files that have no name there: they end with whoever has them open."""
+    path = Path(settings.LYRA_HOME) / "tmp"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def _prefix() -> str:
@@ -68,13 +75,12 @@ def _is_our_directory(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _place() -> Iterator[Path]:
-    """LYRA_HOME/tmp, locked: nobody sweeps between the making of a directory and its lock."""
-    place = Path(settings.LYRA_HOME) / "tmp"
-    place.mkdir(parents=True, exist_ok=True)
-    descriptor = _lock(place)
+def _locked_place() -> Iterator[Path]:
+    """Nobody sweeps between the making of a directory and its lock."""
+    path = place()
+    descriptor = _lock(path)
     try:
-        yield place
+        yield path
     finally:
         os.close(descriptor)
 

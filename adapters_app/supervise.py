@@ -22,6 +22,7 @@ from django.db import DatabaseError, InterfaceError, connection
 
 from adapters_app import scratch, training
 from adapters_app.training import CancelRequested, Lease, LeaseLost
+from corrections import full_disk
 
 POLL_S = 1.0
 # From the request to the end a cancelled child gets this long, then SIGKILL: under 10 s in all.
@@ -59,7 +60,14 @@ def train(
     lease = training.claim(run_id, worker=_whoami(), device=device())
     if lease is None:
         return False
-    with _stop_signals() as stopped, _open_output(run_id) as output:
+    try:
+        output = _open_output(run_id)
+    except OSError as error:
+        explanation = _no_output(error)
+        with contextlib.suppress(LeaseLost):
+            training.outlast(lease, lambda: training.fail(lease, explanation))
+        return True
+    with _stop_signals() as stopped, output:
         child = _start(lease, output)
         try:
             ending = _watch(child, lease, lambda: stopped() or should_stop(), on_poll)
@@ -232,6 +240,16 @@ def _settle(lease: Lease, status: int, ending: str) -> None:
         training.fail(lease, _unexpected(lease.run_id, status))
 
 
+def _no_output(error: OSError) -> str:
+    if full_disk.is_behind(error):
+        return DISK_FULL
+    return f"The trainer's output cannot be written to the server's logs: {error.strerror}."
+
+
+DISK_FULL = (
+    "There is no space left on the disk. Free some, for example with `manage.py prune_artifacts`, "
+    "and request the training again."
+)
 _OUT_OF_REACH = (
     "The trainer could not reach the database for longer than its lease lasts (LYRA_LEASE_S), "
     "twice. When the database is back, request the training again."

@@ -17,7 +17,7 @@ from django.contrib.auth.models import User
 from django.core.management.base import BaseCommand, CommandError, CommandParser, OutputWrapper
 from django.db import OperationalError, ProgrammingError
 
-from corrections import schema
+from corrections import full_disk, schema
 
 SYSTEM_USERNAME = "system"
 
@@ -126,7 +126,11 @@ class ActingCommand(BaseCommand):
             by = acting_user(as_user)
             self._check_permission(by)
             return self.act(by=by, **options)
-        except (OperationalError, ProgrammingError) as error:
+        except (OSError, OperationalError, ProgrammingError) as error:
+            if full_disk.is_behind(error):
+                raise Refused(full_disk.in_a_command(error)) from error
+            if isinstance(error, OSError):
+                raise
             if schema.is_behind():
                 raise Refused(schema.RUN_MIGRATE) from error
             if isinstance(error, ProgrammingError):

@@ -2,9 +2,13 @@
 exporting again, gives the same file. The history of edits stays behind.
 """
 
+import contextlib
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator
+import os
+import tempfile
+from collections.abc import Callable, Generator, Iterable, Iterator
+from pathlib import Path
 from typing import IO, Any
 
 from django.db.models import QuerySet
@@ -72,9 +76,37 @@ WRITERS: dict[str, Callable[[Iterable[Correction], IO[str]], int]] = {
 }
 
 
-def exported(rows: QuerySet[Correction]) -> Iterator[Correction]:
+@contextlib.contextmanager
+def written_beside(file: Path) -> Iterator[IO[str]]:
+    """A file that becomes `file` once it is whole: nobody sees half of it, also where the disk
+    becomes full. A pipe or a device is written to as it is."""
+    place = file.resolve()
+    if place.exists() and not place.is_file():
+        with place.open("w", encoding="utf-8", newline="") as device:
+            yield device
+        return
+    with tempfile.NamedTemporaryFile(
+        "w",
+        encoding="utf-8",
+        newline="",
+        dir=place.parent,
+        prefix=f".{place.name}.",
+        delete=False,
+    ) as beside:
+        try:
+            yield beside
+            beside.flush()
+            os.fsync(beside.fileno())
+            Path(beside.name).replace(place)
+        except BaseException:
+            Path(beside.name).unlink(missing_ok=True)
+            raise
+
+
+def exported(rows: QuerySet[Correction]) -> Generator[Correction, None, None]:
     """Those of the rows in the order they were recorded, streamed."""
-    return rows.select_related("group", "reviewer").order_by("pk").iterator(chunk_size=2000)
+    ordered = rows.select_related("group", "reviewer").order_by("pk")
+    yield from ordered.iterator(chunk_size=2000)
 
 
 def as_dict(row: Correction) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from adapters_app import registry, storage
 from adapters_app.models import AdapterVersion, CalibrationEvaluation
 from adapters_app.nli.probabilities import softmax
+from corrections import full_disk
 from corrections.labels import LABELS, Label
 from inference import monitoring
 from inference.batching import PASS_ERRORS, WHOLE, AtOnce, Batcher, ForwardFailed
@@ -393,7 +394,8 @@ def _loading(what: str) -> Iterator[None]:
     try:
         yield
     except LOAD_ERRORS as error:
-        raise EngineUnavailable(f"{what} cannot be loaded: {error}") from error
+        why = "the server's disk is full" if full_disk.is_behind(error) else error
+        raise EngineUnavailable(f"{what} cannot be loaded: {why}") from error
 
 
 def _load_engine() -> tuple["Engine", str]:

@@ -192,8 +192,8 @@ class ImportView(APIView):
                 examples=[OpenApiExample("A refusal", value=REFUSED_REPORT)],
             ),
             503: refusal(
-                "Another file is being imported, what should predict cannot do so now, or the "
-                "database cannot be reached just now.",
+                "Another file is being imported, what should predict cannot do so now, the "
+                "database cannot be reached just now, or the server's disk is full.",
                 says=str(imports.Busy()),
             ),
         },

@@ -112,8 +112,8 @@ class NliView(DirectView):
         responses={
             200: NliAnswerSerializer,
             503: refusal(
-                "Too many predictions are being worked on, what should answer cannot be loaded, or "
-                "the database cannot be reached just now.",
+                "Too many predictions are being worked on, what should answer cannot be loaded, "
+                "the database cannot be reached just now, or the server's disk is full.",
                 says="Too many predictions are being worked on; try again in a moment.",
             ),
         },

@@ -16,6 +16,7 @@ from django.core.files.storage import Storage, storages
 from django.db import connection
 
 from adapters_app import scratch
+from corrections import full_disk
 from lyra_site import postgresql
 from lyra_site.archive import ARTIFACTS, DATABASES, SECRET_KEY, Member, Writer, written_beside
 
@@ -35,7 +36,13 @@ def write(path: Path, *, secret_key: bool = False) -> dict[str, Member]:
             _dump(database)
             with tarfile.open(fileobj=file, mode="w") as tar:
                 return _fill(Writer(tar), database, secret_key=secret_key)
-    except (OSError, postgresql.Failed) as error:
+    except (OSError, sqlite3.Error, postgresql.Failed) as error:
+        if full_disk.is_behind(error):
+            raise BackupFailed(
+                f"There is no room for it in {path.parent}, or in {settings.LYRA_HOME}, where the "
+                f"database is copied to first ({error}). Free some space, or name another file; "
+                "then back up again."
+            ) from error
         raise BackupFailed(
             f"{error}. Mend that, or name another file; then back up again."
         ) from error

@@ -1,5 +1,5 @@
 """How refusals look: JSON on the API, pages for people, and 503 with Retry-After while the database
-is away."""
+is away or the disk is full."""
 
 import logging
 import sys
@@ -22,11 +22,14 @@ from rest_framework.exceptions import APIException, ValidationError
 from rest_framework.response import Response
 from rest_framework.views import exception_handler
 
+from corrections import full_disk
+
 logger = logging.getLogger(__name__)
 
 # Gone, refusing connections, or locked for longer than the busy timeout.
 DATABASE_AWAY = (OperationalError, InterfaceError)
 RETRY_AFTER_S = 5
+MAKE_ROOM_S = 60  # before it is worth to try again whether somebody has
 OVERLOADED = "overloaded"  # the code of what inference refuses while too much waits
 MACHINE_PATHS = (
     "/api/",
@@ -54,14 +57,20 @@ class DatabaseAway(APIException):
     wait = RETRY_AFTER_S  # becomes Retry-After
 
 
+class DiskFull(APIException):
+    status_code = HTTPStatus.SERVICE_UNAVAILABLE
+    default_detail = full_disk.REFUSAL
+    default_code = "disk_full"
+    wait = MAKE_ROOM_S
+
+
 def handle(error: Exception, context: dict[str, Any]) -> Response | None:
-    """DRF's exception handler: errors name the field, a lost database is 503, and a queue that is
-    full is no error of the server's, which Django would log for every 503."""
+    """DRF's exception handler: errors name the field, a lost database and a full disk are 503, and
+    a queue that is full is no error of the server's, which Django would log for every 503."""
     if isinstance(error, DjangoValidationError):
         error = ValidationError(_by_field(error))
-    elif isinstance(error, DATABASE_AWAY):
-        logger.error("database unavailable: %s", error)
-        error = DatabaseAway()
+    elif passing := _passing(error):
+        error = passing
     elif isinstance(error, UnreadablePostError):  # the client was too slow, or is gone
         error = RequestCutOff()
     response = exception_handler(error, context)
@@ -79,12 +88,28 @@ def _by_field(error: DjangoValidationError) -> dict[str, list[str]]:
     }
 
 
-def database_away(request: HttpRequest) -> HttpResponse:
-    """503 for everything that is not a DRF view."""
-    status, headers = HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": str(RETRY_AFTER_S)}
+def unavailable(request: HttpRequest, error: BaseException | None) -> HttpResponse | None:
+    """503 for everything that is not a DRF view; None where it is an error of another kind."""
+    passing = _passing(error)
+    if passing is None:
+        return None
+    status, headers = HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": str(passing.wait)}
     if is_machine_path(request):
-        return refusal(status, str(DatabaseAway.default_detail), headers=headers)
-    return HttpResponse(render_to_string("503.html"), status=status, headers=headers)
+        return refusal(status, str(passing.detail), headers=headers)
+    full = isinstance(passing, DiskFull)
+    page = render_to_string("503.html", {"disk_is_full": full})
+    return HttpResponse(page, status=status, headers=headers)
+
+
+def _passing(error: BaseException | None) -> DatabaseAway | DiskFull | None:
+    """What somebody mends without touching this server; the error itself is for the log."""
+    if full_disk.is_behind(error):
+        logger.error("the disk is full: %s", error)
+        return DiskFull()
+    if isinstance(error, DATABASE_AWAY):
+        logger.error("database unavailable: %s", error)
+        return DatabaseAway()
+    return None
 
 
 def refusal(
@@ -149,8 +174,8 @@ def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
 def server_error(request: HttpRequest) -> HttpResponse:
     """handler500. A database lost inside another middleware (sessions, sign-in) ends up here and
     nowhere else: Django turns it into a response before an outer middleware can see it."""
-    if isinstance(sys.exception(), DATABASE_AWAY):
-        return database_away(request)
+    if answer := unavailable(request, sys.exception()):
+        return answer
     if is_machine_path(request):
         return refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error.")
     return defaults.server_error(request)

@@ -1,4 +1,4 @@
-"""What every request meets first: its size and encoding, and a database that may be away."""
+"""What every request meets first: its size and encoding, and what may be away or full."""
 
 import codecs
 import time
@@ -9,7 +9,7 @@ from django.conf import settings
 from django.http import HttpRequest, HttpResponse, UnreadablePostError
 
 from inference import imports
-from lyra_site.errors import DATABASE_AWAY, database_away, is_machine_path, refusal, too_large
+from lyra_site.errors import is_machine_path, refusal, too_large, unavailable
 
 Respond = Callable[[HttpRequest], HttpResponse]
 FORM = "multipart/form-data"
@@ -46,7 +46,10 @@ class RequestLimits:
             if request.path in imports.PATHS:
                 _let_it_finish(request)
             return too_large(request, _content_length(request), limit)
-        return self.get_response(request)
+        response = self.get_response(request)
+        if response.status_code == HTTPStatus.SERVICE_UNAVAILABLE and request.path in imports.PATHS:
+            _let_it_finish(request)
+        return response
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
         """A file that only the form around it made room for."""
@@ -55,8 +58,9 @@ class RequestLimits:
         return too_large(request, exception.size, longest_body(request.path), what="file")
 
 
-class DatabaseUnavailable:
-    """503 with Retry-After where a view lost the database; DRF views answer by `errors.handle`."""
+class Unavailable:
+    """503 with Retry-After where a view lost the database, or found the disk full; DRF views answer
+    by `errors.handle`."""
 
     def __init__(self, get_response: Respond) -> None:
         self.get_response = get_response
@@ -65,7 +69,7 @@ class DatabaseUnavailable:
         return self.get_response(request)
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
-        return database_away(request) if isinstance(exception, DATABASE_AWAY) else None
+        return unavailable(request, exception)
 
 
 def longest_body(path: str) -> int:

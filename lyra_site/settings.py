@@ -152,7 +152,7 @@ MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "lyra_site.middleware.RequestLimits",
-    "lyra_site.middleware.DatabaseUnavailable",
+    "lyra_site.middleware.Unavailable",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -306,7 +306,7 @@ if LYRA_CACHE_URL:
     _cache = {"BACKEND": "lyra_site.shared_cache.SharedCache", "LOCATION": LYRA_CACHE_URL}
 else:
     _cache = {
-        "BACKEND": "django.core.cache.backends.filebased.FileBasedCache",
+        "BACKEND": "lyra_site.file_cache.FileCache",
         "LOCATION": str(LYRA_HOME / "cache"),
     }
 CACHES = {"default": _cache}

@@ -34,6 +34,7 @@ class Server:
     """A gunicorn as we configure it, whose model is loaded."""
 
     port: int
+    pid: int  # of its first process
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S)
@@ -56,19 +57,19 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, base: str) -> Iterator[Server]:
     """One of THREADS threads, which waits READ_TIMEOUT_S for clients."""
-    with _serving(tmp_path_factory.mktemp("home"), base, {}) as serving:
-        yield serving
+    with serving(tmp_path_factory.mktemp("home"), base, {}) as started:
+        yield started
 
 
 @pytest.fixture
 def serve(home: Path, base: str) -> Iterator[Callable[..., Server]]:
     """Migrate and start a server in `home`; keywords are settings of its own."""
     with contextlib.ExitStack() as stack:
-        yield lambda **own: stack.enter_context(_serving(home, base, own))
+        yield lambda **own: stack.enter_context(serving(home, base, own))
 
 
 @contextlib.contextmanager
-def _serving(home: Path, base: str, own: dict[str, str]) -> Iterator[Server]:
+def serving(home: Path, base: str, own: dict[str, str]) -> Iterator[Server]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -88,7 +89,7 @@ def _serving(home: Path, base: str, own: dict[str, str]) -> Iterator[Server]:
     )
     try:
         assert any("is loaded" in line for line in process.stderr), "it ended before it served"
-        yield Server(port)
+        yield Server(port, process.pid)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         sys.stderr.write(process.communicate()[1])  # shown where a test fails

@@ -49,6 +49,17 @@ def test_a_killed_trainer_leaves_no_scratch(run: TrainingRun, tmp_path: Path) ->
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+def test_a_run_whose_output_cannot_be_written_ends_with_words(
+    run: TrainingRun, tmp_path: Path
+) -> None:
+    """It was left to be taken for one whose trainer disappeared."""
+    (tmp_path / "logs").write_text("in the way")
+    assert supervise.train(run.pk)
+    run.refresh_from_db()
+    assert run.status == TrainingRun.Status.FAILED
+    assert run.error == "The trainer's output cannot be written to the server's logs: File exists."
+
+
 def test_what_runs_beside_the_server_gives_way_to_it() -> None:
     """A training by its own niceness, and by that of its session where the kernel goes by these."""
     child = supervise._child("run_training", "--help", stdout=subprocess.PIPE)

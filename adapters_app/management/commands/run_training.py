@@ -1,7 +1,6 @@
 """Carry out one training run. This is what the training worker starts."""
 
 import ctypes
-import errno
 import os
 import signal
 import sys
@@ -23,6 +22,7 @@ from adapters_app.snapshots import SnapshotCorrupt
 from adapters_app.storage import ArtifactCorrupt as StoredArtifactCorrupt
 from adapters_app.storage import ArtifactMissing, StoreUnavailable
 from adapters_app.training import CancelRequested, Lease, LeaseLost
+from corrections import full_disk
 from corrections.acting import ActingCommand, Refused, WrongUsage
 
 # Their messages are sentences for whoever asked for the run.
@@ -37,7 +37,6 @@ EXPLAINED = (
     ArtifactMissing,
     StoreUnavailable,
 )
-FULL = {errno.ENOSPC, errno.EDQUOT}
 PR_SET_PDEATHSIG = 1
 
 
@@ -91,9 +90,9 @@ def _carry_out(lease: Lease, should_stop: Callable[[], bool]) -> Callable[[], bo
     except (MemoryError, torch.OutOfMemoryError):  # the machine's, the GPU's
         return partial(training.fail, lease, _NO_MEMORY)
     except OSError as error:
-        if error.errno not in FULL:
+        if not full_disk.is_behind(error):
             raise  # the holder of the lease reports it, with the last line of our output
-        return partial(training.fail, lease, _DISK_FULL)
+        return partial(training.fail, lease, supervise.DISK_FULL)
     return lambda: True
 
 
@@ -125,8 +124,4 @@ def _why_not(run_id: int) -> str:
 
 _NO_MEMORY = (
     "Not enough memory. Lower batch_size or max_length, or train on a machine with more memory."
-)
-_DISK_FULL = (
-    "The disk is full. Free some space, for example with `manage.py prune_artifacts`, and request "
-    "the training again."
 )

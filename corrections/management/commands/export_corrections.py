@@ -1,7 +1,6 @@
 """Write corrections to a file that `import_corrections` reads back without loss."""
 
-import os
-import tempfile
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,9 @@ from django.contrib.auth.models import User
 from django.core.management.base import CommandParser
 from django.db.models import QuerySet
 
+from corrections import full_disk
 from corrections.acting import ActingCommand, WrongUsage
-from corrections.exporters import WRITERS, exported
+from corrections.exporters import WRITERS, exported, written_beside
 from corrections.models import Correction
 
 
@@ -32,30 +32,17 @@ class Command(ActingCommand):
         chosen = format or ("csv" if file.suffix.lower() == ".csv" else "jsonl")
         asked = {"status": status, "domain": domain}
         found = Correction.objects.filter(**{name: said for name, said in asked.items() if said})
-        rows = _write_beside(file, chosen, found)
+        rows = _write(file, chosen, found)
         self.stdout.write(f"{rows} corrections written to {file}")
         return {"file": str(file), "format": chosen, "rows": rows}
 
 
-def _write_beside(file: Path, chosen: str, found: QuerySet[Correction]) -> int:
-    """Write a temporary file and rename it, so that nobody sees half an export."""
+def _write(file: Path, chosen: str, found: QuerySet[Correction]) -> int:
     try:
-        with tempfile.NamedTemporaryFile(
-            "w",
-            encoding="utf-8",
-            newline="",
-            dir=file.parent,
-            prefix=f".{file.name}.",
-            delete=False,
-        ) as beside:
-            try:
-                rows = WRITERS[chosen](exported(found), beside)
-                beside.flush()
-                os.fsync(beside.fileno())
-                Path(beside.name).replace(file)
-            except BaseException:
-                Path(beside.name).unlink(missing_ok=True)
-                raise
+        # Closed here: after the command it would complain of a connection that is closed.
+        with contextlib.closing(exported(found)) as rows, written_beside(file) as beside:
+            return WRITERS[chosen](rows, beside)
     except OSError as error:
+        if full_disk.is_behind(error):
+            raise
         raise WrongUsage(f"{file} cannot be written: {error.strerror}.") from error
-    return rows

@@ -12,7 +12,9 @@ from django.core.management.base import CommandParser
 from rich.console import Console
 from rich.progress import Progress
 
+from corrections import full_disk
 from corrections.acting import ActingCommand, Refused, WrongUsage
+from corrections.exporters import written_beside
 from corrections.labels import LABELS, Label
 from inference import engine
 
@@ -104,10 +106,12 @@ def _row(where: str, line: str) -> Row:
 
 def _write(path: Path, rows: Sequence[Row], answer: engine.Answer) -> None:
     try:
-        with path.open("w", encoding="utf-8") as file:
+        with written_beside(path) as file:
             for row, result in zip(rows, answer.results, strict=True):
                 file.write(json.dumps(_prediction(row, result), ensure_ascii=False) + "\n")
     except OSError as error:
+        if full_disk.is_behind(error):
+            raise
         raise Refused(f"{path} cannot be written: {error.strerror}") from error
 
 
