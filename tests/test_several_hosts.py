@@ -80,7 +80,8 @@ def test_hosts_that_migrate_at_once_wait_for_one_another(
             for host in ("one", "two")
         ]
         waiting = (
-            "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%%pg_try_advisory%%' "
+            "SELECT count(*) FROM pg_stat_activity "
+            "WHERE (query LIKE '%%pg_try_advisory%%' OR query = 'ROLLBACK') "
             "AND datname = %s AND pid != pg_backend_pid()"
         )
         while holder.execute(waiting, [name]).fetchone() != (2,):
