@@ -1,12 +1,15 @@
 """How fast are answers, and how exact? Every arm on the same pairs, in one run.
 
-    python benchmarks/serving.py [--quick] [--shape minilm|xsmall|small] [--mix short|streams]
-                                 [--rounds 5] [--isa AVX512_CORE_BF16] [--out FILE]
+    python benchmarks/serving.py [--quick] [--shape minilm|xsmall|small | --model DIR]
+        [--mix short|streams] [--rounds 5] [--isa AVX512_CORE_BF16] [--out FILE]
 
 Arms: Hugging Face's pipeline, sentence-transformers' CrossEncoder, and our engines with one adapter
-(openvino also with eight in every batch). Each is a process of its own, all with the same allocator
-settings; rounds take turns, so that whatever else the machine does falls on all. Every request has
-pairs never seen before: nothing is cached, and new shapes are paid for where they occur.
+(openvino also with eight different ones in every batch). All serve the same adapted encoder, the
+rivals as merged weights; adapters are as large as trained ones. Each arm is a process of its own,
+all with the same allocator settings; rounds take turns, so that whatever else the machine does
+falls on all, and ratios are medians over rounds of ratios within a round. Every request has pairs
+never seen before: nothing is cached, and new shapes are paid for where they occur. A closed loop of
+one client; then single pairs that arrive at random, at 80 % of the arm's own rate in that round.
 `--shape xsmall|small` are random models of the shape of DeBERTa-v3-xsmall and -small.
 """
 
@@ -14,6 +17,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -32,13 +36,20 @@ import numpy as np  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from adapters_app.nli import checkpoint, guard, reference  # noqa: E402
+from adapters_app.nli import artifact, checkpoint, guard, reference  # noqa: E402
+from adapters_app.nli.artifact import Adaptable, Artifact  # noqa: E402
 from adapters_app.nli.encoding import Pair  # noqa: E402
+from adapters_app.nli.engines import Engine  # noqa: E402
 from adapters_app.nli.own_process import resident_mb  # noqa: E402
 from adapters_app.nli.probabilities import softmax  # noqa: E402
 from inference.batching import AtOnce, Batcher  # noqa: E402
 
-ARMS = ("pipeline", "cross-encoder", "torch", "openvino", "openvino-8-mixed")
+BASELINES = PIPELINE, CROSS_ENCODER = "pipeline", "cross-encoder"
+OURS = TORCH, OPENVINO, OPENVINO_MIXED = "torch", "openvino", "openvino-8-mixed"
+ARMS = (*BASELINES, *OURS)
+TORCH_MIXED = "torch-8-mixed"  # not measured: what the mixed arm is compared with
+ADAPTERS, RANK = 8, 8
+MODEL, MERGED, REFERENCES, OF_ADAPTERS = "model", "merged", "references", "adapters"  # in a home
 BATCHES = (1, 8, 32, 128)
 # glibc gives large blocks back and faults them in again at every pass; with these it keeps them.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "2147483648"}
@@ -62,8 +73,10 @@ DEBERTA: dict[str, dict[str, int]] = {
     },
 }
 CLEAR_MARGIN = 0.05  # between the two most probable labels
+COMPARED_AT_ONCE = 32  # pairs
 OPEN_LOOP_LOAD = 0.8  # of the arm's own rate for single pairs
 Logits = Callable[[Sequence[Pair]], np.ndarray]
+Rounds = Sequence[Mapping[str, float]]  # the same figures of each
 
 
 # --- one arm, in a process of its own -------------------------------------------------------------
@@ -81,9 +94,15 @@ def serve(arm: str, home: Path) -> None:
         if asked["do"] == "closed":
             _say(_closed_loop(logits, pairs, asked["batch"]))
         elif asked["do"] == "open":
-            _say(_open_loop(logits, pairs, asked["rate"], batched=arm in OURS))
+            batched = arm in OURS
+            _say(_open_loop(logits, pairs, asked["rate"], seed=asked["seed"], batched=batched))
         else:
-            _say({"probabilities": softmax(logits(pairs)).tolist()})
+            _say({"probabilities": _answers(logits, pairs).tolist()})
+
+
+def _answers(logits: Logits, pairs: Sequence[Pair]) -> np.ndarray:
+    starts = range(0, len(pairs), COMPARED_AT_ONCE)
+    return softmax(np.vstack([logits(pairs[i : i + COMPARED_AT_ONCE]) for i in starts]))
 
 
 def _closed_loop(logits: Logits, pairs: Sequence[Pair], batch: int) -> dict[str, float]:
@@ -97,10 +116,10 @@ def _closed_loop(logits: Logits, pairs: Sequence[Pair], batch: int) -> dict[str,
 
 
 def _open_loop(
-    logits: Logits, pairs: Sequence[Pair], rate: float, *, batched: bool
+    logits: Logits, pairs: Sequence[Pair], rate: float, *, seed: int, batched: bool
 ) -> dict[str, float]:
     """Single pairs arrive at random (Poisson), whether or not earlier ones are answered."""
-    arrivals = np.cumsum(np.random.default_rng(1).exponential(1 / rate, len(pairs)))
+    arrivals = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, len(pairs)))
     batcher, begin = Batcher(max_pairs=256, max_waiting=len(pairs)), AtOnce(logits)
     turn = threading.Lock()
     began = time.perf_counter()
@@ -125,7 +144,7 @@ def _open_loop(
 def _pipeline(home: Path) -> Logits:
     from transformers import pipeline  # noqa: PLC0415  each arm loads what it measures
 
-    pipe = pipeline("text-classification", model=str(home / "model"), top_k=None, device="cpu")
+    pipe = pipeline("text-classification", model=str(home / MERGED), top_k=None, device="cpu")
     return lambda pairs: ask_pipeline(pipe, pairs, len(pairs))
 
 
@@ -144,7 +163,7 @@ def ask_pipeline(pipe: Any, pairs: Sequence[Pair], batch: int) -> np.ndarray:
 def _cross_encoder(home: Path) -> Logits:
     from sentence_transformers import CrossEncoder  # noqa: PLC0415
 
-    model = CrossEncoder(str(home / "model"), device="cpu")
+    model = CrossEncoder(str(home / MERGED), device="cpu")
 
     def logits(pairs: Sequence[Pair]) -> np.ndarray:
         scores: np.ndarray = model.predict(
@@ -155,13 +174,11 @@ def _cross_encoder(home: Path) -> Logits:
     return logits
 
 
-def _torch(home: Path) -> Logits:
+def _torch(home: Path, adapters: int = 1) -> Logits:
     from adapters_app.nli.base_model import load_base  # noqa: PLC0415
     from adapters_app.nli.predict import TorchEngine  # noqa: PLC0415
 
-    engine = TorchEngine(load_base(str(home / "model")))
-    adapter = reference.probe(engine.base, engine.base.target_modules)
-    return engine.predictor(adapter).logits
+    return _mixing(TorchEngine(load_base(str(home / MODEL))), home, adapters)
 
 
 def _openvino(home: Path, adapters: int = 1) -> Logits:
@@ -170,9 +187,13 @@ def _openvino(home: Path, adapters: int = 1) -> Logits:
     def ask(files: checkpoint.Files) -> tuple[reference.Reference, str]:
         raise SystemExit(f"no reference was stored for {files.name}")
 
-    engine = start(str(home / "model"), revision="", references=home / "references", ask=ask)
-    adapter = reference.probe(engine.base, engine.base.reference.target_modules)
-    predictors = [engine.predictor(adapter) for _ in range(adapters)]
+    engine = start(str(home / MODEL), revision="", references=home / REFERENCES, ask=ask)
+    return _mixing(engine, home, adapters)
+
+
+def _mixing(engine: Engine, home: Path, adapters: int) -> Logits:
+    """An engine whose rows are of so many adapters in turn."""
+    predictors = [engine.predictor(stored_adapter(home, i, engine.base)) for i in range(adapters)]
 
     def logits(pairs: Sequence[Pair]) -> np.ndarray:
         return engine.logits([(predictors[i % adapters], p) for i, p in enumerate(pairs)])
@@ -181,13 +202,13 @@ def _openvino(home: Path, adapters: int = 1) -> Logits:
 
 
 MAKE: dict[str, Callable[[Path], Logits]] = {
-    "pipeline": _pipeline,
-    "cross-encoder": _cross_encoder,
-    "torch": _torch,
-    "openvino": _openvino,
-    "openvino-8-mixed": lambda home: _openvino(home, adapters=8),
+    PIPELINE: _pipeline,
+    CROSS_ENCODER: _cross_encoder,
+    TORCH: _torch,
+    OPENVINO: _openvino,
+    OPENVINO_MIXED: lambda home: _openvino(home, ADAPTERS),
+    TORCH_MIXED: lambda home: _torch(home, ADAPTERS),
 }
-OURS = ("torch", "openvino", "openvino-8-mixed")
 
 
 def _say(answer: dict[str, Any]) -> None:
@@ -248,10 +269,14 @@ class Texts:
         return " ".join(self._random.choices(self._words, k=max(1, round(tokens / 1.3))))
 
 
-def prepare(shape: str, home: Path) -> None:
-    """Write the model that all arms load, and what torch says of it."""
-    program = "import sys; from benchmarks import serving; serving.write_model(*sys.argv[1:])"
-    subprocess.run([sys.executable, "-c", program, shape, str(home)], cwd=ROOT, check=True)
+def prepare(shape: str, home: Path, *, model: Path | None = None, merged: bool = False) -> None:
+    """Write the model that all arms load, what torch says of it, and its adapters; `model`: a
+    checkpoint instead of a shape; `merged`: the first adapter merged into it, too."""
+    program = "import sys; from benchmarks import serving; serving.write_model(*sys.argv[1:4])"
+    if merged:
+        program += "; serving.write_merged(sys.argv[2])"
+    of = [shape, str(home), str(model or "")]
+    subprocess.run([sys.executable, "-c", program, *of], cwd=ROOT, check=True)
 
 
 def base_name(shape: str, model: Path | None, home: Path) -> str:
@@ -262,33 +287,58 @@ def base_name(shape: str, model: Path | None, home: Path) -> str:
     if shape not in DEBERTA:
         return checkpoint.BUNDLED
     prepare(shape, home)
-    return str(home / "model")
+    return str(home / MODEL)
 
 
-def write_model(shape: str, home: str) -> None:
+def write_model(shape: str, home: str, checkpoint_directory: str = "") -> None:
     """In a process of its own: it needs torch, which the parent has no use for."""
     import torch  # noqa: PLC0415
     from transformers import DebertaV2Config, DebertaV2ForSequenceClassification  # noqa: PLC0415
 
     from adapters_app.nli.base_model import load_base  # noqa: PLC0415
     from adapters_app.nli.predict import TorchEngine  # noqa: PLC0415
+    from benchmarks.adapters import known_base, real_sized  # noqa: PLC0415  not all arms need it
 
-    path = Path(home) / "model"
-    bundled = load_base(checkpoint.BUNDLED)
-    model, tokenizer = bundled.model, bundled.tokenizer
+    path, references = Path(home) / MODEL, Path(home) / REFERENCES
+    base = load_base(checkpoint_directory or checkpoint.BUNDLED)
+    model, tokenizer = base.model, base.tokenizer
     inputs = ["input_ids", "token_type_ids", "attention_mask"]
-    if shape != "minilm":
+    if shape in DEBERTA and not checkpoint_directory:
         torch.manual_seed(0)
         model = DebertaV2ForSequenceClassification(deberta_config(DebertaV2Config, DEBERTA[shape]))
+    if not model.config.type_vocab_size:
         inputs.remove("token_type_ids")
     # What is not among these is not stored, and the baselines would serve another model.
     tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = inputs
-    tokenizer.model_max_length = 512
+    tokenizer.model_max_length = base.max_length
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     files = checkpoint.find(str(path))
-    known, text = TorchEngine(load_base(str(path))).reference(files.digest)
-    reference.write(known, text, Path(home) / "references")
+    reference.write(*TorchEngine(load_base(str(path))).reference(files.digest), references)
+    for number, each in enumerate(real_sized(known_base(str(path), references), [RANK] * ADAPTERS)):
+        directory = Path(home) / OF_ADAPTERS / str(number)
+        artifact.write(directory, each, {}, "", base_name=str(path))
+
+
+def write_merged(home: str) -> None:
+    """The first adapter as one who has nothing but checkpoints serves it."""
+    import torch  # noqa: PLC0415
+
+    from adapters_app.nli.base_model import fold_into, load_base  # noqa: PLC0415
+
+    path = Path(home) / MERGED
+    base = load_base(str(Path(home) / MODEL))
+    adapter, model = stored_adapter(Path(home), 0, base), base.own_copy()
+    tensors = {name: torch.tensor(array) for name, array in adapter.tensors.items()}
+    fold_into(model, tensors, adapter.scaling)
+    shutil.copytree(Path(home) / MODEL, path)
+    model.save_pretrained(path)
+
+
+def stored_adapter(home: Path, number: int, base: Adaptable) -> Artifact:
+    """One of those that were written to `home`, verified."""
+    (directory,) = (home / OF_ADAPTERS / str(number)).iterdir()
+    return artifact.read(directory, base=base)
 
 
 def deberta_config(config: Any, sizes: Mapping[str, int]) -> Any:
@@ -312,123 +362,200 @@ def deberta_config(config: Any, sizes: Mapping[str, int]) -> Any:
 
 
 def measure(arms: Sequence[Arm], options: argparse.Namespace) -> dict[str, Any]:
-    """Rounds of every arm and batch size in turn; then single pairs arriving at random."""
-    closed: dict[str, dict[int, list[dict[str, float]]]] = {
-        arm.name: {batch: [] for batch in BATCHES} for arm in arms
+    """Rounds of every arm in turn, at each batch size and with pairs that arrive at random."""
+    closed: dict[str, dict[str, list[dict[str, float]]]] = {
+        arm.name: {str(batch): [] for batch in BATCHES} for arm in arms
     }
+    at_random: dict[str, list[dict[str, float]]] = {arm.name: [] for arm in arms}
     for turn in range(options.rounds):
+        order = random.Random(turn)
         for batch in BATCHES:
             pairs = Texts(options.mix, seed=100 * turn + batch).pairs(options.pairs)
-            for arm in random.Random(turn).sample(list(arms), len(arms)):
-                closed[arm.name][batch].append(arm.ask("closed", pairs, batch=batch))
-    results = {arm.name: arm.facts | _summary(closed[arm.name]) for arm in arms}
-    if not options.quick:
-        for arm in arms:
-            rate = OPEN_LOOP_LOAD * results[arm.name]["closed"]["1"]["pairs_per_s"]
-            pairs = Texts(options.mix, seed=9_000).pairs(4 * options.pairs)
-            results[arm.name]["open"] = {"rate": rate, **arm.ask("open", pairs, rate=rate)}
-    _compare(arms, results, guard.load().pairs[:: 6 if options.quick else 1])
-    return results
+            for arm in order.sample(list(arms), len(arms)):
+                closed[arm.name][str(batch)].append(arm.ask("closed", pairs, batch=batch))
+        if options.quick:
+            continue
+        pairs = Texts(options.mix, seed=9_000 + turn).pairs(options.pairs)
+        for arm in order.sample(list(arms), len(arms)):
+            rate = OPEN_LOOP_LOAD * closed[arm.name]["1"][turn]["pairs_per_s"]
+            found = arm.ask("open", pairs, rate=rate, seed=turn)
+            at_random[arm.name].append({"rate": rate, **found})
+    return {arm.name: arm.facts | summary(closed[arm.name], at_random[arm.name]) for arm in arms}
 
 
-def _summary(rounds: dict[int, list[dict[str, float]]]) -> dict[str, Any]:
-    closed = {
-        str(batch): {key: statistics.median(each[key] for each in measured) for key in measured[0]}
-        for batch, measured in rounds.items()
+def summary(closed: Mapping[str, Rounds], at_random: Rounds) -> dict[str, Any]:
+    """Medians over the rounds of each batch size and of the open loop; and the rounds."""
+    medians = {batch: _medians(rounds) for batch, rounds in closed.items()}
+    best = max(medians, key=lambda batch: medians[batch]["pairs_per_s"])
+    return {
+        "closed": medians,
+        "best_batch": best,
+        "best_pairs_per_s": medians[best]["pairs_per_s"],
+        **({"open": _medians(at_random)} if at_random else {}),
+        "rounds": {"closed": closed, "open": at_random},
     }
-    best = max(figures["pairs_per_s"] for figures in closed.values())
-    return {"closed": closed, "best_pairs_per_s": best}
 
 
-def _compare(arms: Sequence[Arm], results: dict[str, Any], pairs: Sequence[Pair]) -> None:
-    """How far each of ours is from the torch engine, in fp32, on the guard set's pairs."""
-    ours = {arm.name: arm for arm in arms if arm.name in OURS}
-    if "torch" not in ours:
-        return
-    expected = np.array(ours["torch"].ask("answer", pairs)["probabilities"])
+def _medians(rounds: Rounds) -> dict[str, float]:
+    return {key: statistics.median(each[key] for each in rounds) for key in rounds[0]}
+
+
+def compare(
+    arms: Sequence[Arm], pairs: Sequence[Pair], home: Path, environment: dict[str, str]
+) -> dict[str, dict[str, float]]:
+    """How far each arm is from the torch engine, in fp32, which has the same adapter for each row;
+    of nothing where that is no arm."""
+    by_name = {arm.name: arm for arm in arms}
+    if TORCH not in by_name:
+        return {}
+    expected = _told(by_name[TORCH].ask("answer", pairs))
+    of_mixed = expected
+    if OPENVINO_MIXED in by_name:
+        mixed = Arm(TORCH_MIXED, home, environment)
+        of_mixed = _told(mixed.ask("answer", pairs))
+        mixed.close()
+    files = checkpoint.find(str(home / MODEL))
+    ours = list(reference.stored(files, home / REFERENCES)[0].label_columns)
+    found = {name: _told(arm.ask("answer", pairs)) for name, arm in by_name.items()}
+    return {
+        name: distance(
+            answers if name in OURS else answers[:, ours],
+            of_mixed if name == OPENVINO_MIXED else expected,
+        )
+        for name, answers in found.items()
+    }
+
+
+def _told(answer: Mapping[str, Any]) -> np.ndarray:
+    return np.array(answer["probabilities"])
+
+
+def distance(found: np.ndarray, expected: np.ndarray) -> dict[str, float]:
+    """Of probabilities (n, 3): how many labels are the same, and how far the numbers are."""
+    away = np.abs(found - expected)
     ordered = np.sort(expected, axis=1)
     clear = ordered[:, -1] - ordered[:, -2] > CLEAR_MARGIN
-    for name, arm in ours.items():
-        found = np.array(arm.ask("answer", pairs)["probabilities"])
-        away = np.abs(found - expected)
-        same = found.argmax(axis=1) == expected.argmax(axis=1)
-        results[name] |= {
-            "max_dp": float(away.max()),
-            "p999_dp": float(np.quantile(away, 0.999)),
-            "mean_dp": float(away.mean()),
-            "same_label": float(same.mean()),
-            "same_label_where_clear": float(same[clear].mean()),
-        }
-
-
-def ratios(results: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Of each arm to each baseline: best batch against best batch, and single pairs' latency."""
+    same = found.argmax(axis=1) == expected.argmax(axis=1)
     return {
-        name: {
-            f"{what} vs {base}": ratio
-            for base in ("pipeline", "cross-encoder")
-            if base in results and base != name
-            for what, ratio in (
-                ("bulk", mine["best_pairs_per_s"] / results[base]["best_pairs_per_s"]),
-                ("p50", results[base]["closed"]["1"]["p50_ms"] / mine["closed"]["1"]["p50_ms"]),
-            )
-        }
-        for name, mine in results.items()
-        if name in OURS
+        "same_label": float(same.mean()),
+        "same_label_where_clear": float(same[clear].mean()),
+        "p999_dp": float(np.quantile(away, 0.999)),
+        "mean_dp": float(away.mean()),
+        "max_dp": float(away.max()),
     }
 
 
-def show(results: dict[str, Any]) -> None:
-    table = Table("arm", *(f"b{batch}" for batch in BATCHES), "p50 ms", "start s", "MB", "max Δp")
+def ratios(results: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    """Of each of ours to each baseline: best batch against best batch, and single pairs' latency;
+    and what mixing adapters costs. Medians, lowest and highest of the rounds' own ratios."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for name, mine in results.items():
+        if name not in OURS:
+            continue
+        found[name] = {}
+        for base in (base for base in BASELINES if base in results):
+            theirs = results[base]
+            bulk = _rates(mine, mine["best_batch"]), _rates(theirs, theirs["best_batch"])
+            found[name][f"bulk vs {base}"] = _spread(*bulk)
+            found[name][f"p50 vs {base}"] = _spread(_latencies(theirs), _latencies(mine))
+        if name == OPENVINO_MIXED and OPENVINO in results:
+            one = results[OPENVINO]
+            found[name][f"b32 vs {OPENVINO}"] = _spread(_rates(mine, "32"), _rates(one, "32"))
+    return found
+
+
+def _rates(result: Mapping[str, Any], batch: str) -> list[float]:
+    return [each["pairs_per_s"] for each in result["rounds"]["closed"][batch]]
+
+
+def _latencies(result: Mapping[str, Any]) -> list[float]:
+    return [each["p50_ms"] for each in result["rounds"]["closed"]["1"]]
+
+
+def _spread(over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
+    each = [one / other for one, other in zip(over, under, strict=True)]
+    return {"median": statistics.median(each), "low": min(each), "high": max(each)}
+
+
+def rate_table(results: Mapping[str, Any]) -> Table:
+    """One line per arm."""
+    load = f"at {OPEN_LOOP_LOAD:.0%} load"
+    table = Table(
+        "arm",
+        *(f"b{batch}" for batch in BATCHES),
+        "p50 ms",
+        *(f"{load}, {which} ms" for which in ("p50", "p99")),
+        "start s",
+        "MB",
+        "max Δp",
+        title="Pairs a second; milliseconds of single pairs, one after the other and at random",
+    )
     for name, row in results.items():
-        closed = row["closed"]
+        closed, at_random = row["closed"], row.get("open", {})
         table.add_row(
             name,
             *(f"{closed[str(batch)]['pairs_per_s']:.0f}" for batch in BATCHES),
             f"{closed['1']['p50_ms']:.1f}",
+            *(f"{at_random[f'{which}_ms']:.1f}" if at_random else "–" for which in ("p50", "p99")),
             f"{row['start_s']:.1f}",
             f"{row['rss_mb']:.0f}",
             f"{row['max_dp']:.4f}" if "max_dp" in row else "–",
         )
-    Console().print(table)
+    return table
+
+
+def ratio_table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
+    """Medians over the rounds, and between what the rounds are."""
+    table = Table("arm", "ratio", "median", "lowest", "highest", title="Within a round")
+    for name, each in found.items():
+        for what, spread in each.items():
+            table.add_row(name, what, *(f"{value:.2f} ×" for value in spread.values()))
+    return table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one line of ratios within a minute")
     parser.add_argument("--shape", choices=("minilm", *DEBERTA), default="minilm")
+    parser.add_argument("--model", type=Path, help="a checkpoint's directory instead of a shape")
     parser.add_argument("--mix", choices=sorted(MIXES), default="short")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pairs", type=int, default=256, help="in a round, per batch size")
     parser.add_argument("--arms", nargs="*", choices=ARMS, default=ARMS)
     parser.add_argument("--isa", help="ONEDNN_MAX_CPU_ISA, e.g. AVX512_CORE_BF16: without AMX")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--serve", choices=ARMS, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", choices=sorted(MAKE), help=argparse.SUPPRESS)
     parser.add_argument("--home", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         serve(options.serve, options.home)
         return
     if options.quick:
-        options.rounds, options.pairs = 3, 64
+        options.rounds, options.pairs = 3, 48
     environment = ALLOCATOR | ({"ONEDNN_MAX_CPU_ISA": options.isa} if options.isa else {})
     with tempfile.TemporaryDirectory() as directory:
         home = Path(directory)
-        prepare(options.shape, home)
+        merged = bool(set(BASELINES) & set(options.arms))
+        prepare(options.shape, home, model=options.model, merged=merged)
         arms = [Arm(name, home, environment) for name in options.arms]
         results = measure(arms, options)
+        compared = guard.load().pairs[:: 12 if options.quick else 1]
+        for name, far in compare(arms, compared, home, environment).items():
+            results[name] |= far
         for arm in arms:
             arm.close()
     found = ratios(results)
     if options.quick:
         print(
             "; ".join(
-                f"{n}: " + ", ".join(f"{k} {v:.2f}×" for k, v in r.items())
+                f"{n}: " + ", ".join(f"{k} {v['median']:.2f}×" for k, v in r.items())
                 for n, r in found.items()
             )
         )
     else:
-        show(results)
+        console = Console(width=150)
+        console.print(rate_table(results))
+        console.print(ratio_table(found))
     if options.out:
         asked = {key: value for key, value in vars(options).items() if key not in ("serve", "home")}
         report = {"options": asked, "arms": results, "ratios": found}
