@@ -1,4 +1,5 @@
-"""Rows of many adapters in one batch: what it costs, and whether each row is answered exactly.
+"""Rows of many adapters in one batch: what it costs, and whether each row is answered exactly; what
+PEFT answers, and whether calibrators care who gave the logits they are fitted on.
 
 Imported by swapping.py, which is the program. Every measurement has a process of its own, see
 `adapters_app/nli/own_process.py`: two engines' threads would wait for one another in one.
@@ -8,7 +9,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +20,23 @@ import torch
 from peft import PeftModel
 from scipy.special import softmax
 
+from adapters_app.nli import anchors, checkpoint, guard, metrics, openvino_engine, reference, splits
 from adapters_app.nli import artifact as artifacts
-from adapters_app.nli import checkpoint, openvino_engine, reference
 from adapters_app.nli.artifact import Artifact
 from adapters_app.nli.base_model import load_base
-from adapters_app.nli.data import collate
+from adapters_app.nli.calibration import TemperatureScaling
+from adapters_app.nli.config import TrainConfig
+from adapters_app.nli.data import Example, collate
 from adapters_app.nli.encoding import Pair, batches_by_length
 from adapters_app.nli.engines import Engine, Predictor, Row
 from adapters_app.nli.openvino_engine import OpenVinoEngine
 from adapters_app.nli.predict import BATCH, TorchEngine
+from adapters_app.nli.train import Anchors, train
 from benchmarks.adapters import known_base, real_sized
-from benchmarks.serving import CLEAR_MARGIN, Texts
+from benchmarks.rows import Row as LabelledRow
+from benchmarks.rows import read
+from benchmarks.serving import Texts, distance
+from corrections.labels import Label
 from inference.batching import Batcher, ForwardFailed
 
 TORCH, OPENVINO, OPENVINO_F32 = ENGINES = ("torch", "openvino", "openvino f32")
@@ -51,13 +58,33 @@ class Mixing:
 
 
 @dataclass(frozen=True)
+class Learning:
+    """Adapters that are trained as the project does it, on rows of DATA/stream."""
+
+    base: str
+    data: Path
+    adapters: int
+    rows: int  # that each learns from
+    config: TrainConfig
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """n pairs; `labels`: columns (n,); `groups` (n,): those that share texts."""
+
+    pairs: Sequence[Pair]
+    labels: np.ndarray
+    groups: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class Agreeing:
     """How far an engine's answers to n pairs are from PEFT's in fp32, for each adapter."""
 
     base: str
     references: Path
-    pairs: Sequence[Pair]
-    adapters: int
+    asked: Labelled
+    adapters: Mapping[str, Artifact]
 
 
 def store_reference(of: tuple[str, Path]) -> None:
@@ -166,27 +193,114 @@ def bad_row(
 # --- agreement with PEFT --------------------------------------------------------------------------
 
 
-def agreement(task: Agreeing) -> dict[str, dict[str, float]]:
-    """Engine → how its answers compare with fp32 PEFT's, over all adapters and pairs."""
-    base = known_base(task.base, task.references)
-    drawn = real_sized(base, [RANKS[EIGHT_RANKS][i % 8] for i in range(task.adapters)])
-    expected = _of_peft(task.base, drawn, task.pairs)
-    found = {}
+def drawn(name: str, references: Path, count: int) -> dict[str, Artifact]:
+    """Adapters that nobody trained, of mixed ranks."""
+    ranks = [RANKS[EIGHT_RANKS][i % 8] for i in range(count)]
+    made = real_sized(known_base(name, references), ranks)
+    return {f"{number}, rank {each.rank}": each for number, each in enumerate(made, start=1)}
+
+
+def learnt(task: Learning) -> dict[str, Artifact]:
+    """Trained adapters: of every stream one, then of every stream another, from other rows."""
+    base = load_base(task.base)
+    held_to = Anchors.answered_by(base, anchors.load())
+    streams = sorted((task.data / "stream").glob("*.jsonl.gz"))
+    made = {}
+    for number in range(task.adapters):
+        turn, at = divmod(number, len(streams))
+        rows = read([streams[at]])
+        own = random.Random(0).sample(rows, len(rows))[turn * task.rows :][: task.rows]
+        examples = [Example(*_pair(row), Label(row["label"])) for row in own]
+        fitted = train(base, examples, task.config, anchors=held_to, evaluate_each_epoch=False)
+        name = streams[at].name.removesuffix(".jsonl.gz")
+        made[f"{name} {turn + 1}"] = fitted.epochs[-1].artifact
+    return made
+
+
+def of_guard(every: int) -> Labelled:
+    """One in `every` of the guard set that ships with the bases."""
+    guard_set = guard.load()
+    return Labelled(guard_set.pairs[::every], guard_set.labels[::every], guard_set.groups[::every])
+
+
+def of_data(data: Path, count: int) -> Labelled:
+    """So many rows of DATA/guard, drawn at random."""
+    rows = read((data / "guard").glob("*.jsonl.gz"))
+    some = random.Random(0).sample(rows, min(count, len(rows)))
+    return Labelled(
+        [_pair(row) for row in some],
+        np.array([Label(row["label"]).column for row in some]),
+        np.array([f"{row['source']} {row['group']}" for row in some]),
+    )
+
+
+def _pair(row: LabelledRow) -> Pair:
+    return row["premise"], row["hypothesis"]
+
+
+def agreement(task: Agreeing) -> dict[str, Any]:
+    """How the engines' answers compare with fp32 PEFT's, over all adapters and pairs; those of the
+    one that serves by adapter; and calibrators fitted on its logits and on torch's."""
+    base, adapters = known_base(task.base, task.references), list(task.adapters.values())
+    expected = _of_peft(task.base, adapters, task.asked.pairs)
+    logits, named = {}, {}
     for name in (OPENVINO, OPENVINO_F32, TORCH):
         engine = start(name, base)
-        predictors = map(engine.predictor, drawn)
-        rows = [(predictor, pair) for predictor in predictors for pair in task.pairs]
-        found[name] = compared(softmax(engine.logits(rows), axis=1), expected)
-    return found
+        rows = [
+            (each, pair) for each in map(engine.predictor, adapters) for pair in task.asked.pairs
+        ]
+        logits[name] = engine.logits(rows).reshape(expected.shape)
+        named[name] = engine.name
+    return {
+        "serving": named[OPENVINO],
+        "engines": {
+            named[name]: distance(_flat(found), _flat(expected)) for name, found in logits.items()
+        },
+        "adapters": {
+            name: distance(_flat(logits[OPENVINO][i]), _flat(expected[i]))
+            for i, name in enumerate(task.adapters)
+        },
+        "calibration": {
+            name: calibrations(logits[TORCH][i], logits[OPENVINO][i], task.asked)
+            for i, name in enumerate(task.adapters)
+        },
+    }
+
+
+def _flat(logits: np.ndarray) -> np.ndarray:
+    """Probabilities (n, 3) of logits (…, 3)."""
+    probabilities: np.ndarray = softmax(logits.reshape(-1, logits.shape[-1]), axis=1)
+    return probabilities
+
+
+def calibrations(of_torch: np.ndarray, served: np.ndarray, asked: Labelled) -> dict[str, float]:
+    """Temperatures fitted on half of the groups' logits (n, 3), torch's and those of the engine
+    that serves; the engine's answers to the other half under both."""
+    labels = asked.labels
+    fitted_on, left = splits.deal(
+        [str(label) for label in labels], [str(group) for group in asked.groups], parts=2, number=0
+    )
+    calibrators = {
+        name: TemperatureScaling().fit(logits[fitted_on], labels[fitted_on])
+        for name, logits in (("torch", of_torch), ("serving", served))
+    }
+    answers = {name: each.predict_proba(served[left]) for name, each in calibrators.items()}
+    return {
+        **{f"temperature_{name}": each.temperature_ for name, each in calibrators.items()},
+        "log_loss_before": metrics.log_loss(softmax(served[left], axis=1), labels[left]),
+        **{f"log_loss_{name}": metrics.log_loss(p, labels[left]) for name, p in answers.items()},
+        **{f"ece_{name}": metrics.ece(p, labels[left])[0] for name, p in answers.items()},
+        "max_dp": float(np.abs(answers["torch"] - answers["serving"]).max()),
+    }
 
 
 @torch.inference_mode()
-def _of_peft(name: str, drawn: Sequence[Artifact], pairs: Sequence[Pair]) -> np.ndarray:
-    """(adapters · pairs, 3) probabilities in the order of LABELS, by PEFT itself, not folded."""
+def _of_peft(name: str, adapters: Sequence[Artifact], pairs: Sequence[Pair]) -> np.ndarray:
+    """(adapters, pairs, 3) logits in the order of LABELS, by PEFT itself, not folded."""
     base = load_base(name)
     encoded = base.encoder.encode(pairs)
-    out = np.empty((len(drawn), len(pairs), len(base.label_columns)))
-    for number, each in enumerate(drawn):
+    out = np.empty((len(adapters), len(pairs), len(base.label_columns)))
+    for number, each in enumerate(adapters):
         with tempfile.TemporaryDirectory() as directory:
             digest = artifacts.write(Path(directory), each, {}, "", base_name=name)
             model = PeftModel.from_pretrained(base.own_copy(), Path(directory) / digest).eval()
@@ -195,19 +309,4 @@ def _of_peft(name: str, drawn: Sequence[Artifact], pairs: Sequence[Pair]) -> np.
                 [encoded[i] for i in rows], pad_id=base.pad_id, type_ids=base.uses_type_ids
             )
             out[number, rows] = model(**batch).logits.numpy()[:, list(base.label_columns)]
-    return softmax(out.reshape(-1, out.shape[-1]), axis=1)
-
-
-def compared(found: np.ndarray, expected: np.ndarray) -> dict[str, float]:
-    """Of probabilities (n, 3): how many labels are the same, and how far the numbers are."""
-    away = np.abs(found - expected)
-    ordered = np.sort(expected, axis=1)
-    clear = ordered[:, -1] - ordered[:, -2] > CLEAR_MARGIN
-    same = found.argmax(axis=1) == expected.argmax(axis=1)
-    return {
-        "same_label": float(same.mean()),
-        "same_label_where_clear": float(same[clear].mean()),
-        "p999_dp": float(np.quantile(away, 0.999)),
-        "mean_dp": float(away.mean()),
-        "max_dp": float(away.max()),
-    }
+    return out

@@ -2,7 +2,7 @@
 
     python benchmarks/swapping.py [--quick] [--shape minilm|xsmall|small | --model DIR]
         [--mix short|streams] [--swaps 200] [--processes 2] [--parts swap memory mixed agreement]
-        [--out FILE]
+        [--data DIR] [--out FILE]
 
 swap: processes that answer as a web process does ask one pair again and again while versions are
 promoted. Added latency is that of the first answer by the new version, less the median of those
@@ -10,7 +10,9 @@ before and after. A version is resident (memory); or the host has its verified c
 is in the artifact store only (storage). The rival is PEFT on the same model, in the same run.
 memory: growth of a process that loads many versions, by what their parameters take.
 mixed: 32 rows of one adapter, of eight, and of eight of other ranks; each row against its answer
-alone; a row that is refused. agreement: distance from PEFT's answers in fp32, on the guard set.
+alone; a row that is refused. agreement: distance from PEFT's answers in fp32, on the guard set; and
+what calibrators fitted on torch's logits lose where another engine serves. With DIR, of adapters
+that are trained on rows of stream/*.jsonl.gz, on rows of guard/*.jsonl.gz.
 """
 
 import argparse
@@ -26,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -51,7 +53,8 @@ from adapters_app.models import (
     Snapshot,
     TrainingRun,
 )
-from adapters_app.nli import artifact, guard
+from adapters_app.nli import artifact
+from adapters_app.nli.config import TrainConfig
 from adapters_app.nli.encoding import Pair
 from adapters_app.nli.openvino_runtime import Core
 from adapters_app.nli.own_process import in_own_process, resident_mb
@@ -433,8 +436,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             for each in mixing.ENGINES
         ]
     if AGREEMENT in options.parts:
-        pairs = guard.load().pairs[:: options.every]
-        task = mixing.Agreeing(name, references, pairs, options.agreeing)
+        if options.data:
+            of = mixing.Learning(name, options.data, options.agreeing, options.rows, options.config)
+            adapters = in_own_process(mixing.learnt, of)
+            asked = mixing.of_data(options.data, options.asked)
+        else:
+            adapters = mixing.drawn(name, references, options.agreeing)
+            asked = mixing.of_guard(options.every)
+        task = mixing.Agreeing(name, references, asked, adapters)
         found[AGREEMENT] = in_own_process(mixing.agreement, task)
     return found
 
@@ -470,12 +479,22 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
             )
         made.append(table)
     if AGREEMENT in found:
-        columns = tuple(next(iter(found[AGREEMENT].values())))
-        table = Table("agreement", *(column.replace("_", " ") for column in columns))
-        for name, row in found[AGREEMENT].items():
-            table.add_row(name, *(f"{row[column]:.5f}" for column in columns))
-        made.append(table)
+        told = found[AGREEMENT]
+        made.append(figure_table("agreement with fp32 PEFT", told["engines"]))
+        made.append(figure_table(f"{told['serving']}, by adapter", told["adapters"]))
+        calibrated = figure_table("temperature of half the pairs", told["calibration"])
+        calibrated.title = f"Fitted on logits of torch or of {told['serving']}, which answers"
+        made.append(calibrated)
     return made
+
+
+def figure_table(what: str, rows: Mapping[str, Mapping[str, float]]) -> Table:
+    """A line for each row, which all have the same figures."""
+    columns = tuple(next(iter(rows.values())))
+    table = Table(what, *(column.replace("_", " ") for column in columns))
+    for name, row in rows.items():
+        table.add_row(name, *(f"{row[column]:.5f}" for column in columns))
+    return table
 
 
 def main() -> None:
@@ -490,14 +509,19 @@ def main() -> None:
     parser.add_argument("--adapters", type=int, default=64, help="to measure memory with")
     parser.add_argument("--rounds", type=int, default=10, help="of mixed batches")
     parser.add_argument("--agreeing", type=int, default=6, help="adapters compared with PEFT")
+    parser.add_argument("--data", type=Path, help="with stream/ and guard/, *.jsonl.gz each")
+    parser.add_argument("--rows", type=int, default=300, help="of a stream, to train an adapter on")
+    parser.add_argument("--asked", type=int, default=3000, help="rows of guard/")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    options.every = 1  # of the guard set's pairs
+    options.every, options.config = 1, TrainConfig()  # of the guard set's pairs; of a training
     if options.quick:
         options.swaps, options.adapters, options.rounds = 20, 16, 3
         options.agreeing, options.every = 2, 10
+        options.rows, options.asked = options.rows // 10, options.asked // 10
+        options.config = replace(options.config, min_steps=options.config.min_steps // 10)
     found = measure(options)
-    console = Console(width=120)
+    console = Console(width=150)
     for table in tables(found):
         console.print(table)
     for name, ratio in found.get(SWAP, {}).get("ratios", {}).items():
