@@ -39,7 +39,7 @@ from rich.table import Table  # noqa: E402
 from adapters_app.nli import artifact, checkpoint, guard, reference  # noqa: E402
 from adapters_app.nli.artifact import Adaptable, Artifact  # noqa: E402
 from adapters_app.nli.encoding import Pair  # noqa: E402
-from adapters_app.nli.engines import Engine  # noqa: E402
+from adapters_app.nli.engines import Engine, Predictor  # noqa: E402
 from adapters_app.nli.own_process import resident_mb  # noqa: E402
 from adapters_app.nli.probabilities import softmax  # noqa: E402
 from inference.batching import AtOnce, Batcher  # noqa: E402
@@ -92,7 +92,7 @@ def serve(arm: str, home: Path) -> None:
         asked = json.loads(line)
         pairs = [tuple(pair) for pair in asked["pairs"]]
         if asked["do"] == "closed":
-            _say(_closed_loop(logits, pairs, asked["batch"]))
+            _say(closed_loop(logits, pairs, asked["batch"]))
         elif asked["do"] == "open":
             batched = arm in OURS
             _say(_open_loop(logits, pairs, asked["rate"], seed=asked["seed"], batched=batched))
@@ -105,7 +105,7 @@ def _answers(logits: Logits, pairs: Sequence[Pair]) -> np.ndarray:
     return softmax(np.vstack([logits(pairs[i : i + COMPARED_AT_ONCE]) for i in starts]))
 
 
-def _closed_loop(logits: Logits, pairs: Sequence[Pair], batch: int) -> dict[str, float]:
+def closed_loop(logits: Logits, pairs: Sequence[Pair], batch: int) -> dict[str, float]:
     """One client, one request of `batch` pairs after the other."""
     took = []
     for start in range(0, len(pairs), batch):
@@ -178,7 +178,7 @@ def _torch(home: Path, adapters: int = 1) -> Logits:
     from adapters_app.nli.base_model import load_base  # noqa: PLC0415
     from adapters_app.nli.predict import TorchEngine  # noqa: PLC0415
 
-    return _mixing(TorchEngine(load_base(str(home / MODEL))), home, adapters)
+    return _stored(TorchEngine(load_base(str(home / MODEL))), home, adapters)
 
 
 def _openvino(home: Path, adapters: int = 1) -> Logits:
@@ -188,15 +188,20 @@ def _openvino(home: Path, adapters: int = 1) -> Logits:
         raise SystemExit(f"no reference was stored for {files.name}")
 
     engine = start(str(home / MODEL), revision="", references=home / REFERENCES, ask=ask)
-    return _mixing(engine, home, adapters)
+    return _stored(engine, home, adapters)
 
 
-def _mixing(engine: Engine, home: Path, adapters: int) -> Logits:
-    """An engine whose rows are of so many adapters in turn."""
-    predictors = [engine.predictor(stored_adapter(home, i, engine.base)) for i in range(adapters)]
+def _stored(engine: Engine, home: Path, adapters: int) -> Logits:
+    """What answers with so many of the adapters in `home`."""
+    stored = (stored_adapter(home, number, engine.base) for number in range(adapters))
+    return in_turn(engine, [engine.predictor(each) for each in stored])
+
+
+def in_turn(engine: Engine, predictors: Sequence[Predictor]) -> Logits:
+    """Rows are the predictors' in turn, all of a request in one call."""
 
     def logits(pairs: Sequence[Pair]) -> np.ndarray:
-        return engine.logits([(predictors[i % adapters], p) for i, p in enumerate(pairs)])
+        return engine.logits([(predictors[i % len(predictors)], p) for i, p in enumerate(pairs)])
 
     return logits
 
