@@ -149,7 +149,10 @@ class Sized:
 def over_http(home: Path, options: argparse.Namespace) -> dict[int, list[Mapping[str, Any]]]:
     """Callers → rounds of what they saw; who is refused comes back when told."""
     met: dict[int, list[Mapping[str, Any]]] = {callers: [] for callers in CALLERS}
-    with Traffic(options.mix) as traffic, ours(make_site(home), "ours") as server:
+    with (
+        Traffic(options.mix) as traffic,
+        ours(make_site(home, str(home / serving.MODEL)), "ours") as server,
+    ):
         server.wait_until_it_answers()
         for turn in range(-1, options.rounds):
             for callers in random.Random(turn).sample(CALLERS, len(CALLERS)):

@@ -3,14 +3,16 @@
     python benchmarks/over_http.py [--quick] [--shape minilm|xsmall|small] [--mix short|streams]
         [--arms NAME …] [--peers DIR] [--rounds 5] [--out FILE] [--admission | --profile]
 
-The same model behind our server (gunicorn, one process, its default threads; authentication and
-validation as for everybody), behind the peers of `servers` (DIR has their environments), and in a
-process without a server. Callers share the processors with all of them. Rounds take turns; ratios
-are medians over rounds of ratios within a round. Every request has pairs never seen before. An arm
-that cannot be had is left out, and the table says so.
+The same adapted model behind our server (gunicorn, one process, its default threads; a version that
+was promoted, with a temperature; authentication and validation as for everybody), behind the peers
+of `servers` (DIR has their environments), and in a process without a server. Callers share the
+processors with all of them. Rounds take turns; ratios are medians over rounds of ratios within a
+round. Every request has pairs never seen before. An arm that cannot be had is left out, and the
+table says so.
 
 --admission: what is beyond the queue's bound is refused soon and told when to come back; waiting at
-80 % load; single pairs beside a large request. --profile: one caller of ours, layer by layer.
+80 % load; single pairs beside a large request. --profile: one caller of ours, step by step, on the
+direct way and on the long one.
 Prints tables and fails where a limit is broken; --quick prints one line, and two rounds prove
 nothing.
 """
@@ -21,8 +23,8 @@ import signal
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,12 +85,27 @@ def rates(traffic: Traffic, site: Site, options: argparse.Namespace) -> Report:
         for server in servers:
             server.wait_until_it_answers()
         (pairs,) = traffic.requests(1, COMPARED_PAIRS)
+        alone = [stack.enter_context(in_process(site))] if IN_PROCESS in options.arms else []
         alike = [each for each in servers if each.name == OURS or PEERS[each.name].takes_pairs]
-        check_alike({server.name: server.confidences(pairs) for server in alike})
-        measured = measure(traffic, servers, site.home, options)
+        confidences = {server.name: server.confidences(pairs) for server in alike}
+        for arm in alone:
+            found = arm.ask("answer", pairs)["probabilities"]
+            confidences[IN_PROCESS] = [max(each) for each in found]
+        check_alike(confidences)
+        measured = measure(traffic, servers, alone, options)
     left_out = [name for name in asked if name not in there]
     figures = {"rounds": measured, "left out": left_out}
     return Report([rate_table(measured, left_out)], figures, claims(measured))
+
+
+@contextmanager
+def in_process(site: Site) -> Iterator[serving.Arm]:
+    """The engine on the same adapted model, without a server."""
+    arm = serving.Arm("openvino", site.home, serving.ALLOCATOR)
+    try:
+        yield arm
+    finally:
+        arm.close()
 
 
 def programs(peers: Path | None, name: str) -> Path:
@@ -108,11 +125,16 @@ def check_alike(confidences: Mapping[str, Sequence[float]]) -> None:
 
 
 def measure(
-    traffic: Traffic, servers: Sequence[Server], home: Path, options: argparse.Namespace
+    traffic: Traffic,
+    servers: Sequence[Server],
+    alone: Sequence[serving.Arm],
+    options: argparse.Namespace,
 ) -> Measured:
-    """Every server on the same requests in each round, in an order that changes, each alone."""
+    """Every server on the same requests in each round, in an order that changes, each alone.
+
+    `alone`: the arm without a server, if it was asked for.
+    """
     measured: Measured = {name: {} for name in options.arms if name not in PEERS}
-    alone = serving.Arm("openvino", home, serving.ALLOCATOR) if IN_PROCESS in options.arms else None
     for turn in range(options.rounds):
         for workload in (ONE, FEW, MANY):
             requests = traffic.requests(options.pairs // workload.pairs, workload.pairs)
@@ -122,13 +144,11 @@ def measure(
                     outcome = traffic.closed(server.target, bodies, workload.clients)
                 found = summary(outcome, workload.pairs)
                 measured.setdefault(server.name, {}).setdefault(str(workload), []).append(found)
-            if alone and workload.pairs > 1:
+            for arm in alone if workload.pairs > 1 else ():
                 pairs = [pair for request in requests for pair in request]
                 with paused(servers):
-                    found = alone.ask("closed", pairs, batch=workload.pairs)
+                    found = arm.ask("closed", pairs, batch=workload.pairs)
                 measured[IN_PROCESS].setdefault(str(workload), []).append(found)
-    if alone:
-        alone.close()
     return measured
 
 
@@ -191,8 +211,9 @@ def main() -> int:
         options.rounds, options.pairs = 2, 128
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # the servers are, too
     with tempfile.TemporaryDirectory() as directory, Traffic(options.mix) as traffic:
-        serving.prepare(options.shape, Path(directory))
-        site = make_site(Path(directory))
+        merged = not all(PEERS[name].takes_adapters for name in PEERS if name in options.arms)
+        serving.prepare(options.shape, Path(directory), merged=merged)
+        site = make_site(Path(directory), str(Path(directory) / "model"))
         sizes = {"rounds": options.rounds, "pairs": options.pairs}
         if options.admission:
             report = one_server.admission(traffic, site, **sizes)

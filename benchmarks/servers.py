@@ -6,10 +6,12 @@ are no dependencies of the project; each has a virtual environment of its own, D
     DIR/NAME/bin/pip install -r requirements.txt
     DIR/NAME/bin/pip install -r benchmarks/peers/NAME.txt
 
-BentoML, LitServe and MLServer run our engine in benchmarks/peers/, batching as their documentation
-has it. infinity runs as it is shipped, on torch (without BetterTransformer, which is no longer made
-for such versions of transformers): its classifier takes single texts, so it is sent “premise [SEP]
-hypothesis”: as much to compute, and another answer. fastapi is the upstream's own style.
+All serve one adapted model. BentoML, LitServe and MLServer run our engine and its adapter in
+benchmarks/peers/, batching as their documentation has it. The others take no adapter and get it
+merged into the weights. infinity runs as it is shipped, on torch (without BetterTransformer, which
+is no longer made for such versions of transformers): its classifier takes single texts, so it is
+sent “premise [SEP] hypothesis”: as much to compute, and another answer. fastapi is the upstream's
+own style.
 """
 
 import json
@@ -29,7 +31,7 @@ from typing import Any
 from adapters_app.nli.encoding import Pair
 from benchmarks.load import OK, Client, Target
 from benchmarks.peers.model import HOME, MAX_BATCH, MAX_WAIT_S
-from benchmarks.serving import ALLOCATOR, ROOT
+from benchmarks.serving import ALLOCATOR, MERGED, ROOT
 
 HOST = "127.0.0.1"
 STARTING_S, STOPPING_S, POLL_S = 180.0, 30.0, 0.2
@@ -37,6 +39,7 @@ PROBE = ("It rains.", "It is dry.")
 LOG_TAIL = 2000  # characters
 # Of the environment a benchmark is started in: what would lead out of a server's own home.
 OUTSIDE = ("DATABASE_URL", "WEB_CONCURRENCY", "GUNICORN_CMD_ARGS", "PROMETHEUS_MULTIPROC_DIR")
+# Programs in a home of ours.
 MAKE_CALLER = """
 import django
 django.setup()
@@ -47,6 +50,13 @@ call_command("migrate", verbosity=0)
 caller = User.objects.create_user("caller")
 caller.groups.add(Group.objects.get(name="caller"))
 print(tokens.issue(caller, days=1)[1])
+"""
+SERVE_ADAPTED = """
+import sys
+import django
+django.setup()
+from benchmarks import versions
+versions.serve_adapted(*sys.argv[1:])
 """
 
 
@@ -114,6 +124,7 @@ class Peer:
     command: Callable[[Path, Path, int], list[str]]
     dialect: Dialect
     takes_pairs: bool = True  # so that its answers have to be ours
+    takes_adapters: bool = True  # else it serves home/merged
 
     def is_installed(self, programs: Path) -> bool:
         """Whether its environment is there and has the package; imports nothing."""
@@ -135,48 +146,68 @@ OURS = Dialect(
 
 @dataclass(frozen=True)
 class Site:
-    """home/site is the LYRA_HOME that `ours` copies; `token` is its caller's."""
+    """home/site is the LYRA_HOME that `ours` copies, where v1 serves; `token` is its caller's."""
 
     home: Path
+    base: str
     token: str
 
 
-def make_site(home: Path) -> Site:
-    """Make the site of the model in `home`, with a user who may call and nothing else."""
+def make_site(home: Path, base: str) -> Site:
+    """Make the site of a base, by name, with a version that serves and a user who may only call.
+
+    What torch says of the base is in home/references already, and the version's adapter, the first
+    one, in home/adapters: `serving.prepare` writes both.
+    """
     site = home / "site"
     shutil.copytree(home / "references", site / "references")
-    made = subprocess.run(
-        [sys.executable, "-c", MAKE_CALLER],
+    token = make_caller(site)
+    _in_home(site, SERVE_ADAPTED, base, str(home), LYRA_BASE_MODEL=base)
+    return Site(home, base, token)
+
+
+def make_caller(home: Path) -> str:
+    """Migrate the LYRA_HOME if need be, and make a user there who may call; the user's token."""
+    return _in_home(home, MAKE_CALLER).split()[-1]
+
+
+def _in_home(home: Path, program: str, *arguments: str, **settings: str) -> str:
+    """What a program says that knows of Django and of this LYRA_HOME."""
+    django = {"DJANGO_SETTINGS_MODULE": "lyra_site.settings"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
         cwd=ROOT,
-        env=_our_environment(site) | {"DJANGO_SETTINGS_MODULE": "lyra_site.settings"},
+        env=own_environment(home) | django | settings,
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
-    return Site(home, made.stdout.split()[-1])
+    return done.stdout
 
 
 @contextmanager
-def ours(site: Site, name: str, **settings: str) -> Iterator[Server]:
+def ours(
+    site: Site, name: str, *, application: str = "lyra_site.wsgi", **settings: str
+) -> Iterator[Server]:
     """Our server in a home of its own, started as lyra_site/supervisord.conf does."""
-    own, port = site.home / name, _free_port()
+    own, port = site.home / name, free_port()
     shutil.copytree(site.home / "site", own)
-    environment = _our_environment(own) | {
-        "LYRA_BASE_MODEL": str(site.home / "model"),
+    environment = own_environment(own) | {
+        "LYRA_BASE_MODEL": site.base,
         "PORT": str(port),
         **settings,
     }
     gunicorn = [sys.executable, "-m", "gunicorn", "--config", "lyra_site/gunicorn_conf.py"]
     target = Target(f"http://{HOST}:{port}{OURS.path}", {"Authorization": f"Token {site.token}"})
     log = site.home / f"{name}.log"
-    with _running([*gunicorn, "lyra_site.wsgi"], environment, log) as process:
+    with running([*gunicorn, application], environment, log) as process:
         yield Server(name, target, OURS, process, log)
 
 
 @contextmanager
 def peer(name: str, programs: Path, home: Path) -> Iterator[Server]:
-    """A peer on the model in `home`, by the programs of its environment."""
-    kind, port, log = PEERS[name], _free_port(), home / f"{name}.log"
+    """A peer on the adapted model in `home`, by the programs of its environment."""
+    kind, port, log = PEERS[name], free_port(), home / f"{name}.log"
     environment = _inherited() | {
         HOME: str(home),
         "PYTHONPATH": str(ROOT),
@@ -184,7 +215,7 @@ def peer(name: str, programs: Path, home: Path) -> Iterator[Server]:
         "BENTOML_DO_NOT_TRACK": "True",
         "INFINITY_ANONYMOUS_USAGE_STATS": "0",
     }
-    with _running(kind.command(programs, home, port), environment, log) as process:
+    with running(kind.command(programs, home, port), environment, log) as process:
         target = Target(f"http://{HOST}:{port}{kind.dialect.path}")
         yield Server(name, target, kind.dialect, process, log)
 
@@ -201,21 +232,21 @@ def _litserve(programs: Path, home: Path, port: int) -> list[str]:
 def _mlserver(programs: Path, home: Path, port: int) -> list[str]:
     directory = home / "mlserver"
     directory.mkdir()
-    server = {"host": HOST, "http_port": port, "grpc_port": _free_port()}
+    server = {"host": HOST, "http_port": port, "grpc_port": free_port()}
     model = {
         "name": "nli",
         "implementation": "benchmarks.peers.with_mlserver.Nli",
         "max_batch_size": MAX_BATCH,
         "max_batch_time": MAX_WAIT_S,
     }
-    (directory / "settings.json").write_text(json.dumps(server | {"metrics_port": _free_port()}))
+    (directory / "settings.json").write_text(json.dumps(server | {"metrics_port": free_port()}))
     (directory / "model-settings.json").write_text(json.dumps(model))
     return [str(programs / "mlserver"), "start", str(directory)]
 
 
 def _infinity(programs: Path, home: Path, port: int) -> list[str]:
     where = ["--host", HOST, "--port", str(port), "--url-prefix", "", "--device", "cpu"]
-    model = shutil.copytree(home / "model", home / "infinity")
+    model = shutil.copytree(home / MERGED, home / "infinity")
     tokenizer = model / "tokenizer_config.json"
     older = {"tokenizer_class": "PreTrainedTokenizerFast"}  # it knows no class of transformers 5
     tokenizer.write_text(json.dumps(json.loads(tokenizer.read_text()) | older))
@@ -266,6 +297,7 @@ PEERS = {
             lambda answer: [max(label["score"] for label in row) for row in answer["data"]],
         ),
         takes_pairs=False,
+        takes_adapters=False,
     ),
     "fastapi": Peer(
         "fastapi",
@@ -275,13 +307,18 @@ PEERS = {
             _upstream_request,
             lambda answer: [result["confidence"] for result in answer["results"]],
         ),
+        takes_adapters=False,
     ),
 }
 
 
 @contextmanager
-def _running(
-    command: Sequence[str], environment: dict[str, str], log: Path
+def running(
+    command: Sequence[str],
+    environment: dict[str, str],
+    log: Path,
+    *,
+    stopping_s: float = STOPPING_S,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process in a group of its own, all of which is gone after the block."""
     with log.open("wb") as output:
@@ -298,13 +335,13 @@ def _running(
     finally:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
-            process.wait(STOPPING_S)
+            process.wait(stopping_s)
         with suppress(ProcessLookupError):  # nobody is left of the group
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
-def _our_environment(home: Path) -> dict[str, str]:
+def own_environment(home: Path) -> dict[str, str]:
     return _inherited() | {"LYRA_HOME": str(home)}
 
 
@@ -317,7 +354,7 @@ def _inherited() -> dict[str, str]:
     return kept | ALLOCATOR
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]

@@ -25,7 +25,6 @@ import random
 import shutil
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -45,22 +44,14 @@ from rich.table import Table
 import benchmarks.home  # noqa: F401  Django first
 
 # isort: split
-from adapters_app import registry, storage
-from adapters_app.models import (
-    AdapterVersion,
-    CalibrationEvaluation,
-    ShadowEvaluation,
-    Snapshot,
-    TrainingRun,
-)
-from adapters_app.nli import artifact
+from adapters_app import storage
+from adapters_app.models import AdapterVersion
 from adapters_app.nli.config import TrainConfig
 from adapters_app.nli.encoding import Pair
 from adapters_app.nli.openvino_runtime import Core
 from adapters_app.nli.own_process import in_own_process, resident_mb
-from benchmarks.adapters import known_base, real_sized
 from benchmarks.serving import ALLOCATOR, DEBERTA, MIXES, Texts, base_name
-from corrections.acting import system_user
+from benchmarks.versions import drawn, promote, register
 from inference import engine
 
 SWAP, MEMORY, MIXED, AGREEMENT = PARTS = ("swap", "memory", "mixed", "agreement")
@@ -69,13 +60,8 @@ RESIDENT, DISK, STORAGE = PLACES = ("memory", "disk", "storage")
 SET, LOAD = RIVALS = ("set_adapter", "load_adapter + set_adapter")
 STEADY = 5  # answers of the same pair before a swap, and after its first
 STAYING, GOING = 2, 8  # versions of each crowd: of the latter more than stay resident
-RANK = 8
 SETTLING = 8  # versions loaded before memory is read: what loading itself needs is there then
 PER_ROUND = 20  # swaps of an arm, before it is another's turn
-# Of a calibrator that nobody judges.
-FIGURES = [
-    f"{what}_{when}" for what in ("brier", "ece", "log_loss") for when in ("before", "after")
-]
 
 
 @dataclass(frozen=True)
@@ -104,83 +90,6 @@ class PeftSwap:
     pair: Pair
     directory: str
     how: str
-
-
-# --- versions -------------------------------------------------------------------------------------
-
-
-def register(base_name: str, count: int) -> list[AdapterVersion]:
-    """Versions 1 to `count` of the configured base, with artifacts, and calibrators."""
-    base = known_base(base_name, settings.LYRA_REFERENCES)
-    snapshot = Snapshot.objects.create(
-        digest="0" * 64, rows=0, groups=0, label_counts={}, verdict_counts={}, left_out={}
-    )
-    by, made = system_user(), []
-    for number, drawn in enumerate(real_sized(base, [RANK] * count), start=1):
-        with tempfile.TemporaryDirectory() as directory:
-            digest = artifact.write(Path(directory), drawn, {}, "", base_name=base_name)
-            storage.put(Path(directory) / digest)
-        run = TrainingRun.objects.create(
-            status=TrainingRun.Status.SUCCEEDED,
-            requested_by=by,
-            snapshot=snapshot,
-            base_name=base_name,
-            base_fingerprint=base.fingerprint,
-        )
-        version = AdapterVersion.objects.create(
-            number=number,
-            run=run,
-            snapshot=snapshot,
-            scope=run.scope,
-            base_name=base_name,
-            base_fingerprint=base.fingerprint,
-            artifact_digest=digest,
-            sibling_digests=[digest] * 5,
-            artifact_bytes=storage.size(digest),
-            trainable_parameters=sum(tensor.size for tensor in drawn.tensors.values()),
-            config={},
-            created_by=by,
-        )
-        CalibrationEvaluation.objects.create(
-            version=version,
-            number=1,
-            base_fingerprint=base.fingerprint,
-            method=CalibrationEvaluation.Method.TEMPERATURE,
-            parameters={"temperature": 1.5},
-            fitted_rows=0,
-            rows=0,
-            **dict.fromkeys(FIGURES, 0.0),
-            bins_before=[],
-            bins_after=[],
-            created_by=by,
-        )
-        made.append(version)
-    return made
-
-
-def promote(version: AdapterVersion) -> None:
-    """By the project's own door, with evidence against what serves."""
-    serving = registry.serving()
-    ShadowEvaluation.objects.create(
-        candidate=version,
-        run=version.run,
-        incumbent=serving.version,
-        incumbent_calibration=serving.calibration,
-        candidate_calibration=version.calibrations.get(),
-        snapshot=version.snapshot,
-        rows_fingerprint="",
-        rows=0,
-        groups=0,
-        effective_groups=0,
-        verdict=ShadowEvaluation.Verdict.BETTER,
-        figures={},
-        per_label={},
-        flips=[],
-        guard={},
-    )
-    registry.promote(
-        version, by=system_user(), reason="benchmark", expected_revision=serving.revision
-    )
 
 
 # --- a server's process ---------------------------------------------------------------------------
@@ -418,7 +327,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if {SWAP, MEMORY} & set(options.parts):
         call_command("migrate", verbosity=0)
-        versions = register(name, max(2 * (STAYING + GOING), SETTLING + options.adapters))
+        versions = register(
+            name, drawn(name, max(2 * (STAYING + GOING), SETTLING + options.adapters))
+        )
     if SWAP in options.parts:
         found[SWAP] = measure_swaps(versions, options)
     if MEMORY in options.parts:

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks import load, one_server, over_http, servers
+from benchmarks import load, one_server, over_http, servers, steps
 from benchmarks.over_http import FEW, IN_PROCESS, MANY, ONE, OURS
 from benchmarks.traffic import Traffic
 
@@ -189,10 +189,36 @@ def test_nobody_refused_keeps_no_claim_about_refusals() -> None:
     assert one_server.crowd([two, two])["retry_after"] == 0.5
 
 
-def test_layers_add_up_to_the_whole() -> None:
-    table = one_server.layer_table(1, {"a": 2.0, "b": 5.0, "c": 10.0, one_server.ENGINE: 4.0})
-    shares = list(table.columns[3].cells)
-    assert shares == ["20%", "30%", "50%", "40%"]
+def test_steps_add_up_to_the_whole_on_either_way() -> None:
+    took = {one_server.ENGINE: 8.0}
+    for number, step in enumerate(steps.STEPS, start=1):
+        took[one_server.layer(steps.DIRECT, step)] = number * 2.0
+        took[one_server.layer(steps.LONG, step)] = number**2
+    table = one_server.layer_table(1, took)
+    assert list(table.columns[3].cells) == ["12%"] * 8 + ["50%"]
+    assert list(table.columns[5].cells) == [f"{2 * n + 1}.00" for n in range(8)] + [""]
+
+
+def test_a_request_turns_back_where_it_asks_to(tmp_path: Path) -> None:
+    """On either way, and whatever comes after is not done: who is not known gets as far, too."""
+    (tmp_path / "references").mkdir()
+    site = servers.make_site(tmp_path, "minilm-nli")
+    with servers.ours(site, "ours", application=one_server.TURNING_BACK) as server:
+        server.wait_until_it_answers()
+        good, bad = server.body([servers.PROBE]), b'{"pairs": []}'
+        nobody = load.Target(server.target.url, {"Authorization": "Token unknown"})
+
+        def ask(target: load.Target, way: str, step: str, body: bytes) -> load.Answer:
+            return load.Client(one_server.turning_back(target, way, step)).ask(body)
+
+        for way in steps.WAYS:
+            for step in [step for step in steps.STEPS if step != steps.WHOLE]:
+                assert ask(server.target, way, step, good)[::2] == (200, b""), (way, step)
+            assert ask(nobody, way, steps.ADMITTED, good).status == 200
+            assert ask(nobody, way, steps.AUTHENTICATED, good).status == 401
+            assert ask(server.target, way, steps.PARSED, bad).status == 200
+            assert ask(server.target, way, steps.VALIDATED, bad).status == 400
+            assert json.loads(ask(server.target, way, steps.WHOLE, good).body)["results"]
 
 
 def test_no_two_requests_share_a_pair() -> None:
@@ -209,18 +235,17 @@ def test_a_peer_that_is_not_installed_is_said_to_be_missing(tmp_path: Path) -> N
 
 
 def test_our_server_answers_who_may_call_and_ends(tmp_path: Path) -> None:
-    """The bundled base by the default engine; under load from another process; then gone."""
+    """The bundled base, adapted, by the default engine; loaded by another process; then gone."""
     (tmp_path / "references").mkdir()
-    site = servers.make_site(tmp_path)
-    with servers.ours(site, "ours", LYRA_BASE_MODEL="minilm-nli") as server:
+    site = servers.make_site(tmp_path, "minilm-nli")
+    with servers.ours(site, "ours") as server:
         server.wait_until_it_answers()
         assert len(server.confidences([servers.PROBE] * 3)) == 3
+        answer = json.loads(load.Client(server.target).ask(server.body([servers.PROBE])).body)
+        assert (answer["adapter"], answer["calibrator"]) == ("v1", "v1/c1 (temperature)")
         with Traffic("short") as traffic:
             outcome = traffic.closed(server.target, traffic.bodies(server, 4, pairs=2), clients=2)
             assert load.summary(outcome, pairs=2)["statuses"] == {"200": 4}
-            for layer in one_server.layers(server):
-                turned_back = traffic.closed(layer.target, [layer.body([servers.PROBE])], 1)
-                one_server.check_statuses(layer.name, turned_back, layer.status)
         anonymous = load.Client(load.Target(server.target.url))
         assert anonymous.sample(json.dumps({"pairs": []}).encode()).status == 401
         gunicorn = psutil.Process(server.process.pid)

@@ -12,11 +12,10 @@ from pydantic import BaseModel
 from transformers import pipeline
 
 from benchmarks.peers.model import HOME
+from benchmarks.serving import MERGED
 
 app = FastAPI()
-classify = pipeline(
-    "text-classification", model=str(Path(os.environ[HOME]) / "model"), device="cpu"
-)
+classify = pipeline("text-classification", model=str(Path(os.environ[HOME]) / MERGED), device="cpu")
 
 
 class Pair(BaseModel):
