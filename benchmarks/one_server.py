@@ -1,9 +1,8 @@
-"""What is measured on our server alone: admission, and the layers that a request goes through."""
+"""What is measured on our server alone: admission, and the steps that a prediction goes through."""
 
-import json
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from rich.table import Table
@@ -13,16 +12,17 @@ from benchmarks import load, serving
 from benchmarks.claims import Claim, Report, table_of
 from benchmarks.load import SHOWN, Rounds, median, shown
 from benchmarks.servers import Server, Site, ours
+from benchmarks.steps import HEADER, STEPS, WAYS, WHOLE
 from benchmarks.traffic import Traffic
 
 THREADS, CROWDING = 16, 4  # of a server that gets a crowd; its callers for each thread
 REQUESTS_EACH = 20  # of such a caller
 CLIENTS = 32  # who find out what rate a server reaches with single pairs
 LARGE, LARGE_REQUESTS, MOST_BESIDE = 1000, 2, 4000  # pairs in a request, how many, single pairs
-UNKNOWN_VERSION = "v999999999"
 LAYERED = (1, 32)  # pairs in a request
 PAIRS_PER_REQUEST = 8  # of what a round is given: one request of either size for so many
 ENGINE = "the engine in a process without a server"
+TURNING_BACK = "benchmarks.turning_back"
 
 
 def admission(traffic: Traffic, site: Site, *, rounds: int, pairs: int) -> Report:
@@ -123,21 +123,14 @@ def _starving(traffic: Traffic, server: Server, report: Report, rounds: int, pai
 # --- layers ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Layer:
-    """Requests that get as far as this and turn back with `status`."""
-
-    name: str
-    target: load.Target
-    body: Callable[[Sequence[Pair]], bytes]
-    status: int
-
-
 def profile(traffic: Traffic, site: Site, *, rounds: int, pairs: int) -> Report:
-    """How long one caller waits for requests that turn back at each layer, and for the engine."""
+    """How long one caller waits for requests that turn back after each step, and for the engine.
+
+    On the direct way, which programs' predictions take, and on the long one beside it.
+    """
     report = Report()
     engine = serving.Arm("openvino", site.home, serving.ALLOCATOR)
-    with ours(site, "ours") as server:
+    with ours(site, "ours", application=TURNING_BACK) as server:
         server.wait_until_it_answers()
         for size in LAYERED:
             took = [
@@ -151,49 +144,30 @@ def profile(traffic: Traffic, site: Site, *, rounds: int, pairs: int) -> Report:
     return report
 
 
-def layers(server: Server) -> list[Layer]:
-    """From the outermost; each does what the one before does, and then some."""
-    root = server.target.url.removesuffix(server.dialect.path)
-
-    def nobody_knows(pairs: Sequence[Pair]) -> bytes:
-        return json.dumps({**server.dialect.request(pairs), "adapter": UNKNOWN_VERSION}).encode()
-
-    return [
-        Layer(
-            "gunicorn, middleware, a plain view: /livez",
-            load.Target(f"{root}/livez", method="GET"),
-            lambda pairs: b"",
-            load.OK,
-        ),
-        Layer(
-            "+ DRF, authentication, permission: no pairs",
-            server.target,
-            lambda pairs: server.body([]),
-            load.INVALID,
-        ),
-        Layer(
-            "+ JSON, validation, look-up: no such adapter",
-            server.target,
-            nobody_knows,
-            load.INVALID,
-        ),
-        Layer("+ engine, calibration, JSON: the answer", server.target, server.body, load.OK),
-    ]
-
-
 def _round(
     traffic: Traffic, server: Server, engine: serving.Arm, requests: Sequence[Sequence[Pair]]
 ) -> dict[str, float]:
-    """Median milliseconds of the same requests at each layer."""
+    """Median milliseconds of the same requests by way and step (`layer`), and of the engine."""
     took = {}
-    for layer in layers(server):
-        bodies = [layer.body(request) for request in requests]
-        outcome = traffic.closed(layer.target, bodies, 1)
-        check_statuses(layer.name, outcome, layer.status)
-        took[layer.name] = statistics.median(sample.ms for sample in outcome.samples)
+    bodies = [server.body(request) for request in requests]
+    for step in STEPS:
+        for way in WAYS:
+            outcome = traffic.closed(turning_back(server.target, way, step), bodies, 1)
+            check_statuses(layer(way, step), outcome, load.OK)
+            took[layer(way, step)] = statistics.median(sample.ms for sample in outcome.samples)
     pairs = [pair for request in requests for pair in request]
     took[ENGINE] = engine.ask("closed", pairs, batch=len(requests[0]))["p50_ms"]
     return took
+
+
+def turning_back(target: load.Target, way: str, step: str) -> load.Target:
+    """Requests to a server of TURNING_BACK that go so far on this way."""
+    return replace(target, headers={**target.headers, HEADER: f"{way} {step}"})
+
+
+def layer(way: str, step: str) -> str:
+    """A name among figures."""
+    return f"{way}: {STEPS[step]}"
 
 
 def check_statuses(what: str, outcome: load.Outcome, expected: int) -> None:
@@ -204,14 +178,19 @@ def check_statuses(what: str, outcome: load.Outcome, expected: int) -> None:
 
 
 def layer_table(size: int, p50: Mapping[str, float]) -> Table:
-    """What each layer adds to the one before, and the engine's share of the whole."""
-    table = table_of(f"One request of {size} pairs", ("goes as far as",), ("ms", "adds", "share"))
-    *ways, whole = [name for name in p50 if name != ENGINE]
-    before = 0.0
-    for name in (*ways, whole):
-        added = p50[name] - before
-        table.add_row(name, f"{p50[name]:.2f}", f"{added:.2f}", f"{added / p50[whole]:.0%}")
-        before = p50[name]
+    """What each step adds to the one before on either way, and the engine's share of the whole."""
+    columns = [f"{way}, {what}" for way in WAYS for what in ("ms", "adds", "share")]
+    table = table_of(f"One request of {size} pairs", ("goes as far as",), columns)
+    before = dict.fromkeys(WAYS, 0.0)
+    for step, name in STEPS.items():
+        cells = []
+        for way in WAYS:
+            ms, whole = p50[layer(way, step)], p50[layer(way, WHOLE)]
+            cells += [f"{ms:.2f}", f"{ms - before[way]:.2f}", f"{(ms - before[way]) / whole:.0%}"]
+            before[way] = ms
+        table.add_row(name, *cells)
     table.add_section()
-    table.add_row(ENGINE, f"{p50[ENGINE]:.2f}", "", f"{p50[ENGINE] / p50[whole]:.0%}")
+    shares = {way: f"{p50[ENGINE] / p50[layer(way, WHOLE)]:.0%}" for way in WAYS}
+    alone = f"{p50[ENGINE]:.2f}"
+    table.add_row(ENGINE, *(cell for way in WAYS for cell in (alone, "", shares[way])))
     return table
