@@ -1,5 +1,6 @@
 """The OpenVINO engine: exact against torch and PEFT, any mix in one pass, and held to its proof."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -275,6 +276,58 @@ def test_an_engine_that_computes_something_else_is_caught(engines: Both, name: s
     wrong = OpenVinoEngine(changed, precision="f32", threads=1)
     with pytest.raises(Disagreement, match="off by up to"):
         reference.check(wrong, engines.reference, "f32")
+
+
+class Bf16:
+    """An engine whose answers to the golden pairs are `factor` times as far off as bf16's.
+
+    Computed in fp32 with weights that were rounded to bf16, so that it is the same on every
+    machine; that alone is 0.6 times as far off as OpenVINO's bf16.
+    """
+
+    def __init__(self, factor: float) -> None:
+        files = checkpoint.find(checkpoint.BUNDLED)
+        self.reference, tokenizer = reference.stored(files, Path())
+        self.base = load_base(files, self.reference, tokenizer)
+        rounded = dataclasses.replace(self.base, weights=lambda: _rounded(self.base.weights()))
+        self._exact, self._rough = (
+            OpenVinoEngine(base, precision="f32", threads=1) for base in (self.base, rounded)
+        )
+        self._factor = factor / 0.6
+
+    def predictor(self, artifact: Artifact | None = None) -> tuple[object, object]:
+        return self._exact.predictor(artifact), self._rough.predictor(artifact)
+
+    def logits(self, rows) -> np.ndarray:
+        exact = self._exact.logits([(predictor[0], pair) for predictor, pair in rows])
+        rough = self._rough.logits([(predictor[1], pair) for predictor, pair in rows])
+        return exact + self._factor * (rough - exact)
+
+
+def _rounded(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {
+        name: torch.from_numpy(array).bfloat16().float().numpy() for name, array in weights.items()
+    }
+
+
+@pytest.mark.parametrize(("factor", "passes"), [(1, True), (2, True), (5, False)])
+def test_bf16_passes_and_what_is_five_times_as_far_off_does_not(
+    factor: float, passes: bool
+) -> None:
+    engine = Bf16(factor)
+    refused = contextlib.nullcontext() if passes else pytest.raises(Disagreement, match="off by")
+    with refused:
+        reference.check(engine, engine.reference, "bf16")
+
+
+def test_labels_have_to_agree_where_the_margin_exceeds_a_twentieth() -> None:
+    expected = np.array([[0.475, 0.420, 0.105]] * 9)  # a margin of 0.055
+    found = expected.copy()
+    found[0] = [0.446, 0.449, 0.105]  # another label, within the tolerance
+    with pytest.raises(Disagreement, match="other labels"):
+        reference._compare(found, expected, "bf16")
+    close = np.array([[0.469, 0.426, 0.105]] * 9)  # 0.043
+    reference._compare(np.vstack([found[:1], close[1:]]), close, "bf16")
 
 
 def test_a_reference_is_kept_and_found_again_for_the_same_files_only(

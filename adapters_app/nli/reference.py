@@ -27,9 +27,13 @@ FORMAT = 1
 
 FEW_ROWS = 8  # that an engine is asked for at a time, after it was asked for all at once
 # Largest distance allowed between probabilities, and its mean, by the precision of the engine.
-# The mean is an engine's noise on any pair; a wrong graph is off by far more than either.
-TOLERANCE = {"f32": (1e-3, 1e-4), "bf16": (0.06, 0.01)}
-CLEAR_MARGIN = 0.1  # between the two most probable labels: above it labels must agree
+# Of what is to hold on the guard set (Δp ≤ 0.03 for 99.9 % of probabilities, 0.002 in the mean) the
+# first is asked of all here. On the 28 pairs, OpenVINO's bf16 is off by up to 0.008, 0.0010 in the
+# mean, for the bundled base; by up to 0.010, 0.0007 to 0.0017, for 24 random BERTs and DeBERTas. So
+# the mean gets more room: no sound engine is to be refused for the base it was given, and one five
+# times as far off is.
+TOLERANCE = {"f32": (1e-3, 1e-4), "bf16": (0.03, 0.003)}
+CLEAR_MARGIN = 0.05  # between the two most probable labels: above it labels must agree
 
 
 class NoReference(LookupError):
