@@ -347,6 +347,19 @@ def test_a_long_row_does_not_pad_a_batch_of_short_ones() -> None:
     assert len(batches) <= 3
 
 
+def test_fewer_long_rows_share_a_batch_where_its_tokens_are_limited() -> None:
+    lengths = [500] * 9 + [90] * 30 + [3000]
+    batches = batches_by_length(lengths, 32, most_tokens=2048)
+    assert sorted(i for batch in batches for i in batch) == list(range(40))
+    assert [(len(batch), lengths[batch[0]]) for batch in batches] == [
+        (1, 3000),
+        *[(4, 500)] * 2,
+        (1, 500),
+        (22, 90),
+        (8, 90),
+    ]
+
+
 def test_batches_of_tokens_count_their_padding() -> None:
     assert batches_of_tokens([3, 9, 5, 20, 4], 12) == [[3], [1], [2, 4], [0]]
     assert batches_of_tokens([], 12) == []

@@ -1,6 +1,7 @@
 """Pairs as token ids, without torch: pair encoding, padding, batches of similar length."""
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -100,17 +101,22 @@ def padded(rows: Sequence[Encoded], *, pad_id: int, multiple: int = 1) -> dict[s
 
 
 def batches_by_length(
-    lengths: Sequence[int], batch_size: int, most_padding: int = MOST_PADDING
+    lengths: Sequence[int],
+    batch_size: int,
+    most_padding: int = MOST_PADDING,
+    most_tokens: float = math.inf,
 ) -> list[list[int]]:
     """Indices in batches of similar length, longest first, so that little is padded.
 
-    A batch holds `batch_size` rows, or fewer where more would need over `most_padding` tokens.
+    A batch holds `batch_size` rows, or fewer where more would need over `most_padding` tokens, or
+    be over `most_tokens` with them. A row that is longer has a batch of its own.
     """
     batches: list[list[int]] = []
     longest = padding = 0
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         padding += longest - lengths[i]
-        if not batches or len(batches[-1]) == batch_size or padding > most_padding:
+        rows = len(batches[-1]) if batches else batch_size
+        if rows == batch_size or padding > most_padding or (rows + 1) * longest > most_tokens:
             batches.append([])
             longest, padding = lengths[i], 0
         batches[-1].append(i)

@@ -28,6 +28,14 @@ BATCH = 32  # pairs per forward pass, twice that where they are few tokens
 # Tokens of padding in a pass. Attention alone computes them: from 256 to 1,024 does equally well on
 # a processor without AMX, 128 costs a tenth more for 8 pairs.
 MOST_PADDING = 384
+# Tokens in a pass for each of its threads, padding included: fewer long rows share one. More are
+# computed no faster, and attention takes memory by rows and by squares of lengths: by 256 pairs of
+# all lengths at once MiniLM's process came to 760 MB without a limit, with twice this one to 530.
+MOST_TOKENS = 1024
+# Kernels that OpenVINO keeps, for each kind of operation, for shapes that it has met. Its own 5,000
+# grow for thousands of pairs: by 1,500 short ones to 571 MB, with these to 513. Processor time per
+# pair is the same, in batches of 1, 32 and 256.
+KERNELS = 32
 # Two passes at once, each on half of the processors, wait for one another nowhere. With the engine
 # alone that takes a few per cent less processor time than one after the other on all; next to a
 # server's Python, which wants a processor too, a tenth. Fewer tokens than these go in one pass: its
@@ -300,7 +308,9 @@ class OpenVinoEngine:
         """
         lengths = [len(encoded[i]) for i in members]
         at_once = 1 if abreast else self.at_once
-        for batch in batches_by_length(lengths, at_once * BATCH, at_once * MOST_PADDING):
+        most_tokens = MOST_TOKENS * self._threads // self.at_once
+        limits = (at_once * limit for limit in (BATCH, MOST_PADDING, most_tokens))
+        for batch in batches_by_length(lengths, *limits):
             chosen = [members[i] for i in batch]
             if abreast:
                 yield compiled.abreast, chosen
@@ -378,6 +388,7 @@ class OpenVinoEngine:
                 "INFERENCE_PRECISION_HINT": self.precision,
                 "INFERENCE_NUM_THREADS": self._threads,
                 "NUM_STREAMS": at_once,  # passes that share the threads
+                "CPU_RUNTIME_CACHE_CAPACITY": KERNELS,
                 # Several processes serve, and one trains: a thread tied to a core would wait there.
                 "ENABLE_CPU_PINNING": False,
             },
