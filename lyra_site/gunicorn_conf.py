@@ -3,6 +3,7 @@
 WEB_CONCURRENCY, which gunicorn reads itself, is the number of processes (default 1).
 """
 
+import ctypes
 import gc
 import os
 import shutil
@@ -38,8 +39,18 @@ GARBAGE = 10_000  # new objects between two looks for unreachable ones
 # How long a thread that computes keeps others from Python: a refusal needs it three times. Python's
 # own 5 ms make a crowd's wait a third longer; answers take as long with either.
 SWITCH_S = 0.001
+# Of glibc's allocator, whose threads otherwise come to have up to eight for each processor; what is
+# freed in one the others do not use. Python lets one thread at a time allocate, nearly always.
+ARENAS, M_ARENA_MAX = 2, -8  # M_ARENA_MAX: mallopt(3)
 # prometheus_client's name for where several processes count together.
 COUNTED_IN = "PROMETHEUS_MULTIPROC_DIR"
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    """In each process that serves, before it loads anything."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    if mallopt is not None and "MALLOC_ARENA_MAX" not in os.environ:
+        mallopt(M_ARENA_MAX, ARENAS)
 
 
 def post_worker_init(worker: Any) -> None:

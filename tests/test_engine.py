@@ -2,7 +2,11 @@
 
 import functools
 import itertools
+import os
+import platform
 import shutil
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
@@ -301,3 +305,37 @@ def _until(condition):
             return
         pause.wait(0.01)
     raise AssertionError("it never came to pass")
+
+
+MANY_ALLOCATE = """
+import ctypes, sys, threading
+from lyra_site import gunicorn_conf
+gunicorn_conf.post_fork(None, None)
+libc, together = ctypes.CDLL(None), threading.Barrier(12)
+libc.malloc.restype = libc.fopen.restype = ctypes.c_void_p
+def allocate():
+    together.wait()
+    libc.malloc(1000)
+    together.wait()
+threads = [threading.Thread(target=allocate) for _ in range(12)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+told = ctypes.c_void_p(libc.fopen(sys.argv[1].encode(), b"w"))
+libc.malloc_info(0, told)
+libc.fclose(told)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators have no arenas")
+def test_threads_of_a_web_process_share_two_arenas(tmp_path):
+    told = tmp_path / "malloc.xml"
+    environment = {name: value for name, value in os.environ.items() if "MALLOC" not in name}
+    subprocess.run(
+        [sys.executable, "-c", MANY_ALLOCATE, str(told)],
+        cwd=current.BASE_DIR,
+        env=environment | {"LYRA_HOME": str(tmp_path)},
+        check=True,
+    )
+    assert told.read_text().count("<heap nr=") == gunicorn_conf.ARENAS
