@@ -43,7 +43,8 @@ from benchmarks.traffic import Traffic
 RESULTS = Path(__file__).resolve().parent / "results"
 OURS, IN_PROCESS = "ours", "in-process"
 ARMS = (OURS, *PEERS, IN_PROCESS)
-SAME_CONFIDENCE = 0.05  # bf16 is closer to fp32 than this, another model is not
+# In the mean: bf16 is 0.001 to 0.002 from fp32, the base without its adapter 0.011.
+SAME_CONFIDENCE = 0.005
 COMPARED_PAIRS = 16
 
 
@@ -119,9 +120,9 @@ def check_alike(confidences: Mapping[str, Sequence[float]]) -> None:
     for name, found in confidences.items():
         if len(found) != len(expected):
             raise SystemExit(f"{name} answered {len(found)} of {len(expected)} pairs")
-        away = np.abs(np.subtract(found, expected)).max()
+        away = np.abs(np.subtract(found, expected)).mean()
         if away > SAME_CONFIDENCE:
-            raise SystemExit(f"{name} serves another model: confidences are {away:.3f} apart")
+            raise SystemExit(f"{name} serves another model: confidences are {away:.4f} apart")
 
 
 def measure(

@@ -171,9 +171,11 @@ def test_claims_are_made_of_the_arms_that_were_there() -> None:
 
 
 def test_another_model_is_found_out() -> None:
-    over_http.check_alike({"ours": [0.5, 0.9], "litserve": [0.51, 0.9]})
+    over_http.check_alike({"ours": [0.5, 0.9], "litserve": [0.504, 0.899]})
     with pytest.raises(SystemExit, match="litserve serves another model"):
         over_http.check_alike({"ours": [0.5, 0.9], "litserve": [0.9, 0.5]})
+    with pytest.raises(SystemExit, match="litserve serves another model"):
+        over_http.check_alike({"ours": [0.5, 0.9], "litserve": [0.515, 0.909]})  # the bare base
     with pytest.raises(SystemExit, match="litserve answered 1 of 2"):
         over_http.check_alike({"ours": [0.5, 0.9], "litserve": [0.5]})
 
