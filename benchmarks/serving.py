@@ -53,10 +53,12 @@ MODEL, MERGED, REFERENCES, OF_ADAPTERS = "model", "merged", "references", "adapt
 BATCHES = (1, 8, 32, 128)
 # glibc gives large blocks back and faults them in again at every pass; with these it keeps them.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "2147483648"}
-# Tokens (premise, hypothesis) of a mix: the issue's, and lengths like those of the real streams.
+# Tokens (premise, hypothesis) of a mix: the issue's, lengths like those of the real streams, and
+# whatever goes into a window.
 MIXES: dict[str, Callable[[random.Random], tuple[int, int]]] = {
     "short": lambda r: (r.randint(20, 60), r.randint(8, 25)),
     "streams": lambda r: (min(int(r.lognormvariate(3.85, 0.6)), 400), r.randint(8, 25)),
+    "all": lambda r: (r.randint(1, 450), r.randint(1, 60)),
 }
 DEBERTA: dict[str, dict[str, int]] = {
     "xsmall": {

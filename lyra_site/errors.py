@@ -69,7 +69,7 @@ def handle(error: Exception, context: dict[str, Any]) -> Response | None:
     a queue that is full is no error of the server's, which Django would log for every 503."""
     if isinstance(error, DjangoValidationError):
         error = ValidationError(_by_field(error))
-    elif passing := _passing(error):
+    elif not isinstance(error, APIException) and (passing := _passing(error)):
         error = passing
     elif isinstance(error, UnreadablePostError):  # the client was too slow, or is gone
         error = RequestCutOff()
