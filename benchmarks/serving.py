@@ -304,7 +304,6 @@ def write_model(shape: str, home: str, checkpoint_directory: str = "") -> None:
 
     from adapters_app.nli.base_model import load_base  # noqa: PLC0415
     from adapters_app.nli.predict import TorchEngine  # noqa: PLC0415
-    from benchmarks.adapters import known_base, real_sized  # noqa: PLC0415  not all arms need it
 
     path, references = Path(home) / MODEL, Path(home) / REFERENCES
     base = load_base(checkpoint_directory or checkpoint.BUNDLED)
@@ -322,9 +321,17 @@ def write_model(shape: str, home: str, checkpoint_directory: str = "") -> None:
     tokenizer.save_pretrained(path)
     files = checkpoint.find(str(path))
     reference.write(*TorchEngine(load_base(str(path))).reference(files.digest), references)
-    for number, each in enumerate(real_sized(known_base(str(path), references), [RANK] * ADAPTERS)):
-        directory = Path(home) / OF_ADAPTERS / str(number)
-        artifact.write(directory, each, {}, "", base_name=str(path))
+    write_adapters(Path(home), str(path))
+
+
+def write_adapters(home: Path, base_name: str) -> None:
+    """Different adapters of a base, by name, of which torch's answers may be in home/references."""
+    from benchmarks.adapters import known_base, real_sized  # noqa: PLC0415  not all arms need it
+
+    base = known_base(base_name, home / REFERENCES)
+    for number, each in enumerate(real_sized(base, [RANK] * ADAPTERS)):
+        directory = home / OF_ADAPTERS / str(number)
+        artifact.write(directory, each, {}, "", base_name=base_name)
 
 
 def write_merged(home: str) -> None:

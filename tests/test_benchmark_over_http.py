@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks import load, one_server, over_http, servers, steps
 from benchmarks.over_http import FEW, IN_PROCESS, MANY, ONE, OURS
+from benchmarks.serving import REFERENCES, write_adapters
 from benchmarks.traffic import Traffic
 
 PATIENCE_S = 30.0
@@ -203,7 +204,8 @@ def test_steps_add_up_to_the_whole_on_either_way() -> None:
 
 def test_a_request_turns_back_where_it_asks_to(tmp_path: Path) -> None:
     """On either way, and whatever comes after is not done: who is not known gets as far, too."""
-    (tmp_path / "references").mkdir()
+    (tmp_path / REFERENCES).mkdir()
+    write_adapters(tmp_path, "minilm-nli")
     site = servers.make_site(tmp_path, "minilm-nli")
     with servers.ours(site, "ours", application=one_server.TURNING_BACK) as server:
         server.wait_until_it_answers()
@@ -238,7 +240,8 @@ def test_a_peer_that_is_not_installed_is_said_to_be_missing(tmp_path: Path) -> N
 
 def test_our_server_answers_who_may_call_and_ends(tmp_path: Path) -> None:
     """The bundled base, adapted, by the default engine; loaded by another process; then gone."""
-    (tmp_path / "references").mkdir()
+    (tmp_path / REFERENCES).mkdir()
+    write_adapters(tmp_path, "minilm-nli")
     site = servers.make_site(tmp_path, "minilm-nli")
     with servers.ours(site, "ours") as server:
         server.wait_until_it_answers()
