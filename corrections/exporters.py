@@ -2,13 +2,9 @@
 exporting again, gives the same file. The history of edits stays behind.
 """
 
-import contextlib
 import csv
 import json
-import os
-import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator
-from pathlib import Path
 from typing import IO, Any
 
 from django.db.models import QuerySet
@@ -74,33 +70,6 @@ WRITERS: dict[str, Callable[[Iterable[Correction], IO[str]], int]] = {
     "jsonl": write_jsonl,
     "csv": write_csv,
 }
-
-
-@contextlib.contextmanager
-def written_beside(file: Path) -> Iterator[IO[str]]:
-    """A file that becomes `file` once it is whole: nobody sees half of it, also where the disk
-    becomes full. A pipe or a device is written to as it is."""
-    place = file.resolve()
-    if place.exists() and not place.is_file():
-        with place.open("w", encoding="utf-8", newline="") as device:
-            yield device
-        return
-    with tempfile.NamedTemporaryFile(
-        "w",
-        encoding="utf-8",
-        newline="",
-        dir=place.parent,
-        prefix=f".{place.name}.",
-        delete=False,
-    ) as beside:
-        try:
-            yield beside
-            beside.flush()
-            os.fsync(beside.fileno())
-            Path(beside.name).replace(place)
-        except BaseException:
-            Path(beside.name).unlink(missing_ok=True)
-            raise
 
 
 def exported(rows: QuerySet[Correction]) -> Generator[Correction, None, None]:

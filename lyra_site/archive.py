@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import re
 import tarfile
 from collections.abc import Iterator
@@ -182,32 +181,3 @@ def copy(source: IO[bytes], target: IO[bytes] | None) -> Member:
         if target is not None:
             target.write(chunk)
     return Member(size, sha256.hexdigest())
-
-
-@contextlib.contextmanager
-def written_beside(path: Path) -> Iterator[IO[bytes]]:
-    """A file that becomes `path` when all of it is on disk; readable by its owner only."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.unlink(missing_ok=True)  # of a process that was killed and had our number
-    try:
-        with open(beside, "xb", opener=private) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-        sync_directory(path.parent)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def private(path: str, flags: int) -> int:
-    """An opener for files that only their owner may read."""
-    return os.open(path, flags, 0o600)
-
-
-def sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

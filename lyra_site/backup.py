@@ -17,8 +17,9 @@ from django.db import connection
 
 from adapters_app import scratch
 from corrections import full_disk
+from corrections.files import written_beside
 from lyra_site import postgresql
-from lyra_site.archive import ARTIFACTS, DATABASES, SECRET_KEY, Member, Writer, written_beside
+from lyra_site.archive import ARTIFACTS, DATABASES, SECRET_KEY, Member, Writer
 
 
 class BackupFailed(RuntimeError):

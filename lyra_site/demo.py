@@ -12,8 +12,8 @@ from django.core.management import call_command
 from django.db import transaction
 
 from adapters_app import scratch
+from corrections.files import written_beside
 from corrections.models import Correction
-from lyra_site.archive import written_beside
 
 VERDICTS = Path(settings.BASE_DIR) / "corrections" / "demo" / "verdicts.jsonl"
 # Pages whose verdicts wait for the newcomer to accept them.

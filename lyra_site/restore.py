@@ -22,6 +22,7 @@ from django.db.migrations.loader import MigrationLoader
 
 from adapters_app import scratch, secret_key
 from adapters_app.storage import SUMS
+from corrections.files import private, sync_directory, written_beside
 from lyra_site import home, postgresql
 from lyra_site.archive import (
     ARTIFACTS,
@@ -31,9 +32,6 @@ from lyra_site.archive import (
     NotWhole,
     copy,
     opened,
-    private,
-    sync_directory,
-    written_beside,
 )
 
 

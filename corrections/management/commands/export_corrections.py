@@ -10,7 +10,8 @@ from django.db.models import QuerySet
 
 from corrections import full_disk
 from corrections.acting import ActingCommand, WrongUsage
-from corrections.exporters import WRITERS, exported, written_beside
+from corrections.exporters import WRITERS, exported
+from corrections.files import text_beside
 from corrections.models import Correction
 
 
@@ -40,7 +41,7 @@ class Command(ActingCommand):
 def _write(file: Path, chosen: str, found: QuerySet[Correction]) -> int:
     try:
         # Closed here: after the command it would complain of a connection that is closed.
-        with contextlib.closing(exported(found)) as rows, written_beside(file) as beside:
+        with contextlib.closing(exported(found)) as rows, text_beside(file) as beside:
             return WRITERS[chosen](rows, beside)
     except OSError as error:
         if full_disk.is_behind(error):

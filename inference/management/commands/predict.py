@@ -14,7 +14,7 @@ from rich.progress import Progress
 
 from corrections import full_disk
 from corrections.acting import ActingCommand, Refused, WrongUsage
-from corrections.exporters import written_beside
+from corrections.files import text_beside
 from corrections.labels import LABELS, Label
 from inference import engine
 
@@ -106,7 +106,7 @@ def _row(where: str, line: str) -> Row:
 
 def _write(path: Path, rows: Sequence[Row], answer: engine.Answer) -> None:
     try:
-        with written_beside(path) as file:
+        with text_beside(path) as file:
             for row, result in zip(rows, answer.results, strict=True):
                 file.write(json.dumps(_prediction(row, result), ensure_ascii=False) + "\n")
     except OSError as error:
