@@ -4,12 +4,12 @@
                                   [--out FILE]
 
 What `make run` does once its environment is there, `manage.py run --demo`, in a home of its own:
-first in an empty one, which is migrated and filled meanwhile, and asked at the path that is open
-then; and once more in the same home, asked with a token. Seconds count from the command to the
-first 200. Then several callers at once send pairs of all lengths, alone and by 32, and the memory
-of gunicorn's processes is read before and after. Nothing is set but the engine: the allocator is
-as the system has it. Prints tables and fails where a limit is broken; the files that are read are
-in the page cache from the second start on. Linux only: memory is read from /proc.
+first in an empty one, which is migrated before and filled while it starts, and asked at the path
+that is open then; and once more in the same home, asked with a token. Seconds count from the
+command to the first 200. Then several callers at once send pairs of all lengths, alone and by 32,
+and the memory of gunicorn's processes is read before and after. Nothing is set but the engine: the
+allocator is as the system has it. Prints tables and fails where a limit is broken; the files that
+are read are in the page cache from the second start on. Linux only: memory is read from /proc.
 """
 
 import argparse
@@ -72,6 +72,15 @@ class Started:
         client.close()
         return time.perf_counter() - self.began
 
+    def seconds_until_demo(self, home: Path) -> float:
+        """From the start until the demo's accounts and corrections are there."""
+        said = home / "logs" / "supervisord.log"
+        while "exited: demo (exit status 0" not in said.read_text():
+            if time.perf_counter() > self.began + PATIENCE_S:
+                raise SystemExit(f"no demo:\n{self.log.read_text(errors='replace')}")
+            time.sleep(POLL_S)
+        return time.perf_counter() - self.began
+
 
 @contextmanager
 def started(home: Path, engine: str) -> Iterator[Started]:
@@ -101,6 +110,7 @@ def measure(arm: str, home: Path, traffic: Traffic, pairs: int) -> dict[str, Any
     with started(home, arm) as first:
         open_to_all = Target(f"{first.url}/nli")
         found: dict[str, Any] = {EMPTY: _waits(first, open_to_all, _upstream_body())}
+        found[EMPTY]["demo_s"] = first.seconds_until_demo(home)
     token = servers.make_caller(home)
     with started(home, arm) as again:
         target = Target(f"{again.url}{OURS.path}", {"Authorization": f"Token {token}"})

@@ -20,6 +20,7 @@ from typing import Any
 
 import environ
 from django.core.exceptions import ImproperlyConfigured
+from whitenoise.compress import Compressor
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -200,6 +201,10 @@ TIME_ZONE = "UTC"
 USE_TZ = True
 STATIC_URL = "static/"
 STATIC_ROOT = LYRA_HOME / "static"
+# Pages name files by their hashed names: the others would be compressed and kept for nobody.
+WHITENOISE_KEEP_ONLY_HASHED_FILES = True
+# Source maps, half of all, are asked for by developers' tools only.
+WHITENOISE_SKIP_COMPRESS_EXTENSIONS = (*Compressor.SKIP_COMPRESS_EXTENSIONS, "map")
 STATICFILES_FINDERS = [
     "django.contrib.staticfiles.finders.AppDirectoriesFinder",
     "adapters_app.finders.PlotlyFinder",

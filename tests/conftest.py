@@ -82,6 +82,11 @@ def home(tmp_path: Path) -> Path:
     return path
 
 
+def demo_is_made(home: Path) -> bool:
+    """Whether a server in this home has made the demo's accounts and corrections."""
+    return "exited: demo (exit status 0" in (home / "logs" / "supervisord.log").read_text()
+
+
 @pytest.fixture
 def manage(home: Path) -> Manage:
     """Run manage.py as a process in `home`: manage("migrate", LYRA_DEVICE="cpu") → its result."""

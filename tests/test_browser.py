@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Locator, Page, Playwright, expect, sync_playwright
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, demo_is_made
 from tests.programs import find_chromium
 from tests.tiny import tiny_base
 
@@ -70,7 +70,7 @@ def system(home: Path) -> Iterator[System]:
             stderr=subprocess.STDOUT,
         )
     try:
-        _until_it_answers(server, port, log)
+        _until_it_answers(server, port, home, log)
         lines = (home / "demo_accounts").read_text().splitlines()
         yield System(f"http://127.0.0.1:{port}", dict(line.split() for line in lines))
     finally:
@@ -264,13 +264,14 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _until_it_answers(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    """Wait for the model, not only for the web server."""
+def _until_it_answers(server: subprocess.Popen[bytes], port: int, home: Path, log: Path) -> None:
+    """Wait for the model and the demo, not only for the web server."""
     system = System(f"http://127.0.0.1:{port}", {})
     deadline, pause = time.monotonic() + START_S, threading.Event()
     while True:
         try:
             system.answers()
+            assert demo_is_made(home)
             return
         except (OSError, AssertionError):
             if server.poll() is not None or time.monotonic() > deadline:

@@ -11,25 +11,28 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.conftest import ROOT, Manage
+from tests.conftest import ROOT, Manage, demo_is_made
 from tests.tiny import tiny_base
 
 # Seconds until a test gives up; generous, because two cores may be busy with other tests.
 PATIENCE_S = 120.0
 POLL_S = 0.2
 PROGRAMS = ("gunicorn", "worker", "training")
+CLUSTER = 4  # processes below a qcluster's first one, at least
+# With this interpreter's environment as installed.
+MAKE_RUN = ("make", f"--assume-old={sys.prefix}/.installed", "run", f"VENV={sys.prefix}")
 
 
 @dataclass
 class Server:
-    make: subprocess.Popen[str]
+    started: subprocess.Popen[str]
     url: str
     home: Path
     log: Path
@@ -70,6 +73,17 @@ class Server:
                 named[_program(child)] = child
         return named
 
+    def supervisorctl(self, *words: str) -> str:
+        """What it prints; its exit status speaks of programs that do not run, too."""
+        configuration = ROOT / "lyra_site" / "supervisord.conf"
+        return subprocess.run(
+            [sys.executable, "-m", "supervisor.supervisorctl", "-c", str(configuration), *words],
+            env=os.environ | {"LYRA_HOME": str(self.home)},
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout
+
     def supervisor(self) -> int:
         return int((self.home / "supervisord.pid").read_text())
 
@@ -83,6 +97,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 def server(tmp_path_factory: pytest.TempPathFactory, base: str) -> Iterator[Server]:
     """A server with the demo's data that answers."""
     with _started(tmp_path_factory.mktemp("run"), base) as started:
+        _until(lambda: demo_is_made(started.home), "the demo is there", started)
         yield started
 
 
@@ -104,14 +119,18 @@ def test_the_web_servers_worker_comes_back(server: Server) -> None:
 def test_a_queue_survives_the_death_of_any_of_its_processes(server: Server) -> None:
     """Sentinel, worker, monitor, pusher: whichever is killed, a whole cluster takes over."""
     program = "training"
-    whole = len(server.children()[program].children(recursive=True))
-    assert whole >= 4
+
+    def cluster() -> int:
+        return len(server.children()[program].children(recursive=True))
+
+    _until(lambda: cluster() >= CLUSTER, "the cluster is whole", server)
+    whole = cluster()
     for position in range(whole):
         before = server.children()[program]
         before.children(recursive=True)[position].kill()
         _until(lambda b=before: _restarted(server, program, b), f"{program} is restarted", server)
         _until(
-            lambda: len(server.children()[program].children(recursive=True)) == whole,
+            lambda: cluster() == whole,
             "the cluster is whole again",
             server,
         )
@@ -126,6 +145,20 @@ def test_accounts_and_what_to_click_are_printed(server: Server) -> None:
         assert f"{name}" in printed
         assert password in printed
     assert f"{server.url}/admin/" in printed
+
+
+def test_without_the_demo_nobody_has_an_account(base: str, tmp_path: Path) -> None:
+    """And `run` may be started from any directory."""
+    command = [sys.executable, str(ROOT / "manage.py"), "run"]
+    with _started(tmp_path / "home", base, command, cwd=tmp_path) as server:
+        programs = server.supervisorctl("status").splitlines()
+        assert {line.split()[0]: line.split()[1] for line in programs} == {
+            "web": "RUNNING",
+            "worker": "RUNNING",
+            "training": "RUNNING",
+            "demo": "STOPPED",
+        }
+        assert not (server.home / "demo_accounts").exists()
 
 
 def test_a_second_server_in_the_same_home_is_refused(server: Server, base: str) -> None:
@@ -191,38 +224,40 @@ def test_a_stopped_server_leaves_no_process(
 ) -> None:
     with _started(tmp_path, base) as server:
         assert len(server.processes()) > len(PROGRAMS)
-        stop(server.make)
-        server.make.wait(timeout=PATIENCE_S)
+        stop(server.started)
+        server.started.wait(timeout=PATIENCE_S)
         _until(lambda: server.processes() == [], "every process is gone", server)
 
 
 @contextlib.contextmanager
-def _started(home: Path, base: str) -> Iterator[Server]:
-    """`make run` in `home`, on a free port, with this interpreter's environment as installed."""
+def _started(
+    home: Path, base: str, command: Sequence[str] = MAKE_RUN, *, cwd: Path = ROOT
+) -> Iterator[Server]:
+    """What `command` starts in `home`, on a free port."""
     port = _free_port()
-    log = home / "make.log"
-    installed = f"{sys.prefix}/.installed"
+    home.mkdir(exist_ok=True)
+    log = home / "run.log"
     with log.open("w") as output:
-        make = subprocess.Popen(
-            ["make", f"--assume-old={installed}", "run", f"VENV={sys.prefix}"],
-            cwd=ROOT,
-            env=_environment(home, port, base),
+        started = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=_environment(home, port, base) | {"LYRA_COMPAT_OPEN": "1"},
             stdout=output,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
         )
-    server = Server(make, f"http://127.0.0.1:{port}", home, log)
+    server = Server(started, f"http://127.0.0.1:{port}", home, log)
     try:
-        _until(lambda: make.poll() is not None or server.answers(), "it answers", server)
-        assert make.poll() is None, log.read_text()
+        _until(lambda: started.poll() is not None or server.answers(), "it answers", server)
+        assert started.poll() is None, log.read_text()
         _until(lambda: set(server.children()) >= set(PROGRAMS), "all children run", server)
         yield server
     finally:
         for process in server.processes():
             with contextlib.suppress(psutil.Error):
                 process.kill()
-        make.wait(timeout=PATIENCE_S)
+        started.wait(timeout=PATIENCE_S)
 
 
 def _environment(home: Path, port: int, base: str) -> dict[str, str]:

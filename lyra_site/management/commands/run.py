@@ -5,6 +5,8 @@ import fcntl
 import os
 import socket
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -14,6 +16,7 @@ from django.core.management.base import BaseCommand, CommandParser
 
 from adapters_app import secret_key
 from corrections.acting import Refused
+from lyra_site import static_files
 from lyra_site.home import lock
 
 CONFIGURATION = Path(settings.BASE_DIR) / "lyra_site" / "supervisord.conf"
@@ -29,7 +32,9 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
-            "--demo", action="store_true", help="with demo accounts and demo corrections"
+            "--demo",
+            action="store_true",
+            help="with demo accounts and demo corrections, made while the server starts",
         )
 
     def handle(self, *args: Any, demo: bool, **options: Any) -> None:
@@ -37,19 +42,19 @@ class Command(BaseCommand):
         _check_socket_path(settings.LYRA_HOME / "supervisor.sock")
         _check_port(settings.LYRA_HOST, settings.LYRA_PORT)
         (settings.LYRA_HOME / "logs").mkdir(exist_ok=True)
-        call_command("migrate", verbosity=0)
+        with ProcessPoolExecutor(1, mp_context=get_context("fork")) as beside:
+            collected = beside.submit(static_files.collect)  # needs no database
+            call_command("migrate", verbosity=0)
+            collected.result()
         if problem := secret_key.problem():
             raise Refused(problem)
         secret_key.note()
-        call_command("collectstatic", interactive=False, verbosity=0)
-        if demo:
-            call_command("setup_demo")
         self.stdout.write(
             f"\nServing at http://{settings.LYRA_HOST}:{settings.LYRA_PORT}, "
             f"logs in {settings.LYRA_HOME / 'logs'}. Ctrl-C stops everything.\n"
         )
         self.stdout.flush()
-        _become_supervisor(held)
+        _become_supervisor(held, demo=demo)
 
 
 def _check_socket_path(path: Path) -> None:
@@ -78,11 +83,16 @@ def _check_port(host: str, port: int) -> None:
             ) from error
 
 
-def _become_supervisor(held: TextIO) -> None:
+def _become_supervisor(held: TextIO, *, demo: bool) -> None:
     """Replace this process by supervisord, which keeps the lock on the home until it ends."""
     fcntl.fcntl(held, fcntl.F_SETFD, 0)  # not closed by exec; children of supervisord close it
-    environment = {"LYRA_HOME": str(settings.LYRA_HOME), "LYRA_PYTHON": sys.executable}
-    supervisord = [sys.executable, "-m", "supervisor.supervisord"]
+    environment = {
+        "LYRA_HOME": str(settings.LYRA_HOME),
+        "LYRA_PYTHON": sys.executable,
+        "LYRA_DEMO": str(demo).lower(),
+    }
+    os.chdir(settings.BASE_DIR)  # where `-m` finds it
+    supervisord = [sys.executable, "-m", "lyra_site.supervisor"]
     os.execve(  # noqa: S606  no shell is wanted
         sys.executable,
         [*supervisord, "--configuration", str(CONFIGURATION)],
