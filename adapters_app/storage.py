@@ -19,6 +19,7 @@ from django.core.files.storage import FileSystemStorage, Storage, storages
 from django.utils import timezone
 
 from adapters_app.models import AdapterVersion, Snapshot, TrainingRun
+from corrections.files import sync_directory
 
 ARTIFACTS = "artifacts"
 TENSORS = "adapter_model.safetensors"
@@ -80,7 +81,7 @@ class DurableFileSystemStorage(FileSystemStorage):
                 os.link(beside.name, target)
             except FileExistsError:
                 return name
-        _sync_directory(target.parent)
+        sync_directory(target.parent)
         return name
 
     def _make(self, directory: Path) -> None:
@@ -341,11 +342,3 @@ def _sha256_stored(store: Storage, name: str) -> str:
         for chunk in file.chunks():
             digest.update(chunk)
         return digest.hexdigest()
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -121,7 +121,7 @@ class CorrectionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Generi
         return CorrectionSerializer if self.action == "list" else CorrectionWithHistorySerializer
 
     def narrow(self, queryset: QuerySet[Any], asked: dict[str, Any]) -> QuerySet[Any]:
-        return _narrowed(queryset, asked)
+        return _narrowed(cast(CorrectionQuerySet, queryset), asked)
 
     @extend_schema(
         summary="Send a verdict: the model was wrong, or right.",
@@ -429,7 +429,8 @@ router.register("corrections", CorrectionViewSet, basename="correction")
 router.register("audit-samples", AuditSampleViewSet, basename="audit-sample")
 
 
-def _narrowed(rows: QuerySet[Any], asked: dict[str, Any]) -> QuerySet[Any]:
+def _narrowed(rows: CorrectionQuerySet, asked: dict[str, Any]) -> CorrectionQuerySet:
+    visible = rows
     quarantined, conflicting = asked.pop("quarantined", None), asked.pop("conflicting", None)
     if moment := asked.pop("updated_after", None):
         # By themselves: beside the list's order SQLite would look at all rows for these few.
@@ -439,7 +440,7 @@ def _narrowed(rows: QuerySet[Any], asked: dict[str, Any]) -> QuerySet[Any]:
     if quarantined is not None:
         rows = rows.exclude(quarantine="") if quarantined else rows.filter(quarantine="")
     if conflicting is not None:
-        disputed = Correction.objects.conflicts().values("pk")
+        disputed = visible.conflicts(seen=visible).values("pk")
         rows = rows.filter(pk__in=disputed) if conflicting else rows.exclude(pk__in=disputed)
     return rows
 

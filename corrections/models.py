@@ -116,10 +116,14 @@ class CorrectionQuerySet(models.QuerySet["Correction"]):
         )
         return self.filter(pk__in=recorded.values("correction"))
 
-    def conflicts(self) -> "CorrectionQuerySet":
-        """Rows still in play whose normalised pair has another such row with a different label."""
+    def conflicts(self, *, seen: "CorrectionQuerySet | None" = None) -> "CorrectionQuerySet":
+        """Rows still in play whose normalised pair has another such row with a different label.
+
+        `seen`: who asks may only know of these, and so of no other rival.
+        """
         rivals = (
-            Correction.objects.filter(pair_digest=OuterRef("pair_digest"))
+            (Correction.objects.all() if seen is None else seen)
+            .filter(pair_digest=OuterRef("pair_digest"))
             .exclude(status=Correction.Status.REJECTED)
             .exclude(correct_label=OuterRef("correct_label"))
         )

@@ -199,7 +199,8 @@ class CorrectionFilterSerializer(serializers.Serializer[Any]):
     )
     quarantined = serializers.BooleanField(required=False)
     conflicting = serializers.BooleanField(
-        required=False, help_text="true: pairs that people judged differently."
+        required=False,
+        help_text="true: pairs that people judged differently, in what you may read.",
     )
 
 

@@ -195,6 +195,22 @@ def test_the_list_is_narrowed_by_its_filters(caller: User, curator: User) -> Non
     assert as_(curator).get(URL, {"status": "new"}).status_code == 400
 
 
+def test_a_filter_tells_nobody_of_verdicts_that_they_may_not_read(
+    caller: User, curator: User
+) -> None:
+    own = sent(caller)
+    sent(curator, correct_label="refutes")
+
+    def disputed(asked: User) -> list[int]:
+        found = as_(asked).get(URL, {"conflicting": "true"}).json()["results"]
+        return [row["id"] for row in found]
+
+    assert len(disputed(curator)) == 2
+    assert disputed(caller) == []
+    sent(caller, correct_label="neutral")
+    assert own.pk in disputed(caller)
+
+
 @pytest.mark.parametrize(
     ("query", "name"),
     [
