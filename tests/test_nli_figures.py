@@ -134,6 +134,18 @@ def test_a_label_that_hardly_occurs_gets_no_offset() -> None:
     assert set(one_label.not_tried.values()) == {"needs two labels"}
 
 
+def test_answers_that_are_all_right_make_nothing_certain() -> None:
+    """Their best temperature is the least that can be; one mistake has an opinion."""
+    logits, _ = drawn(100, temperature=1.0)
+    right = logits.argmax(1)
+    sure = calibration.choose(logits, right)
+    assert sure.calibrator.method == "none"
+    assert sure.not_tried["temperature"] == "needs rows that are answered wrongly"
+    wrong = right.copy()
+    wrong[:3] = (wrong[:3] + 1) % 3
+    assert "temperature" in calibration.choose(logits, wrong).log_losses
+
+
 def test_one_page_alone_calibrates_nothing() -> None:
     """Nothing could be held out from it to compare the methods on."""
     logits, labels = drawn(200, temperature=5.0)

@@ -20,6 +20,9 @@ MIN_ROWS = ROWS_PER_PARAMETER  # below this even a temperature is noise; the ide
 ROWS_PER_LABEL = 10
 SOURCES_PER_PARAMETER = 10
 _TEMPERATURES = (0.05, 20.0)
+CERTAIN = (
+    1.001 * _TEMPERATURES[0]
+)  # rows none of which is answered wrongly have no best temperature
 _OFFSETS = (-10.0, 10.0)  # log odds: a label that never occurs gets a finite offset
 # scikit-learn's, for the same optimum to more than six digits.
 _PRECISE = {"gtol": 1e-9, "ftol": 64 * float(np.finfo(float).eps)}
@@ -231,12 +234,17 @@ def choose(
 
     A method is tried from 30 rows per free parameter on: temperature 30, bias-corrected temperature
     90, Platt 180, the latter two with at least 10 rows of each label, and from 10 sources of like
-    size per parameter (Kish's effective number).
+    size per parameter (Kish's effective number). One that would be as sure as it can, because no
+    row contradicts it, has learnt nothing of how sure it may be, and is left out.
     """
     groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
     needs = {kind.method: lacking(kind, labels, groups) for kind in methods}
     tried = [kind for kind in methods if not needs[kind.method]]
     not_tried = {method: need for method, need in needs.items() if need}
+    fitted = {kind.method: kind().fit(logits, labels, weights) for kind in tried}
+    for method in [name for name, one in fitted.items() if _is_certain(one)]:
+        not_tried[method] = "needs rows that are answered wrongly"
+    tried = [kind for kind in tried if kind.method not in not_tried]
     if len(tried) == 1:
         return Choice(Identity(), not_tried=not_tried)
     share = _shares(weights, len(labels))
@@ -248,7 +256,7 @@ def choose(
         more, size = group_sums(losses[kind.method] - losses[best], share, groups)
         ratio = means[kind.method] - means[best]
         if ratio <= ratio_error(more, size, ratio):
-            return Choice(kind().fit(logits, labels, share), means, not_tried)
+            return Choice(fitted[kind.method], means, not_tried)
     raise AssertionError("the best method is within one standard error of itself")
 
 
@@ -268,6 +276,10 @@ def lacking(kind: type[Calibrator], labels: np.ndarray, groups: np.ndarray) -> s
     if kind.by_label and effective_groups(groups) < SOURCES_PER_PARAMETER * kind.parameters:
         return f"needs {SOURCES_PER_PARAMETER * kind.parameters} sources of like size"
     return ""
+
+
+def _is_certain(fitted: Calibrator) -> bool:
+    return getattr(fitted, "temperature_", 1.0) <= CERTAIN
 
 
 def _held_out_losses(
