@@ -250,6 +250,9 @@ class CalibrationEvaluation(models.Model):
         BCTS = "bcts", "bias-corrected temperature scaling"
         PLATT = "platt", "Platt scaling"
 
+    # These change how sure an answer is, never the answer; as `nli.calibration.OF_ANY_MIX`.
+    OF_ANY_MIX = (Method.NONE, Method.TEMPERATURE)
+
     version = models.ForeignKey(
         AdapterVersion,
         null=True,

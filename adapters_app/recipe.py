@@ -258,17 +258,24 @@ def calibrate_again(
 ) -> CalibrationEvaluation:
     """Fit a new calibrator for a version on the accepted verdicts of now, out of fold.
 
+    Verdicts on claims that a sibling has learnt, on whatever page, are left out: it is surer of
+    them than of what will be asked.
+
     Raises:
         CannotTrain: too few rows of known probability, or the base is another.
     """
     base = configured_base()
     _check_fits(base, version)
     snapshot = snapshots.freeze()
-    rows = snapshots.load(snapshot)
+    accepted = snapshots.load(snapshot)
+    unseen = _unseen_by(version, accepted)
+    rows = [row for row, each in zip(accepted, unseen, strict=True) if each]
     sample = evaluation.representative(rows)
     if len(sample.rows) < CALIBRATION_ROWS:
+        learnt = len(accepted) - len(rows)
         raise CannotTrain(
-            f"{len(sample.rows)} accepted verdicts stand for what is asked; a calibrator needs "
+            f"{len(sample.rows)} accepted verdicts stand for what is asked, on claims that "
+            f"{version.name} has not learnt ({learnt} are left out); a calibrator needs "
             f"{CALIBRATION_ROWS}. Verdicts of known sampling probability do, and with "
             f"{reporting.MIN_DRAWN} drawn ones all others too."
         )
@@ -280,7 +287,7 @@ def calibrate_again(
     _, fitted = evaluation.calibrate(
         logits, rows, general=general, replaces=present, replaces_among=among
     )
-    fitted = replace(fitted, snapshot=snapshots.keep(snapshot, rows))
+    fitted = replace(fitted, snapshot=snapshots.keep(snapshot, accepted))
     return registry.record_calibration(version, fitted, by=by)
 
 
@@ -353,11 +360,7 @@ def _contestant_of(
         general_logits=_general_logits(work, version.artifact_digest),
         calibrator=calibrator,
         digest=version.artifact_digest,
-        unseen=_unseen(
-            snapshots.load(version.snapshot),
-            work.rows,
-            by_claim=version.metrics.get(BLIND_TO_CLAIMS, False),
-        ),
+        unseen=_unseen_by(version, work.rows),
         crossed=evaluation.cross_fitted(
             calibrator,
             logits,
@@ -379,6 +382,12 @@ def _among(some: Sequence[SnapshotRow], rows: Sequence[SnapshotRow]) -> np.ndarr
     """(rows,) whether a row is one of `some`."""
     ids = {row.correction_id for row in some}
     return np.array([row.correction_id in ids for row in rows], dtype=bool)
+
+
+def _unseen_by(version: AdapterVersion, rows: Sequence[SnapshotRow]) -> np.ndarray:
+    """`_unseen` by the siblings of a version."""
+    by_claim = version.metrics.get(BLIND_TO_CLAIMS, False)
+    return _unseen(snapshots.load(version.snapshot), rows, by_claim=by_claim)
 
 
 def _unseen(

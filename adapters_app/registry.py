@@ -12,7 +12,7 @@ from typing import Any
 from django.conf import settings
 from django.contrib.auth.models import User
 from django.db import connection, transaction
-from django.db.models import Max, OuterRef, Subquery
+from django.db.models import Max, OuterRef, Q, Subquery
 
 from adapters_app import liveness, storage, training
 from adapters_app.models import (
@@ -185,12 +185,20 @@ def incumbent(against: str = "") -> Incumbent:
 
 def comparisons_with(incumbent: Incumbent) -> list[ShadowEvaluation]:
     """The evaluations that compare some candidate with what serves, oldest first: which
-    candidate and on how much, no more. Of what does not serve there are none."""
+    candidate and on how much, no more. Of what does not serve there are none.
+
+    A calibrator that changes no answer makes nothing else of what serves: or luck could be tried
+    again at the level of a first attempt.
+    """
     if not incumbent.serves:
         return []
-    found = ShadowEvaluation.objects.evidence().filter(
-        incumbent=incumbent.version, incumbent_calibration=incumbent.calibration
-    )
+    calibration = incumbent.calibration
+    answers_alike = Q(incumbent_calibration=calibration)
+    if calibration is None or calibration.method in CalibrationEvaluation.OF_ANY_MIX:
+        answers_alike = Q(incumbent_calibration=None) | Q(
+            incumbent_calibration__method__in=CalibrationEvaluation.OF_ANY_MIX
+        )
+    found = ShadowEvaluation.objects.evidence().filter(answers_alike, incumbent=incumbent.version)
     compared_on = ("rows", "effective_groups", "rows_fingerprint")
     return list(found.only("candidate", "candidate_calibration", *compared_on).order_by("id"))
 

@@ -338,7 +338,6 @@ def _gain(trial: Trial, *, attempt: int) -> metrics.Difference:
         (after == trial.labels).astype(float) - (before == trial.labels),
         trial.groups,
         trial.weights,
-        differ=before != after,
         level=metrics.spent_level(attempt),
     )
 

@@ -146,6 +146,28 @@ def test_answers_that_are_all_right_make_nothing_certain() -> None:
     assert "temperature" in calibration.choose(logits, wrong).log_losses
 
 
+@pytest.mark.parametrize(
+    "weights",
+    [
+        pytest.param(np.r_[1000.0, 1000.0, 1000.0, np.ones(297)], id="three rows"),
+        pytest.param(np.r_[1e6, np.ones(299)], id="one row of a probability of a millionth"),
+        pytest.param(np.r_[np.full(10, 1000.0), np.ones(290)], id="one page"),
+        pytest.param(np.where(np.arange(300) % 8, 1.0, 50.0), id="one row in eight"),
+    ],
+)
+def test_few_heavy_rows_calibrate_nothing_that_is_calibrated(weights: np.ndarray) -> None:
+    rng = np.random.default_rng(7)
+    all_logits, all_labels = drawn(20_000, temperature=1.0)
+    honest = metrics.log_loss(calibration.Identity().predict_proba(all_logits), all_labels)
+    for _ in range(20):
+        chosen = rng.choice(20_000, 300, replace=False)
+        choice = calibration.choose(
+            all_logits[chosen], all_labels[chosen], weights, groups=np.arange(300) // 10
+        )
+        found = metrics.log_loss(choice.calibrator.predict_proba(all_logits), all_labels)
+        assert found <= honest + 0.05
+
+
 def test_one_page_alone_calibrates_nothing() -> None:
     """Nothing could be held out from it to compare the methods on."""
     logits, labels = drawn(200, temperature=5.0)

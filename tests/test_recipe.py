@@ -453,6 +453,16 @@ def test_a_version_is_calibrated_again_on_more_verdicts(carry_out, tina):
     assert third.replaced["log_loss"] != pytest.approx(own["log_loss"], abs=1e-6)
 
 
+def test_no_calibrator_is_fitted_on_claims_that_the_siblings_have_learnt(carry_out, tina):
+    learnt = accept()[0].hypothesis  # of a page in fold 0
+    version = carry_out().produced
+    accept(30, pages=5, start=1000, hypothesis=learnt)  # a page in each fold
+    again = recipe.calibrate_again(version, by=tina)
+    assert again.rows == 90 + 6
+    accept(30, pages=5, start=2000)
+    assert recipe.calibrate_again(version, by=tina).rows == 90 + 6 + 30
+
+
 def test_every_verdict_is_ranked_and_the_most_doubtful_fifth_listed():
     rows = [row(number, "supports") for number in range(10)]
     probabilities = np.full((10, 3), 0.3)

@@ -157,6 +157,26 @@ def test_what_a_version_is_compared_with(make_version, rita, cast):
         registry.incumbent("v9")
 
 
+@pytest.mark.parametrize(
+    ("method", "parameters", "so_far"),
+    [
+        ("temperature", {"temperature": 1.5}, 2),
+        ("bcts", {"temperature": 1.5, "offsets": [0.5, -0.5, 0.0]}, 0),
+    ],
+)
+def test_a_new_calibrator_of_what_serves_is_something_else_only_if_it_answers_otherwise(
+    make_version, rita, cast, method, parameters, so_far
+):
+    first = make_version()
+    promote(first, rita)
+    make_version(against=first)
+    make_version(against=first)
+    assert len(registry.comparisons_with(registry.incumbent())) == 2
+    calibrate_again(first, cast["tom"], method=method, parameters=parameters)
+    promote(first, rita)
+    assert len(registry.comparisons_with(registry.incumbent())) == so_far
+
+
 def test_evidence_against_another_calibrator_of_what_serves_is_refused(make_version, rita, cast):
     first = make_version()
     promote(first, rita)
@@ -188,9 +208,8 @@ def calibrate_again(version: AdapterVersion, by: User, **changes: Any) -> Calibr
     """A newer calibrator of `version`, a little better than what it replaces unless told."""
     before = {"brier_before": 0.5, "ece_before": 0.1, "log_loss_before": 1.0}
     after = {"brier_after": 0.3, "ece_after": 0.05, "log_loss_after": 0.8}
+    how = {"method": "temperature", "parameters": {"temperature": 1.5}}
     fitted = registry.NewCalibration(
-        method="temperature",
-        parameters={"temperature": 1.5},
         fitted_rows=300,
         rows=300,
         bins_before=[],
@@ -199,7 +218,8 @@ def calibrate_again(version: AdapterVersion, by: User, **changes: Any) -> Calibr
         not_tried={},
         reliability_before={},
         reliability_after={},
-        **before
+        **how
+        | before
         | after
         | {
             "replaces": registry.present_calibration(version),

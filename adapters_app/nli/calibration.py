@@ -8,7 +8,7 @@ import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_softmax
 
-from adapters_app.nli.hajek import effective_groups, group_sums, ratio_error
+from adapters_app.nli.hajek import effective_groups, group_sums, jackknife_error
 from adapters_app.nli.probabilities import log_losses, softmax
 from corrections.labels import LABELS
 
@@ -23,6 +23,7 @@ _TEMPERATURES = (0.05, 20.0)
 CERTAIN = (
     1.001 * _TEMPERATURES[0]
 )  # rows none of which is answered wrongly have no best temperature
+EXACT = 1e-6  # of effective numbers: equal weights make as many as there are, but for rounding
 _OFFSETS = (-10.0, 10.0)  # log odds: a label that never occurs gets a finite offset
 # scikit-learn's, for the same optimum to more than six digits.
 _PRECISE = {"gtol": 1e-9, "ftol": 64 * float(np.finfo(float).eps)}
@@ -234,11 +235,12 @@ def choose(
 
     A method is tried from 30 rows per free parameter on: temperature 30, bias-corrected temperature
     90, Platt 180, the latter two with at least 10 rows of each label, and from 10 sources of like
-    size per parameter (Kish's effective number). One that would be as sure as it can, because no
+    size per parameter. Rows and sources are counted by Kish's effective number: a hundred of which
+    one weighs as much as all others are few. One that would be as sure as it can, because no
     row contradicts it, has learnt nothing of how sure it may be, and is left out.
     """
     groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
-    needs = {kind.method: lacking(kind, labels, groups) for kind in methods}
+    needs = {kind.method: lacking(kind, labels, groups, weights) for kind in methods}
     tried = [kind for kind in methods if not needs[kind.method]]
     not_tried = {method: need for method, need in needs.items() if need}
     fitted = {kind.method: kind().fit(logits, labels, weights) for kind in tried}
@@ -254,27 +256,36 @@ def choose(
     best = min(means, key=lambda method: means[method])
     for kind in tried:
         more, size = group_sums(losses[kind.method] - losses[best], share, groups)
-        ratio = means[kind.method] - means[best]
-        if ratio <= ratio_error(more, size, ratio):
+        if means[kind.method] - means[best] <= jackknife_error(more, size):
             return Choice(fitted[kind.method], means, not_tried)
     raise AssertionError("the best method is within one standard error of itself")
 
 
-def lacking(kind: type[Calibrator], labels: np.ndarray, groups: np.ndarray) -> str:
-    """What n label indices (n,) of `groups` (n,) are too few of to fit a method on, in words;
-    empty if nothing."""
+def lacking(
+    kind: type[Calibrator],
+    labels: np.ndarray,
+    groups: np.ndarray,
+    weights: np.ndarray | None = None,
+) -> str:
+    """What n label indices (n,) of `groups` (n,), as they weigh (n,), are too few of to fit a
+    method on, in words; empty if nothing."""
     rows = kind.parameters * ROWS_PER_PARAMETER
-    counts = np.bincount(labels, minlength=len(LABELS))
+    share = _shares(weights, len(labels))
+    effective = 1 / float((share**2).sum()) if len(labels) else 0.0
+    counts = np.bincount(labels, share * effective, minlength=len(LABELS))
     if len(labels) < rows:
         return f"needs {rows} rows"
+    if effective < rows - EXACT:
+        return f"needs {rows} rows of like weight"
     if kind.parameters and np.count_nonzero(counts) < 2:
         return "needs two labels"
     if kind.parameters and len(np.unique(groups)) < 2:
         return "needs two sources"
-    if kind.by_label and counts.min() < ROWS_PER_LABEL:
+    if kind.by_label and counts.min() < ROWS_PER_LABEL - EXACT:
         return f"needs {ROWS_PER_LABEL} rows of each label"
-    if kind.by_label and effective_groups(groups) < SOURCES_PER_PARAMETER * kind.parameters:
-        return f"needs {SOURCES_PER_PARAMETER * kind.parameters} sources of like size"
+    sources = SOURCES_PER_PARAMETER * kind.parameters
+    if kind.by_label and effective_groups(groups, weights) < sources - EXACT:
+        return f"needs {sources} sources of like size"
     return ""
 
 

@@ -299,7 +299,6 @@ def paired_difference(
     weights: np.ndarray | None = None,
     *,
     claims: np.ndarray | None = None,
-    differ: np.ndarray | None = None,
     level: float = WRONGLY_BETTER,
     seed: int = 0,
 ) -> Difference:
@@ -313,10 +312,10 @@ def paired_difference(
     §5.2) around a jackknife standard error: groups, not rows, are drawn, so copying rows inside a
     page narrows nothing. Never narrower than Student's interval with the effective number of groups
     less one as its degrees of freedom: a draw often misses the one large page. The standard error
-    has a floor of two discordant rows, so that agreement on few rows is not certainty. `differ`
-    (n,) says where the two models' answers differ: all other values are 0 whoever is right, so the
-    two rows weigh what differing ones do. `level` is the error on either side of the interval; see
-    `_limits` for those that no draws resolve.
+    has a floor of two discordant rows, so that agreement on few rows is not certainty. They weigh
+    what a unit of weight does: where rows on which another candidate differed were drawn more
+    often, this one also differs on heavy rows of which hardly any was seen. `level` is the error on
+    either side of the interval; see `_limits` for those that no draws resolve.
     """
     share = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=float)
     total, size, clustered = _clusters(values, share, groups, claims)
@@ -324,8 +323,7 @@ def paired_difference(
     if len(size) < 2:
         inf = float("inf")
         return Difference(estimate, inf, -inf, inf, 1.0, 1.0, inf, 1 - 2 * level)
-    uncertain = share if differ is None or not differ.any() else share[differ]
-    row = (uncertain**2).sum() / uncertain.sum()  # its weight: the one a unit of weight has
+    row = (share**2).sum() / share.sum()  # the weight of the row that a unit of weight has
     floor = float(np.sqrt(2) * row / share.sum())
     error = max(clustered, floor)
     draws = min(max(DRAWS, round(DRAWS_BEYOND / level)), MOST_DRAWS)
@@ -427,7 +425,6 @@ def compare(
     right_a = probabilities_a.argmax(1) == labels
     right_b = probabilities_b.argmax(1) == labels
     gained, lost = int((right_b & ~right_a).sum()), int((right_a & ~right_b).sum())
-    differ = probabilities_a.argmax(1) != probabilities_b.argmax(1)
     return Comparison(
         rows=len(labels),
         groups=len(np.unique(groups)),
@@ -442,7 +439,6 @@ def compare(
             groups,
             weights,
             claims=claims,
-            differ=differ,
             level=level,
             seed=seed,
         ),

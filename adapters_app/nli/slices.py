@@ -81,7 +81,6 @@ def compare_slices(
                 groups[at],
                 weights[at],
                 claims=claims[at],
-                differ=answers_a[at] != answers_b[at],
                 seed=seed,
             ),
         )
