@@ -3,8 +3,9 @@
     python benchmarks/sampling.py [--trials 1000] [--answers 1500] [--out FILE]
 
 Live answers of two models of known accuracy are drawn as `corrections.audits` describes: by audits
-and, where the models disagree, by a second lot; or by audits alone, as many in the mean. Prints how
-often the 95 % intervals hold the truth and how wide they are; fails where a limit is broken.
+and, where the models disagree, by a second lot; or by audits alone, as many in the mean. And by lots
+for an earlier candidate than the one that is compared. Prints how often the 95 % intervals hold the
+truth and how wide they are; fails where a limit is broken.
 """
 
 import argparse
@@ -28,6 +29,10 @@ from benchmarks.populations import Population, Trial, even_pages, uneven_pages
 AUDITS, DISAGREEMENTS = 0.05, 0.5
 FEW_AUDITS = 0.01  # beside every disagreement
 GAIN = metrics.STATED_EFFECT
+# Lots for an earlier candidate: on what share of the answers it differed, and how often the one that
+# is compared differs there and elsewhere. Elsewhere it loses whatever it gains there.
+EARLIER, THERE, ELSEWHERE = 0.2, 0.7, 0.04
+STALE_VERDICTS = (300, 600)
 Estimator = Callable[[Trial], Share | Difference]
 
 
@@ -76,6 +81,7 @@ def main() -> int:
     report = Report()
     for population in (even_pages(), uneven_pages()):
         _add(report, population, options.answers, options.trials)
+    _add_stale(report, options.trials)
     return tell(report, options.out)
 
 
@@ -136,6 +142,50 @@ def better_of_equals(lots: Lots, population: Population, *, answers: int, trials
         rng = np.random.default_rng([seed, 1])
         wrong += gain(lots.draw(population.draw(answers, 0.0, rng), rng)).low > 0
     return wrong / trials
+
+
+def stale(lots: Lots, *, verdicts: int, trials: int) -> tuple[float, float]:
+    """An equal of what serves, on pages of a row each that were drawn for an earlier candidate:
+    shares of trials in which it is “better”, and in which the interval holds the truth, 0."""
+    both = lots.audits + (1 - lots.audits) * lots.disagreements
+    drawn_often = EARLIER * both / (EARLIER * both + (1 - EARLIER) * lots.audits)
+    won = (1 + ELSEWHERE * (1 - EARLIER) / (THERE * EARLIER)) / 2
+    better = covered = 0
+    for seed in range(trials):
+        rng = np.random.default_rng([seed, verdicts])
+        often = rng.random(verdicts) < drawn_often
+        differs = rng.random(verdicts) < np.where(often, THERE, ELSEWHERE)
+        gained = rng.random(verdicts) < np.where(often, won, 0.0)
+        values = np.where(differs, np.where(gained, 1.0, -1.0), 0.0)
+        weights = 1 / np.where(often, both, lots.audits)
+        found = metrics.paired_difference(values, np.arange(verdicts), weights)
+        better += found.low > 0
+        covered += found.low <= 0 <= found.high
+    return better / trials, covered / trials
+
+
+def _add_stale(report: Report, trials: int) -> None:
+    table = Table(title="Equals, drawn by lots for an earlier candidate")
+    for column in ("audits", "disagreements", "verdicts", "better", "covered"):
+        table.add_column(column)
+    for audits, disagreements in ((AUDITS, 0.5), (0.02, 0.5), (0.02, 1.0), (FEW_AUDITS, 0.5)):
+        for verdicts in STALE_VERDICTS:
+            lots = Lots(audits, disagreements)
+            better, covered = stale(lots, verdicts=verdicts, trials=trials)
+            table.add_row(
+                f"{audits:.0%}",
+                f"{disagreements:.0%}",
+                str(verdicts),
+                f"{better:.1%}",
+                f"{covered:.1%}",
+            )
+            name = f"lots of before, {audits:.0%} and {disagreements:.0%}, {verdicts}"
+            report.figures[name] = {"better": better, "covered": covered}
+            report.claims += [
+                Claim(f"{name}: better of equals", better, high=0.05),
+                Claim(f"{name}: covered", covered, low=0.93),
+            ]
+    report.tables.append(table)
 
 
 def _add(report: Report, population: Population, answers: int, trials: int) -> None:

@@ -27,6 +27,7 @@ MIN_EFFECTIVE_GROUPS = 20
 # The true gain whose detection “about N more pairs” speaks of.
 STATED_EFFECT = 0.05
 LOSS_LEVEL = 0.05  # one-sided evidence of a loss, by guard set or Brier score, that blocks
+FLOOR_ROWS = 2  # discordant rows that any difference may hide, see `paired_difference`
 WRONGLY_BETTER = 0.025  # of one comparison of equals: outside one side of a 95 % interval
 DRAWS = 2000
 # A bootstrap quantile is read where so many draws lie beyond it; for surer intervals more is drawn.
@@ -324,7 +325,7 @@ def paired_difference(
         inf = float("inf")
         return Difference(estimate, inf, -inf, inf, 1.0, 1.0, inf, 1 - 2 * level)
     row = (share**2).sum() / share.sum()  # the weight of the row that a unit of weight has
-    floor = float(np.sqrt(2) * row / share.sum())
+    floor = float(np.sqrt(FLOOR_ROWS) * row / share.sum())
     error = max(clustered, floor)
     draws = min(max(DRAWS, round(DRAWS_BEYOND / level)), MOST_DRAWS)
     every = _studentised(total, size, floor=floor, seed=seed, draws=draws)
