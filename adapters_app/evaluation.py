@@ -423,13 +423,11 @@ def confirmation(
     `rows` were reviewed after the snapshot, on pages and claims neither model learnt from. Those of
     unknown sampling probability are left out; the others are bet on in the order of their review,
     with their plain weights: pooled ones change with every verdict to come, and a bet may not know
-    it. A claim counts with the verdicts on the first page that it is judged on: what it is worth on
-    the next is no news. `most`: see `most_disagreements`.
+    it. Where more than `betting.DROPPED_AT_MOST` of what they disagree on does not count, for want
+    of whole pages or of new claims, it confirms nothing. `most`: see `most_disagreements`.
     """
     on = judged(rows)
     order = sorted(range(len(on.rows)), key=lambda i: (on.rows[i].reviewed_at, on.groups[i]))
-    first: dict[str, int] = {}
-    order = [i for i in order if first.setdefault(on.rows[i].claim, on.groups[i]) == on.groups[i]]
     before, after = incumbent[on.index].argmax(1), candidate[on.index].argmax(1)
     bet = bet_on_gain(
         right_a=(before == on.labels)[order],
@@ -437,6 +435,7 @@ def confirmation(
         differ=(before != after)[order],
         groups=on.groups[order],
         weights=np.array([on.rows[i].weight for i in order]),
+        claims=np.array([on.rows[i].claim for i in order]),
         most=most,
     )
     return asdict(bet) | {"confirmed": bet.confirmed}

@@ -9,6 +9,7 @@ from typing import Any
 
 from adapters_app import charts
 from adapters_app.models import AdapterVersion, CalibrationEvaluation, ShadowEvaluation, name_of
+from adapters_app.nli.betting import DROPPED_AT_MOST
 from adapters_app.templatetags.figures import (
     confidence,
     figure,
@@ -283,6 +284,15 @@ def confirmation(evaluation: ShadowEvaluation) -> str:
         return (
             f"Confirmed: on {on}, {candidate} itself gains on {incumbent} (e-value "
             f"{bet['peak']:.3g}; 20 is enough, however often one looks)."
+        )
+    # Evaluations stored before this was measured do not say it.
+    dropped = bet.get("dropped", 0.0)
+    if dropped > DROPPED_AT_MOST:
+        return (
+            f"Whether they confirm {candidate} is not said: {percent(dropped)} of what it answers "
+            f"otherwise than {incumbent} could not count, because verdicts on pages or claims that "
+            "were already counted came in between others; reviewing page by page lets more of them "
+            "count."
         )
     return (
         f"Not confirmed so far: on {on}, a bet that {candidate} itself gains on {incumbent} stands "

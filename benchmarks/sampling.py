@@ -3,9 +3,9 @@
     python benchmarks/sampling.py [--trials 1000] [--answers 1500] [--out FILE]
 
 Live answers of two models of known accuracy are drawn as `corrections.audits` describes: by audits
-and, where the models disagree, by a second lot; or by audits alone, as many in the mean. And by lots
-for an earlier candidate than the one that is compared. Prints how often the 95 % intervals hold the
-truth and how wide they are; fails where a limit is broken.
+and, where the models disagree, by a second lot; or by audits alone, as many in the mean. And by
+lots for an earlier candidate than the one that is compared. Prints how often the 95 % intervals
+hold the truth and how wide they are; fails where a limit is broken.
 """
 
 import argparse
@@ -29,8 +29,8 @@ from benchmarks.populations import Population, Trial, even_pages, uneven_pages
 AUDITS, DISAGREEMENTS = 0.05, 0.5
 FEW_AUDITS = 0.01  # beside every disagreement
 GAIN = metrics.STATED_EFFECT
-# Lots for an earlier candidate: on what share of the answers it differed, and how often the one that
-# is compared differs there and elsewhere. Elsewhere it loses whatever it gains there.
+# Lots for an earlier candidate: on what share of the answers it differed, and how often the one
+# that is compared differs there and elsewhere. Elsewhere it loses whatever it gains there.
 EARLIER, THERE, ELSEWHERE = 0.2, 0.7, 0.04
 STALE_VERDICTS = (300, 600)
 Estimator = Callable[[Trial], Share | Difference]

@@ -579,6 +579,25 @@ def test_a_version_says_whether_later_verdicts_confirm_it(rita, make_version, we
     assert f"e-value {'31.4' if peak >= 20 else 'of 2.5'}" in page
 
 
+@pytest.mark.parametrize("confirmed", [False, True])
+def test_a_version_says_why_verdicts_in_mixed_order_confirm_nothing(rita, make_version, confirmed):
+    """What was confirmed before they were mixed stays so."""
+    version = make_version()
+    bet = {"rows": 90, "pages": 40, "disagreements": 30, "wealth": 2.5, "dropped": 0.432}
+    bet |= {"peak": 31.4 if confirmed else 3.0, "confirmed": confirmed}
+    later = {"n": 120, "accuracy": 0.6, "brier": 0.5, "ece": 0.1, "confirmation": bet}
+    version.evaluations.update(later=later)
+    page = text_of(rita.get(url(version)))
+    why = (
+        "Whether they confirm v1 is not said: 43.2 % of what it answers otherwise than the base "
+        "could not count, because verdicts on pages or claims that were already counted came in "
+        "between others; reviewing page by page lets more of them count."
+    )
+    assert (why in page) is not confirmed
+    assert ("Confirmed: on 90 of them" in page) is confirmed
+    assert "Not confirmed so far" not in page
+
+
 def test_a_version_says_nothing_of_a_bet_that_nobody_could_make(rita, make_version):
     version = make_version()
     bet = {"rows": 0, "pages": 0, "disagreements": 0, "wealth": 1.0, "peak": 1.0}

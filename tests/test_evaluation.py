@@ -249,6 +249,24 @@ def test_a_bet_does_not_know_how_many_verdicts_are_to_come() -> None:
     assert evaluation.confirmation(before, after, rows)["wealth"] == pytest.approx(plain.wealth)
 
 
+def test_rows_of_a_page_or_claim_that_come_in_between_others_confirm_nothing() -> None:
+    """Sixty verdicts, all won by the candidate, on pages or claims of six rows each."""
+    rows = [
+        replace(row(n, "complete", 1.0), reviewed_at=f"2026-01-01T00:{n:02}:00") for n in range(60)
+    ]
+    before, after = np.tile([0.1, 0.8, 0.1], (60, 1)), np.tile([0.8, 0.1, 0.1], (60, 1))
+    paged = [replace(each, group_id=n // 6) for n, each in enumerate(rows)]
+    found = evaluation.confirmation(before, after, paged, most=6)
+    assert (found["confirmed"], found["dropped"], found["rows"]) == (True, 0.0, 54)
+    mixed = [replace(each, group_id=n % 10) for n, each in enumerate(rows)]
+    claims = [replace(each, hypothesis=f"Claim {n % 10}.") for n, each in enumerate(rows)]
+    # Where claims come again, the page of the last new one still waits.
+    for each, counted in ((mixed, 10), (claims, 9)):
+        found = evaluation.confirmation(before, after, each, most=6)
+        assert (found["confirmed"], found["rows"]) == (False, counted)
+        assert found["dropped"] == pytest.approx(50 / (50 + counted))
+
+
 def live(answers: int) -> tuple[list[SnapshotRow], np.ndarray]:
     """Verdicts on answers `supports`, all given with 98 %, of which 45 % are right, and their
     logits. A tenth is drawn; of the others people correct three of five and confirm one."""

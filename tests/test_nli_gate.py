@@ -227,15 +227,32 @@ def test_the_guard_set_notices_a_loss_of_5_points_and_blocks_few_equals(alike: b
 # --- Confirmation ---------------------------------------------------------------------------------
 
 
-def bet(values: np.ndarray, pages: np.ndarray, weights: np.ndarray | None = None, *, most: int = 1):
+def bet(
+    values: np.ndarray,
+    pages: np.ndarray,
+    weights: np.ndarray | None = None,
+    *,
+    claims: np.ndarray | None = None,
+    most: int = 1,
+):
     return bet_on_gain(
         values < 0,
         values > 0,
         values != 0,
         pages,
         np.ones(len(values)) if weights is None else weights,
+        claims=claims,
         most=most,
     )
+
+
+def taken_back(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Gains (n,) and pages (n,), page by page: four of five pages have one disagreement, which B
+    wins in 65 %; the fifth has six, 40 %. No gain in all."""
+    sizes = np.where(rng.random(300) < 0.8, 1, 6)
+    pages = np.repeat(np.arange(len(sizes)), sizes)
+    won = rng.random(len(pages)) < np.where(sizes == 1, 0.65, 0.4)[pages]
+    return np.where(won, 1.0, -1.0), pages
 
 
 def test_a_page_counts_until_another_one_is_judged_and_the_last_one_waits() -> None:
@@ -270,16 +287,71 @@ def test_looking_after_every_page_confirms_equals_in_a_twentieth_at_most(weighte
     assert confirmed[0.15] / 300 >= 0.8
 
 
-def test_a_gain_on_short_pages_that_long_ones_take_back_is_not_confirmed() -> None:
-    """Four of five pages have one disagreement, which B wins in 65 %; the fifth has six, 40 %."""
+@pytest.mark.parametrize("mixed", [False, True], ids=["page by page", "in mixed order"])
+def test_a_gain_on_short_pages_that_long_ones_take_back_is_not_confirmed(mixed: bool) -> None:
     confirmed = 0
     for seed in range(400):
         rng = np.random.default_rng(seed)
-        sizes = np.where(rng.random(300) < 0.8, 1, 6)
-        pages = np.repeat(np.arange(len(sizes)), sizes)
-        won = rng.random(len(pages)) < np.where(sizes == 1, 0.65, 0.4)[pages]
-        confirmed += bet(np.where(won, 1.0, -1.0), pages, most=6).confirmed
+        values, pages = taken_back(rng)
+        order = rng.permutation(len(pages)) if mixed else np.arange(len(pages))
+        confirmed += bet(values[order], pages[order], most=6).confirmed
     assert confirmed / 400 <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 400)
+
+
+def test_verdicts_in_mixed_order_confirm_nothing() -> None:
+    """A gain on all rows that a page each of the same rows would show at once."""
+    pages = np.repeat(np.arange(100), 4)
+    order = np.random.default_rng(0).permutation(400)
+    whole, mixed = bet(np.ones(400), pages, most=4), bet(np.ones(400), pages[order], most=4)
+    assert (whole.confirmed, whole.dropped, whole.pages, whole.rows) == (True, 0, 99, 396)
+    assert not mixed.confirmed
+    assert mixed.dropped > 0.5
+    # It stands where it stood when a twentieth had been dropped.
+    assert 1 <= mixed.wealth <= mixed.peak < 20
+
+
+def test_the_last_page_waits_and_is_not_dropped() -> None:
+    values = np.ones(6)
+    assert bet(values, np.array([1, 2, 2, 3, 3, 3])).dropped == 0
+    # Two rows of page 1 come late, the second of them in the end; page 3 does count.
+    late = bet(values, np.array([1, 2, 1, 3, 3, 1]))
+    assert (late.rows, late.dropped) == (4, pytest.approx(2 / 6))
+    # By weight, and of the rows that the models answer differently.
+    weighted = bet(
+        np.array([1, 0, 1.0, 1, 1]), np.array([1, 2, 1, 2, 3]), np.array([2, 9, 1, 4, 9])
+    )
+    assert weighted.dropped == pytest.approx(5 / 7)
+
+
+def test_a_claim_counts_on_its_first_page_and_is_dropped_on_others() -> None:
+    pages, claims = np.array([1, 1, 2, 2, 3]), np.array(["a", "b", "a", "c", "d"])
+    found = bet(np.ones(5), pages, claims=claims)
+    assert (found.rows, found.pages, found.dropped) == (3, 2, pytest.approx(1 / 4))
+    own = bet(np.ones(5), pages, claims=np.arange(5))
+    assert own == bet(np.ones(5), pages)
+    assert own.dropped == 0
+
+
+def test_a_twentieth_may_be_dropped() -> None:
+    """Twenty pages of one disagreement, of which one comes a second time, at the very end."""
+    for pages in (20, 18):
+        found = bet(np.ones(pages + 2), np.array([*range(pages), 0, pages]))
+        assert found.confirmed
+        assert found.dropped == pytest.approx(1 / (pages + 1))
+    late = bet(np.ones(9), np.array([0, 1, 0, 2, 3, 4, 5, 6, 7]))
+    assert not late.confirmed
+    after = bet(np.ones(28), np.array([0, 1, 0, *range(2, 27)]))
+    assert after.confirmed
+    assert after.dropped <= 0.05
+
+
+def test_a_confirmation_before_rows_were_mixed_stays() -> None:
+    mixed = np.tile(np.arange(50, 54), 50)
+    for first, gain in ((12, 1.0), (12, -1.0), (5, 1.0)):
+        values = np.concatenate([np.ones(first), np.full(len(mixed), gain)])
+        found = bet(values, np.concatenate([np.arange(first), mixed]))
+        assert found.dropped > 0.9
+        assert found.confirmed is (first == 12)
 
 
 def test_what_was_confirmed_stays_confirmed() -> None:
