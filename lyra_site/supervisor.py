@@ -1,5 +1,5 @@
-"""supervisord as `manage.py run` becomes it: programs start at once, and the demo says what to
-click.
+"""supervisord as `manage.py run` becomes it: programs start at once, end with it however it ends,
+and the demo says what to click.
 
     python -m lyra_site.supervisor --configuration lyra_site/supervisord.conf
 
@@ -7,10 +7,25 @@ click.
 """
 
 import contextlib
+import ctypes
+import signal
 import sys
 
-from supervisor import events, supervisord
+from supervisor import events, options, supervisord
 from supervisor.compat import as_string
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class Options(options.ServerOptions):
+    def setpgrp(self) -> None:
+        """What a program's process does first: SIGTERM to it when this one is killed.
+
+        Nobody would start it again, and another `run` would find its port taken.
+        """
+        super().setpgrp()
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class Supervisor(supervisord.Supervisor):
@@ -34,5 +49,6 @@ def _show(event: events.ProcessLogStdoutEvent) -> None:
 
 
 if __name__ == "__main__":
-    supervisord.Supervisor = Supervisor  # what its main() makes
+    # What its main() makes.
+    supervisord.ServerOptions, supervisord.Supervisor = Options, Supervisor
     supervisord.main()

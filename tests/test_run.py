@@ -217,6 +217,9 @@ def test_an_address_that_is_not_ours_is_refused_with_the_right_advice(
     [
         pytest.param(lambda make: os.kill(make.pid, signal.SIGTERM), id="SIGTERM to make"),
         pytest.param(lambda make: os.killpg(make.pid, signal.SIGINT), id="Ctrl-C in a terminal"),
+        pytest.param(
+            lambda make: psutil.Process(make.pid).children()[0].kill(), id="kill -9 of supervisord"
+        ),
     ],
 )
 def test_a_stopped_server_leaves_no_process(

@@ -59,7 +59,13 @@ def test_nothing_is_done_where_nothing_changed(source: Path, tmp_path: Path) -> 
         pytest.param(
             lambda s, t: next(t.glob("page.*.css")).unlink(), id="a collected file is deleted"
         ),
+        pytest.param(
+            lambda s, t: next(t.glob("page.*.css")).write_text(""), id="a collected file is emptied"
+        ),
         pytest.param(lambda s, t: (t / "staticfiles.json").unlink(), id="the list is deleted"),
+        pytest.param(
+            lambda s, t: (t / "staticfiles.json").write_text(""), id="the list is emptied"
+        ),
     ],
 )
 def test_what_changed_or_was_lost_is_collected_again(
