@@ -1,30 +1,32 @@
 """How often live answers are right: accuracy and correction rate of each version, from audits.
 
 Only answers drawn for review carry these figures: each stands for 1/p live answers (Hájek), with an
-interval over pages; `corrections.audits` says why that is unbiased and what it assumes. Those drawn
-where models disagree count with the audits, whose probabilities know of both lots; alone they stand
-for no answer on which the models agree, and nothing is said. What people chose to report has no
-known probability and is never in them. Complete labelled sets have one, 1, but are no live answers:
-their accuracy stands beside the figure, not in it. Rejected verdicts count nowhere; quarantine
-keeps a verdict out of training, not out of what was answered.
+interval over pages and claims; `corrections.audits` says why that is unbiased and what it assumes.
+Those drawn where models disagree count with the audits, whose probabilities know of both lots;
+alone they stand for no answer on which the models agree, and nothing is said. What people chose to
+report has no known probability and is never in them. Complete labelled sets have one, 1, but are no
+live answers: their accuracy stands beside the figure, not in it. Rejected verdicts count nowhere;
+quarantine keeps a verdict out of training, not out of what was answered.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from django.db.models import Count, F, Q, Sum
+from django.db.models import F
 
 from adapters_app import training
 from adapters_app.models import Serving
-from adapters_app.nli.hajek import Share, share_of_groups
+from adapters_app.nli.hajek import Share, share
 from adapters_app.triggers import FEWEST_JUDGED
 from corrections import audits
 from corrections.audits import PredictedBy, Responses
+from corrections.folds import normalise
 from corrections.models import AuditSample, Correction
 
 Sampling = Correction.Sampling
+COUNTED = (Correction.Status.PENDING, Correction.Status.ACCEPTED)
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,19 @@ def of_serving(serving: Serving, found: Iterable[LiveFigures]) -> LiveFigures:
     return known.get(who) or LiveFigures(who.version, who.digest)
 
 
+# What a share is computed from, of one row; 48 bytes, so that 100,000s of them are little.
+_ROW = np.dtype(
+    [
+        ("who", int),
+        ("right", bool),
+        ("weight", float),
+        ("group", int),
+        ("claim", int),
+        ("needed", bool),
+    ]
+)
+
+
 @dataclass(frozen=True)
 class _Known:
     share: Share
@@ -109,35 +124,46 @@ def _shares(kinds: Sequence[str], *, needed: str) -> dict[PredictedBy, _Known]:
 
     Left out is who has none of the kind `needed`.
     """
-    weight = 1 / F("sampling_probability")
-    right = Q(verdict=Correction.Verdict.CONFIRMED)
-    judged = Correction.objects.filter(sampling__in=kinds).exclude(
-        status=Correction.Status.REJECTED
-    )
-    groups = (
-        judged.exclude(predicted_digest="")  # nobody knows who gave that answer
-        .order_by()
-        .values_list("predicted_version", "predicted_digest", "group_id")
-        .annotate(
-            size=Sum(weight),
-            squares=Sum(weight * weight),
-            right=Sum(weight, filter=right, default=0.0),
-            rows=Count("pk"),
-            needed=Count("pk", filter=Q(sampling=needed)),
-        )
-    )
-    found: dict[PredictedBy, list[tuple[float, ...]]] = {}
-    for version, digest, _group, *sums in groups:
-        found.setdefault(PredictedBy(version, digest), []).append(tuple(sums))
-    known = {who: _known(sums) for who, sums in found.items()}
+    by_number: dict[PredictedBy, int] = {}
+    rows = np.fromiter(_judged(kinds, needed, by_number), dtype=_ROW)
+    known = {who: _known(rows[rows["who"] == number]) for who, number in by_number.items()}
     return {who: each for who, each in known.items() if each.needed}
 
 
-def _known(sums: Sequence[tuple[float, ...]]) -> _Known:
-    """From each group: weight, squared weights, weighted hits, rows, rows of the kind needed."""
-    size, squares, total, rows, needed = np.array(sums).T
-    share = share_of_groups(total, size, rows=int(rows.sum()), squares=float(squares.sum()))
-    return _Known(share, int(needed.sum()))
+def _judged(
+    kinds: Sequence[str], needed: str, by_number: dict[PredictedBy, int]
+) -> Iterator[tuple[int, bool, float, int, int, bool]]:
+    """Each row's _ROW; who answered it gets a number in `by_number`.
+
+    Claims are told apart by their normalised text, which no column has and no database makes:
+    texts are read, and go as they come.
+    """
+    found = (
+        # Not “all but the rejected”: an index is read from the status on.
+        Correction.objects.filter(status__in=COUNTED, sampling__in=kinds)
+        .exclude(predicted_digest="")  # nobody knows who gave that answer
+        .order_by()
+        .annotate(weight=1 / F("sampling_probability"))
+        .values_list(
+            "predicted_version",
+            "predicted_digest",
+            "verdict",
+            "weight",
+            "group_id",
+            "hypothesis",
+            "sampling",
+        )
+    )
+    for version, digest, verdict, weight, group, hypothesis, sampling in found.iterator():
+        number = by_number.setdefault(PredictedBy(version, digest), len(by_number))
+        right = verdict == Correction.Verdict.CONFIRMED
+        claim = hash(normalise(hypothesis))
+        yield number, right, weight, group, claim, sampling == needed
+
+
+def _known(rows: np.ndarray) -> _Known:
+    found = share(rows["right"], rows["weight"], rows["group"], rows["claim"])
+    return _Known(found, int(rows["needed"].sum()))
 
 
 def _base_digest() -> str:

@@ -28,6 +28,8 @@ from benchmarks.populations import Population, Trial, even_pages, uneven_pages
 
 AUDITS, DISAGREEMENTS = 0.05, 0.5
 FEW_AUDITS = 0.01  # beside every disagreement
+# Pages about one claim, whose answers are right or wrong together so often.
+PAGES, ALIKE, AUDITED, RIGHT = (1, 3, 6), 0.8, 300, 0.7
 GAIN = metrics.STATED_EFFECT
 # Lots for an earlier candidate: on what share of the answers it differed, and how often the one
 # that is compared differs there and elsewhere. Elsewhere it loses whatever it gains there.
@@ -82,6 +84,7 @@ def main() -> int:
     for population in (even_pages(), uneven_pages()):
         _add(report, population, options.answers, options.trials)
     _add_stale(report, options.trials)
+    _add_claims(report, options.trials)
     return tell(report, options.out)
 
 
@@ -185,6 +188,36 @@ def _add_stale(report: Report, trials: int) -> None:
                 Claim(f"{name}: better of equals", better, high=0.05),
                 Claim(f"{name}: covered", covered, low=0.93),
             ]
+    report.tables.append(table)
+
+
+def covered_by_claim(pages: int, *, trials: int) -> tuple[float, float]:
+    """Share of trials in which live accuracy's interval holds the truth, and with claims ignored.
+
+    AUDITED answers, each on a page of its own, so many pages about each claim.
+    """
+    claims, every = np.arange(AUDITED) // pages, np.arange(AUDITED)
+    covered = np.zeros(2)
+    for seed in range(trials):
+        rng = np.random.default_rng([seed, pages])
+        own, together = rng.random((2, AUDITED)) < RIGHT
+        right = np.where(rng.random(AUDITED) < ALIKE, together[claims], own)
+        weights = np.full(AUDITED, 1 / AUDITS)
+        found = (hajek.share(right, weights, every, known) for known in (claims, None))
+        covered += [each.low <= RIGHT <= each.high for each in found]
+    known, ignored = covered / trials
+    return float(known), float(ignored)
+
+
+def _add_claims(report: Report, trials: int) -> None:
+    table = Table(title=f"{AUDITED} audits on a page each, claims right together in {ALIKE:.0%}")
+    for column in ("pages about one claim", "accuracy covered", "claims ignored"):
+        table.add_column(column)
+    for pages in PAGES:
+        known, ignored = covered_by_claim(pages, trials=trials)
+        table.add_row(str(pages), f"{known:.1%}", f"{ignored:.1%}")
+        report.figures[f"{pages} pages about one claim"] = {"covered": known, "ignored": ignored}
+        report.claims.append(Claim(f"{pages} pages a claim: accuracy covered", known, 0.93, 0.97))
     report.tables.append(table)
 
 

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 from django.contrib.auth.models import User
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from rest_framework.test import APIClient
 
@@ -113,19 +115,57 @@ def test_few_audits_among_many_disagreements_are_few() -> None:
     assert coverage(found, 0.2 * 0.7 + 0.8 * 0.95) >= 0.93
 
 
+@pytest.mark.parametrize("pages", [1, 3, 6])
+def test_pages_about_one_claim_are_no_more_than_they_tell(pages: int) -> None:
+    """Rows of a claim are right or wrong together eight times in ten, each on a page of its own.
+
+    With claims ignored three pages are covered in 81 %, six in 65 %.
+    """
+    rng, found, ignored = np.random.default_rng(pages), [], []
+    every, claims = np.arange(300), np.arange(300) // pages
+    for _ in range(RUNS):
+        own, together = rng.random((2, 300)) < 0.7
+        right = np.where(rng.random(300) < 0.8, together[claims], own)
+        found.append(share(right, np.full(300, 50.0), every, claims))
+        ignored.append(share(right, np.full(300, 50.0), every))
+    assert 0.93 <= coverage(found, 0.7) <= 0.97
+    assert (coverage(ignored, 0.7) < 0.9) == (pages > 1)
+
+
+def test_pages_and_claims_that_cross_count_both() -> None:
+    """Of either kind alone the interval covers 93 %."""
+    rng, found = np.random.default_rng(2), []
+    for _ in range(RUNS):
+        page, claim = rng.integers(0, 30, (2, 300))
+        of_page, of_claim = rng.normal(0, 0.5, (2, 30))
+        hard = of_page[page] + of_claim[claim] + rng.normal(0, np.sqrt(0.5), 300)
+        found.append(share(hard < 0, np.ones(300), page, claim))
+    assert 0.93 <= coverage(found, 0.5) <= 0.97
+
+
+def test_one_claim_tells_nothing_of_others() -> None:
+    found = share(np.array([1, 0, 1]), np.ones(3), np.arange(3), np.zeros(3))
+    assert (found.low, found.high, found.groups) == (0, 1, 3)
+
+
 # --- From the database ----------------------------------------------------------------------------
 
 
 def drawn(number: int, *, probability: float = 0.5, **values) -> AuditSample:
     return AuditSample.objects.create(
         premise=f"Ward {number} admitted {number * 7919 % 997} people in week {number}.",
-        hypothesis=f"Ward {number} saw fever.",
         predicted_label="supports",
         raw_confidence=0.9,
         confidence=0.7,
         probability=probability,
         drawn_at=timezone.now(),
-        **{"predicted_version": 3, "predicted_digest": DIGEST, "page_id": f"p{number}"} | values,
+        **{
+            "hypothesis": f"Ward {number} saw fever.",
+            "predicted_version": 3,
+            "predicted_digest": DIGEST,
+            "page_id": f"p{number}",
+        }
+        | values,
     )
 
 
@@ -212,6 +252,37 @@ def test_an_answer_whose_label_is_fixed_still_counts(curator: User) -> None:
     [found] = live.figures()
     assert (found.version, found.digest) == (3, DIGEST)
     assert (found.accuracy.rows, found.accuracy.estimate) == (2, pytest.approx(1 / 2))
+
+
+def test_rows_of_one_claim_are_alike_however_it_is_written(curator: User) -> None:
+    """Twelve pages about four claims, all answers to a claim right or all of them wrong."""
+    spelt = ("Fever {}  rose.", "fever {} rose.", "FEVER {} ROSE. ")
+    for number in range(12):
+        claim = spelt[number % 3].format(number // 3)
+        audited(curator, number, right=number // 3 != 0, hypothesis=claim)
+    [found] = live.figures()
+    assert found.accuracy.groups == 12
+    assert found.accuracy.effective_groups == pytest.approx(4)
+    assert found.accuracy.estimate == pytest.approx(0.75)
+    assert found.accuracy.high - found.accuracy.low > 0.7
+
+
+@pytest.mark.parametrize("address", ["/admin/", "/api/v1/stats"])
+def test_more_answers_are_not_more_queries(address: str, curator: User) -> None:
+    client = Client()
+    client.force_login(curator)
+
+    def asked() -> int:
+        with CaptureQueriesContext(connection) as found:
+            assert client.get(address).status_code == 200
+        return len(found)
+
+    for number in range(2):
+        audited(curator, number, right=True)
+    few = asked()
+    for number in range(2, 12):
+        audited(curator, number, right=True)
+    assert asked() == few
 
 
 def test_versions_are_told_apart_by_number_and_digest(curator: User) -> None:

@@ -5,6 +5,7 @@ torch. `weights` (n,) are inverse sampling probabilities, `groups` (n,) the page
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -37,39 +38,41 @@ class Share:
         )
 
 
-def share(hits: np.ndarray, weights: np.ndarray, groups: np.ndarray) -> Share:
-    """Hájek's estimate of the share of rows with `hits` (n,) 0 or 1, n ≥ 1, see share_of_groups."""
-    total, size = group_sums(hits, weights, groups)
-    return share_of_groups(total, size, rows=len(hits), squares=float((weights**2).sum()))
-
-
-def share_of_groups(total: np.ndarray, size: np.ndarray, *, rows: int, squares: float) -> Share:
-    """Hájek's estimate from each group's weighted hits and weight, both (groups,), groups ≥ 1.
-
-    `squares` is the sum of all rows' squared weights.
+def share(
+    hits: np.ndarray,
+    weights: np.ndarray,
+    groups: np.ndarray,
+    claims: np.ndarray | None = None,
+) -> Share:
+    """Hájek's estimate of the share of rows with `hits` (n,) 0 or 1, n ≥ 1.
 
     The interval is Wilson's at the effective sample size, p (1 - p) over the variance between
     groups (Korn & Graubard 1998; Dean & Pagano 2015), with the t quantile of Kish's effective
     number of groups: it stays inside [0, 1], copying rows inside a page does not narrow it, and
-    unlike ± 1.96 standard errors it holds near 1 and with few pages. One group tells nothing about
-    others: its interval is everything.
+    unlike ± 1.96 standard errors it holds near 1 and with few pages. Answers to one claim (n,) are
+    alike on whatever page, so that the variance is that of two-way clusters, see
+    `two_way_error`, and the smaller of both effective numbers counts. One group tells nothing about
+    others, nor does one claim: the interval is everything.
     """
+    total, size = group_sums(hits, weights, groups)
     estimate = float(total.sum() / size.sum())
-    effective = float(size.sum() ** 2 / (size**2).sum())
-    if len(size) < 2:
-        return Share(estimate, 0.0, 1.0, rows, len(size), effective)
-    error = ratio_error(total, size, estimate)
+    both = [groups] if claims is None else [groups, claims]
+    effective = min(effective_groups(of, weights) for of in both)
+    fewest = min(len(np.unique(of)) for of in both)
+    if fewest < 2:
+        return Share(estimate, 0.0, 1.0, len(hits), len(size), effective)
+    error = two_way_error(hits, weights, both, estimate)
     # Where all rows agree nothing is known of how alike a page's rows are: its pages count. Pages
     # that agree by chance are not more than their rows, of which few heavy ones among many light
     # ones are few (Kish's effective number): the light ones say nothing of what those stand for.
     n = effective
     if error > 0:
-        n = min(estimate * (1 - estimate) / error**2, size.sum() ** 2 / squares)
+        n = min(estimate * (1 - estimate) / error**2, weights.sum() ** 2 / (weights**2).sum())
     t2 = t_quantile(max(effective - 1, 1.0)) ** 2
     centre = (estimate + t2 / (2 * n)) / (1 + t2 / n)
     half = math.sqrt(t2 * estimate * (1 - estimate) / n + (t2 / (2 * n)) ** 2) / (1 + t2 / n)
     low, high = max(0.0, centre - half), min(1.0, centre + half)
-    return Share(estimate, low, high, rows, len(size), effective)
+    return Share(estimate, low, high, len(hits), len(size), effective)
 
 
 def group_sums(
@@ -99,6 +102,23 @@ def ratio_error(total: np.ndarray, size: np.ndarray, ratio: float) -> float:
     count = len(size)
     residual = total - ratio * size
     return float(np.sqrt(count / (count - 1) * (residual**2).sum()) / size.sum())
+
+
+def two_way_error(
+    hits: np.ndarray, weights: np.ndarray, clusters: Sequence[np.ndarray], ratio: float
+) -> float:
+    """`ratio_error` of n rows by one or two kinds of clusters (n,), each ≥ 2 of them.
+
+    Of two the variances are added, less that by both at once (Cameron, Gelbach & Miller 2011); it
+    is at least the larger of the two, which that difference may fall short of by chance.
+    """
+    errors = [ratio_error(*group_sums(hits, weights, of), ratio) for of in clusters]
+    if len(clusters) < 2:
+        return errors[0]
+    numbers = np.stack([np.unique(of, return_inverse=True)[1] for of in clusters])
+    _, cells = np.unique(numbers[0] * len(hits) + numbers[1], return_inverse=True)
+    of_both = ratio_error(*group_sums(hits, weights, cells), ratio)
+    return max(*errors, math.sqrt(max(errors[0] ** 2 + errors[1] ** 2 - of_both**2, 0.0)))
 
 
 def jackknife_error(total: np.ndarray, size: np.ndarray) -> float:
