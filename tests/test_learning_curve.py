@@ -59,6 +59,43 @@ def test_a_power_law_is_continued():
     assert needed.chance > 0.8
 
 
+@pytest.mark.parametrize("count", [100, 1_000, 5_000, 20_000, 100_000])
+@pytest.mark.parametrize("points", [4, 10])
+def test_however_much_is_known_the_seed_decides_nothing(count: int, points: int):
+    """Of 100,000 draws from the prior 131 were left at 1,000 verdicts, and 16 at 20,000."""
+    sizes = np.linspace(0, 0.8 * count, points + 1)
+    alike = 0.6 + 0.4 * np.eye(points + 1)
+    luck = np.random.default_rng(count).normal(0, 0.01, points + 1)
+    measured = Measured(power_law(sizes, bend=100, rate=0.6) + luck, 0.2 / count * alike)
+    curves_ = [Projection(sizes, measured, seed=seed) for seed in range(3)]
+    assert min(curve.effective_draws for curve in curves_) >= 1000
+    for ask in (count, 4 * count):
+        told = [curve.at(ask) for curve in curves_]
+        width = np.mean([each.high - each.low for each in told])
+        for end in ("median", "low", "high"):
+            assert np.ptp([getattr(each, end) for each in told]) < 0.1 * width
+    target = curves.next_step(curves_[0].at(count).median)
+    needed = [curve.needed(target, now=count) for curve in curves_]
+    assert np.ptp([each.chance for each in needed]) < 0.03
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [0.6, 0.35, 0.5, 0.55, 0.58],  # learning first makes it worse
+        [0.4, 0.75, 0.8, 0.81, 0.82],
+        [1.0, 1.0, 1.0, 1.0, 1.0],
+        [0.0, 0.0, 0.0, 0.0, 0.0],
+        [0.3, 0.9, 0.1, 0.95, 0.2],  # no power law at all
+    ],
+)
+def test_odd_curves_are_continued_too(values: list[float]):
+    curve = Projection(np.array([0, 200, 400, 600, 800]), seen(values, error=0.01))
+    ahead = curve.at(4000)
+    assert curve.effective_draws >= 1000
+    assert 0 <= ahead.low <= ahead.median <= ahead.high <= 1
+
+
 def test_the_interval_covers_curves_of_other_families():
     """Truths that are no power law, seen with errors that rows share."""
     rng = np.random.default_rng(5)

@@ -7,6 +7,7 @@ that fits most learning curves (Viering & Loog 2023, §4): from what the base sh
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import ndtr, ndtri
 from scipy.stats import norm
 
 from adapters_app.nli.bootstrap import redrawn_sums
@@ -18,6 +19,11 @@ HORIZON = 4
 # Chance of being reached within the horizon below which a target is out of reach.
 OUT_OF_REACH = 0.1
 _DRAWS = 100_000
+# Draws that are to be left by Kish's effective number; of 16 among 100,000 the seed decides.
+_ENOUGH = 2000
+_MOST_ROUNDS = 20  # two are usual
+_PARAMETERS = 5  # start, gain, rate, bend, luck
+_FREEDOM = 5  # of the t distribution that is drawn from after the prior
 _BOOTSTRAP_DRAWS = 1000
 # Priors of the power law. What learning adds in the end: half-normal, median 13 points, nine in ten
 # below 33; while any top was as likely as another, growth that was nearly over was continued.
@@ -80,56 +86,56 @@ def measure(
 class Projection:
     """The posterior of a power law under a curve that was measured.
 
-    value(n) = top - (top - start) (1 + n / bend)^-rate, by importance sampling from the priors with
-    a fixed seed; the likelihood is normal with the measured covariance and a training's luck.
+    value(n) = top - (top - start) (1 + n / bend)^-rate, with the priors above; the likelihood is
+    normal with the measured covariance and a training's luck. By importance sampling with a fixed
+    seed: from the prior, and where what is known leaves too few of those draws, from a t
+    distribution fitted to them, and again (Cappé et al. 2004, “Population Monte Carlo”; Oh & Berger
+    1992). Takes 0.05 to 0.3 seconds.
     """
 
-    def __init__(self, verdicts: np.ndarray, measured: Measured) -> None:
+    def __init__(self, verdicts: np.ndarray, measured: Measured, *, seed: int = 0) -> None:
         """Fit to values at m sizes, `verdicts` (m,) learnt from; 0 is the base."""
-        rng = np.random.default_rng(0)
-        self._start = rng.random(_DRAWS)
-        gain = _GAIN * np.abs(rng.standard_normal(_DRAWS))
-        self._top = np.minimum(self._start + gain, 1.0)
-        self._rate = _RATE_MEDIAN * np.exp(_RATE_SPREAD * rng.standard_normal(_DRAWS))
-        earliest, latest = np.log(_BENDS)
-        self._bend = np.exp(rng.uniform(earliest, latest, _DRAWS))
-        luck = rng.uniform(*_LUCK, _DRAWS)
-        self._weight = self._posterior(np.asarray(verdicts, dtype=float), measured, luck)
+        rng = np.random.default_rng(seed)
+        sizes = np.asarray(verdicts, dtype=float)
+        best = -1.0
+        point, drawn_with = rng.standard_normal((_DRAWS, _PARAMETERS)), None
+        for _ in range(_MOST_ROUNDS):
+            prior = -(point**2).sum(axis=1) / 2
+            drawn = _Drawn.at(point)
+            likelihood = drawn.log_likelihood(sizes, measured)
+            more = prior - (prior if drawn_with is None else drawn_with)
+            weight = _normalised(more + likelihood)
+            effective = _effective(weight)
+            if effective > best:
+                best, self._drawn, self._weight = effective, drawn, weight
+            if effective >= _ENOUGH:
+                break
+            point, drawn_with = _closer(rng, point, more, likelihood)
         # What is seen at a size is one training's, with its luck.
-        self._seen_off = luck * rng.standard_normal(_DRAWS)
+        self._seen_off = self._drawn.luck * rng.standard_normal(_DRAWS)
+
+    @property
+    def effective_draws(self) -> float:
+        """Kish's effective number of the draws that stand for the posterior."""
+        return _effective(self._weight)
 
     def at(self, verdicts: float) -> Range:
         """The figure that one training on so many verdicts would show."""
-        seen = np.clip(self._values(verdicts) + self._seen_off, 0.0, 1.0)
+        seen = np.clip(self._drawn.values(verdicts) + self._seen_off, 0.0, 1.0)
         return _range(seen, self._weight)
 
     def needed(self, target: float, *, now: int) -> Needed:
         """How many verdicts reach `target`, looking at most HORIZON times as far as `now`."""
         # (value - top) / (start - top) = (1 + n / bend)^-rate, solved for n.
+        drawn = self._drawn
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            left = (self._top - target) / (self._top - self._start)
-            verdicts = self._bend * (left ** (-1 / self._rate) - 1)
-        verdicts = np.where(self._top > target, verdicts, np.inf)
-        verdicts = np.where(self._start >= target, 0.0, verdicts)
+            left = (drawn.top - target) / (drawn.top - drawn.start)
+            verdicts = drawn.bend * (left ** (-1 / drawn.rate) - 1)
+        verdicts = np.where(drawn.top > target, verdicts, np.inf)
+        verdicts = np.where(drawn.start >= target, 0.0, verdicts)
         within = verdicts <= HORIZON * now
         verdicts = np.where(within, verdicts, np.inf)
         return Needed(float(self._weight[within].sum()), _range(verdicts, self._weight))
-
-    def _values(self, verdicts: float) -> np.ndarray:
-        left = (1 + verdicts / self._bend) ** -self._rate
-        return self._top - (self._top - self._start) * left
-
-    def _posterior(self, verdicts: np.ndarray, measured: Measured, luck: np.ndarray) -> np.ndarray:
-        """(draws,) weight of each draw from the prior."""
-        variances, axes = np.linalg.eigh(measured.covariance)
-        residual = np.stack(
-            [self._values(n) - value for n, value in zip(verdicts, measured.values, strict=True)],
-            axis=1,
-        )
-        spread = np.maximum(variances, 0.0) + luck[:, None] ** 2
-        log_likelihood = -((residual @ axes) ** 2 / spread + np.log(spread)).sum(axis=1) / 2
-        weight = np.exp(log_likelihood - log_likelihood.max())
-        return weight / weight.sum()
 
 
 def flat(measured: Measured) -> Range:
@@ -144,6 +150,90 @@ def interval_score(found: Range, value: float) -> float:
     (Gneiting & Raftery 2007, eq. 43)."""
     missed = max(found.low - value, value - found.high, 0.0)
     return found.high - found.low + 2 / (1 - LEVEL) * missed
+
+
+@dataclass(frozen=True, eq=False)
+class _Drawn:
+    """Power laws, (draws,) each, and the luck of a training under each."""
+
+    start: np.ndarray
+    top: np.ndarray
+    rate: np.ndarray
+    bend: np.ndarray
+    luck: np.ndarray
+
+    @classmethod
+    def at(cls, point: np.ndarray) -> "_Drawn":
+        """From points (draws, _PARAMETERS), of which the prior is standard normal."""
+        share = ndtr(point)
+        start = share[:, 0]
+        gain = -_GAIN * ndtri((1 - share[:, 1]) / 2)  # half-normal
+        return cls(
+            start=start,
+            top=np.minimum(start + gain, 1.0),
+            rate=_RATE_MEDIAN * np.exp(_RATE_SPREAD * point[:, 2]),
+            bend=np.exp(_between(np.log(_BENDS), share[:, 3])),
+            luck=_between(np.array(_LUCK), share[:, 4]),
+        )
+
+    def values(self, verdicts: float) -> np.ndarray:
+        """(draws,) figures at so many verdicts."""
+        left = (1 + verdicts / self.bend) ** -self.rate
+        figures: np.ndarray = self.top - (self.top - self.start) * left
+        return figures
+
+    def log_likelihood(self, verdicts: np.ndarray, measured: Measured) -> np.ndarray:
+        """(draws,) of the values measured at m sizes, but for a constant."""
+        variances, axes = np.linalg.eigh(measured.covariance)
+        residual = np.stack(
+            [self.values(n) - value for n, value in zip(verdicts, measured.values, strict=True)],
+            axis=1,
+        )
+        spread = np.maximum(variances, 0.0) + self.luck[:, None] ** 2
+        found: np.ndarray = -((residual @ axes) ** 2 / spread + np.log(spread)).sum(axis=1) / 2
+        return found
+
+
+def _closer(
+    rng: np.random.Generator, point: np.ndarray, more: np.ndarray, likelihood: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Points nearer to the posterior, and the log density (draws,) they are drawn with.
+
+    From a t distribution around the mean of `point`, with their covariance, under as much of the
+    likelihood as leaves half of _ENOUGH draws: of a handful neither can be told. `more` is the
+    prior's log density less that which they were drawn with.
+    """
+    none, all_of_it = 0.0, 1.0
+    for _ in range(30):
+        part = (none + all_of_it) / 2
+        enough = _effective(_normalised(more + part * likelihood)) >= _ENOUGH / 2
+        none, all_of_it = (part, all_of_it) if enough else (none, part)
+    weight = _normalised(more + none * likelihood)
+    mean = weight @ point
+    off = point - mean
+    # A little wider than they are: what lies outside is drawn too seldom otherwise.
+    covariance = 1.2 * (off * weight[:, None]).T @ off + 1e-9 * np.eye(_PARAMETERS)
+    normal = rng.standard_normal(point.shape)
+    stretch = np.sqrt(_FREEDOM / rng.chisquare(_FREEDOM, len(point)))
+    closer = mean + (normal * stretch[:, None]) @ np.linalg.cholesky(covariance).T
+    distance = (normal**2).sum(axis=1) * stretch**2
+    return closer, -(_FREEDOM + _PARAMETERS) / 2 * np.log1p(distance / _FREEDOM)
+
+
+def _between(ends: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """From the first (share 0) to the last of both ends (share 1)."""
+    found: np.ndarray = ends[0] + (ends[1] - ends[0]) * share
+    return found
+
+
+def _normalised(log_weight: np.ndarray) -> np.ndarray:
+    weight: np.ndarray = np.exp(log_weight - log_weight.max())
+    return weight / weight.sum()
+
+
+def _effective(weight: np.ndarray) -> float:
+    """Kish's effective number of draws whose weights sum to 1."""
+    return float(1 / (weight**2).sum())
 
 
 def _confusions(
