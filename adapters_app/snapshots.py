@@ -46,6 +46,9 @@ class SnapshotRow:
     domain: str
     annotator: str
     reviewed_at: str  # ISO 8601
+    # Who predicted; snapshots frozen before these were kept lack them.
+    predicted_version: int | None = None
+    predicted_digest: str = ""
 
     @property
     def pair(self) -> tuple[str, str]:
@@ -264,7 +267,11 @@ def _row(correction: Correction) -> SnapshotRow:
 
 
 def _line(row: SnapshotRow) -> bytes:
-    text = json.dumps(asdict(row), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    values = asdict(row)
+    if row.predicted_version is None and not row.predicted_digest:
+        # As lines were before they said who predicted: the same verdicts keep their digest.
+        del values["predicted_version"], values["predicted_digest"]
+    text = json.dumps(values, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return text.encode() + b"\n"
 
 

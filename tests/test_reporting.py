@@ -13,7 +13,13 @@ from corrections.models import Correction
 Sampling, Verdict = Correction.Sampling, Correction.Verdict
 
 
-def row(*, right: bool, sampling: str = Sampling.USER, probability: float | None = None):
+def row(
+    *,
+    right: bool,
+    sampling: str = Sampling.USER,
+    probability: float | None = None,
+    version: int | None = None,
+):
     return SnapshotRow(
         correction_id=1,
         pair_digest="",
@@ -30,19 +36,30 @@ def row(*, right: bool, sampling: str = Sampling.USER, probability: float | None
         domain="",
         annotator="tina",
         reviewed_at="",
+        predicted_version=version,
+        predicted_digest="" if version is None else f"digest {version}",
     )
 
 
-def people(n: int, *, accuracy: float, corrects: float, confirms: float, audits: float):
+def people(
+    n: int,
+    *,
+    accuracy: float,
+    corrects: float,
+    confirms: float,
+    audits: float,
+    version: int | None = None,
+):
     """Verdicts on n answers: some drawn, of the others those that somebody cared to send."""
     draw = random.Random(5)
     rows = []
     for _ in range(n):
         right = draw.random() < accuracy
         if draw.random() < audits:
-            rows.append(row(right=right, sampling=Sampling.AUDIT, probability=audits))
+            drawn = {"sampling": Sampling.AUDIT, "probability": audits}
+            rows.append(row(right=right, version=version, **drawn))
         elif draw.random() < (confirms if right else corrects):
-            rows.append(row(right=right))
+            rows.append(row(right=right, version=version))
     return rows
 
 
@@ -62,6 +79,43 @@ def test_confirmations_count_for_those_nobody_sent():
 def test_people_who_confirm_more_than_they_correct_are_weighed_down():
     rows = people(20_000, accuracy=0.6, corrects=0.2, confirms=0.4, audits=0.1)
     assert confirmation_weight(rows) == pytest.approx(0.2 / 0.4, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "audits",
+    [(0.0, 0.1), (0.1, 0.0), (0.1, 0.1), (0.02, 0.2)],
+    ids=["begun late", "ended", "throughout", "more later"],
+)
+def test_odds_of_one_version_are_not_held_against_those_of_another(audits: tuple[float, float]):
+    """All versions taken for one, audits begun late gave LIMIT, and those ended 0.7."""
+    habits = {"corrects": 0.6, "confirms": 0.2}
+    rows = [
+        verdict
+        for version, (accuracy, share) in enumerate(zip((0.4, 0.75), audits, strict=True), 1)
+        for verdict in people(30_000, accuracy=accuracy, audits=share, version=version, **habits)
+    ]
+    assert confirmation_weight(rows) == pytest.approx(3.0, rel=0.12)
+
+
+def test_where_no_version_has_both_kinds_all_are_taken_for_one():
+    sent = [*(row(right=True, version=1) for _ in range(100))]
+    sent += [row(right=False, version=1) for _ in range(200)]
+    drawn = [
+        row(right=right, sampling=Sampling.AUDIT, probability=0.1, version=2)
+        for right in (True, False) * 200
+    ]
+    assert confirmation_weight([*sent, *drawn]) == pytest.approx(2.0, rel=0.05)
+    # A handful that do have both say too little to stand for the others.
+    few = [row(right=True, version=2)] * 5
+    assert confirmation_weight([*sent, *drawn, *few]) == pytest.approx(1.9, rel=0.05)
+
+
+def test_one_row_that_stands_for_thousands_is_one():
+    """Taken for ninety it said that nearly all answers were wrong: 0.2 instead of 2.6."""
+    rows = people(900, accuracy=0.6, corrects=0.6, confirms=0.2, audits=0.1)
+    rare = row(right=False, sampling=Sampling.AUDIT, probability=1e-4)
+    assert confirmation_weight(rows) > 2
+    assert 0.75 < confirmation_weight([*rows, rare]) < 1
 
 
 def test_answers_drawn_more_often_count_less():

@@ -46,6 +46,19 @@ def test_a_snapshot_is_named_by_its_content_and_reads_back(store):
     assert loaded[0].fold == rows[0].group.fold
 
 
+def test_a_line_says_who_predicted_where_that_is_known(store):
+    """Else it is the line that it was before snapshots said so, and those are read, too."""
+    base, version, _ = accept(3)
+    Correction.objects.filter(pk=base.pk).update(predicted_digest="b" * 64)
+    Correction.objects.filter(pk=version.pk).update(predicted_version=2, predicted_digest="d" * 64)
+    frozen = snapshots.freeze()
+    lines = [json.loads(line) for line in (store / frozen.storage_name).read_bytes().splitlines()]
+    assert [line.get("predicted_digest") for line in lines] == ["b" * 64, "d" * 64, None]
+    assert "predicted_version" not in lines[2]
+    told = [(row.predicted_version, row.predicted_digest) for row in snapshots.load(frozen)]
+    assert told == [(None, "b" * 64), (2, "d" * 64), (None, "")]
+
+
 def test_the_same_verdicts_give_the_same_snapshot():
     accept(6)
     assert snapshots.freeze() == snapshots.freeze()
