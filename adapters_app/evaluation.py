@@ -380,7 +380,8 @@ def measure(
 def compare_on_guard(
     candidate: Contestant, incumbent: Contestant, base: Contestant, guard_set: GuardSet
 ) -> dict[str, Any]:
-    """Released candidate against the incumbent on the guard set."""
+    """Released candidate against the incumbent on the guard set, and against the base: small losses
+    add up from version to version."""
     # The guard set's pairs are the first of the general ones.
     right = {
         name: contestant.general_probabilities()[: len(guard_set)].argmax(1) == guard_set.labels
@@ -392,6 +393,7 @@ def compare_on_guard(
     }
     changes = right["candidate"].astype(int) - right["incumbent"].astype(int)
     p_loss = metrics.loss_p(changes, guard_set.groups)
+    since_base = right["candidate"].astype(int) - right["base"].astype(int)
     return {
         "digest": guard_set.digest,
         "n": len(guard_set),
@@ -400,6 +402,7 @@ def compare_on_guard(
         "lost": int((changes < 0).sum()),
         "p_loss": p_loss,
         "fails": metrics.guard_fails(p_loss),
+        "p_loss_since_base": metrics.loss_p(since_base, guard_set.groups),
         "phenomena": _by_phenomenon(guard_set, right),
     }
 
@@ -672,6 +675,12 @@ def _advice(
         said.append(
             f"General ability fell: the guard set lost {guard['lost']} answers and gained "
             f"{guard['gained']} of {guard['n']} (one-sided p = {guard['p_loss']:.3f})."
+        )
+    elif metrics.guard_fails(guard["p_loss_since_base"]):
+        said.append(
+            f"General ability has fallen since the base, which answers "
+            f"{guard['base_accuracy']:.1%} of the guard set rightly and the candidate "
+            f"{guard['candidate_accuracy']:.1%}: {incumbent} had lost some of it before."
         )
     if domain.b["accuracy"] < WANTED_ACCURACY:
         said.append(

@@ -157,6 +157,28 @@ def test_advice_names_what_a_candidate_was_compared_with() -> None:
     assert served.incumbent_served
 
 
+def test_losses_that_add_up_since_the_base_are_told() -> None:
+    """20 lost before; of the candidate's own step, 8 lost and 4 gained, nobody can tell."""
+    guard_set, groups = guard.load(), np.unique(guard.load().groups)
+
+    def answering(wrong: np.ndarray) -> evaluation.Contestant:
+        right = 3.0 * np.eye(3)[guard_set.labels]
+        right[np.isin(guard_set.groups, wrong)] *= -1
+        return evaluation.Contestant(right, right, Identity())
+
+    base, before = answering(groups[:0]), answering(groups[:20])
+    after = answering(np.concatenate([groups[4:20], groups[20:28]]))
+    found = evaluation.compare_on_guard(after, before, base, guard_set)
+    assert not found["fails"]
+    assert metrics.guard_fails(found["p_loss_since_base"])
+    rows = np.eye(3)[np.arange(30) % 3]
+    alike = metrics.compare(rows, rows, np.arange(30) % 3, np.arange(30))
+    how = {"identical": False, "learnt": 0, "incumbent": "v1"}
+    assert "v1 had lost some of it" in " ".join(evaluation._advice(alike, alike, found, **how))
+    own_step = evaluation.compare_on_guard(before, before, before, guard_set)
+    assert "since the base" not in " ".join(evaluation._advice(alike, alike, own_step, **how))
+
+
 def looks(*numbers: int, rows: int = 240) -> list[ShadowEvaluation]:
     """Comparisons of versions of these numbers with what serves."""
     return [
