@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,13 +11,21 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from tokenizers import Tokenizer, processors
 
 from adapters_app.nli import artifact as artifacts
 from adapters_app.nli import lower
 from adapters_app.nli.base_model import Base, BaseModelError, load_base
 from adapters_app.nli.config import TrainConfig
 from adapters_app.nli.data import Example, collate
-from adapters_app.nli.encoding import MOST_PADDING, batches_by_length, batches_of_tokens
+from adapters_app.nli.encoding import (
+    MOST_PADDING,
+    Encoded,
+    Pair,
+    PairEncoder,
+    batches_by_length,
+    batches_of_tokens,
+)
 from adapters_app.nli.predict import Predictor
 from adapters_app.nli.train import (
     Anchors,
@@ -27,6 +37,7 @@ from adapters_app.nli.train import (
     train,
 )
 from corrections.labels import LABELS, Label
+from tests.conftest import ROOT
 from tests.tiny import tiny_base
 
 ARCHITECTURES = {
@@ -319,6 +330,102 @@ def test_only_the_premise_is_cut(base: Base) -> None:
 def test_a_very_long_hypothesis_leaves_room_for_the_premise(base: Base) -> None:
     (row,) = base.encoder.encode([("rain " * 50, "law " * 900)])
     assert len(row) <= base.max_length
+
+
+def joined_by_the_tokenizer(
+    tokenizer: Tokenizer, separator: int | None, window: int, pair: Pair
+) -> Encoded:
+    """A pair cut and put together by the tokenizer itself, which is slow where much is cut."""
+    premise, hypothesis = tokenizer.encode_batch_fast(list(pair), add_special_tokens=False)
+    special = tokenizer.num_special_tokens_to_add(True)
+    room = window - (special or 2)
+    if len(hypothesis) > room - 16:
+        hypothesis.truncate(max(room - min(len(premise), 16), 1))
+    premise.truncate(room - len(hypothesis))
+    if not special:
+        ids = [*premise.ids, separator, *hypothesis.ids, separator]
+        return Encoded(ids, [0] * len(ids))
+    joined = tokenizer.post_process(premise, hypothesis, True)
+    return Encoded(joined.ids, joined.type_ids)
+
+
+def pairs_around(window: int) -> list[Pair]:
+    """Of texts of every length that could make a difference to where they are cut."""
+    lengths = [0, 1, 2, 15, 16, 17, *range(window - 20, window + 2, 3), 3 * window]
+    return [(" ".join(["rain"] * a), " ".join(["law"] * b)) for a in lengths for b in lengths]
+
+
+def test_pairs_are_encoded_as_the_tokenizer_would(base: Base) -> None:
+    separator = base.tokenizer.eos_token_id
+    for window in (base.max_length, 40):
+        encoder = base.encoder.limited_to(window)
+        for pair in pairs_around(window):
+            expected = joined_by_the_tokenizer(encoder._backend, separator, window, pair)
+            assert encoder.encode([pair]) == [expected]
+
+
+TEMPLATES = {
+    "RoBERTa": processors.RobertaProcessing(("[SEP]", 3), ("[CLS]", 2)),
+    "BERT": processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2)),
+    "segments of its own": processors.TemplateProcessing(
+        single="$A", pair="$A:1 [SEP]:2 $B:3 [SEP]:4", special_tokens=[("[SEP]", 3)]
+    ),
+    "in a sequence": processors.Sequence(
+        [
+            processors.ByteLevel(),
+            processors.TemplateProcessing(
+                single="$A", pair="$A [SEP] [SEP] $B", special_tokens=[("[SEP]", 3)]
+            ),
+        ]
+    ),
+}
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_every_template_is_kept_to(bert: Base, template: str) -> None:
+    tokenizer = bert.tokenizer.backend_tokenizer
+    tokenizer.post_processor = TEMPLATES[template]
+    encoder = PairEncoder(tokenizer, 40)
+    for pair in pairs_around(40):
+        expected = joined_by_the_tokenizer(encoder._backend, None, 40, pair)
+        assert encoder.encode([pair]) == [expected]
+
+
+@pytest.mark.parametrize("template", ["[CLS] $B [SEP] $A", "$A [SEP] $A $B"])
+def test_a_template_that_is_no_pair_is_refused(bert: Base, template: str) -> None:
+    tokenizer = bert.tokenizer.backend_tokenizer
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A", pair=template, special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    with pytest.raises(BaseModelError, match="something else than its premise"):
+        PairEncoder(tokenizer, 128)
+
+
+LONGEST = """
+import resource
+from tokenizers import Tokenizer
+from adapters_app.nli.encoding import PairEncoder
+encoder = PairEncoder(Tokenizer.from_file({file!r}), 512)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+(row,) = encoder.encode([("!" * 10_000, "?" * 10_000)])
+print(len(row), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_two_long_texts_take_little_memory(bert: Base, tmp_path: Path) -> None:
+    """10,000 tokens each, in a process of its own, whose peak nothing else has raised."""
+    file = str(tmp_path / "tokenizer.json")
+    bert.tokenizer.backend_tokenizer.save(file)
+    said = subprocess.run(
+        [sys.executable, "-c", LONGEST.format(file=file)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    tokens, kibibytes = map(int, said.stdout.split())
+    assert tokens == 512
+    assert kibibytes < 64 * 1024
 
 
 def test_special_token_text_stays_text(base: Base) -> None:

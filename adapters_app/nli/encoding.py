@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
+
+from adapters_app.nli.checkpoint import BaseModelError
 
 Pair = tuple[str, str]
 
@@ -32,28 +34,67 @@ class Encoded:
 Item = Pair | Encoded  # of a request, before and after it was encoded
 
 
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """What a tokenizer puts before, between and after the two texts of a pair, and the segment it
+    gives the tokens of each."""
+
+    before: Encoded
+    between: Encoded
+    after: Encoded
+    segments: tuple[int, int] = (0, 0)
+
+    def __len__(self) -> int:
+        return len(self.before) + len(self.between) + len(self.after)
+
+    def around(self, premise: list[int], hypothesis: list[int]) -> Encoded:
+        first, second = self.segments
+        return Encoded(
+            [*self.before.ids, *premise, *self.between.ids, *hypothesis, *self.after.ids],
+            [
+                *self.before.type_ids,
+                *[first] * len(premise),
+                *self.between.type_ids,
+                *[second] * len(hypothesis),
+                *self.after.type_ids,
+            ],
+        )
+
+
 class PairEncoder:
     """Encodes pairs as pairs, cutting the premise only; special-token text in the input stays text.
 
-    Uses the tokenizer's own post-processor. Tokenizers that put nothing between the two texts of a
-    pair (decoder models such as Qwen2) get the end-of-text token there and at the end: user text
-    cannot forge it.
+    What the tokenizer's own post-processor puts around the texts is looked up once, and put around
+    their ids here: the tokenizer keeps all that it cuts off a text, and combines each piece of one
+    text with each of the other, which takes gigabytes for two texts of 10,000 tokens. Tokenizers
+    that put nothing between the two texts of a pair (decoder models such as Qwen2) get the
+    end-of-text token there and at the end: user text cannot forge it.
     """
 
     def __init__(
         self, tokenizer: Tokenizer, max_length: int, *, separator: int | None = None
     ) -> None:
-        """`separator`: id of the end-of-text token, for tokenizers that put nothing in between."""
+        """`separator`: id of the end-of-text token, for tokenizers that put nothing in between.
+
+        Raises:
+            BaseModelError: pairs come out as something else than premise and hypothesis.
+        """
         # A copy of its own: truncation, padding and special-token parsing are switched off on it.
         self._backend = Tokenizer.from_str(tokenizer.to_str())
         self._backend.no_truncation()
         self._backend.no_padding()
         self._backend.encode_special_tokens = True
         self.max_length = max_length
-        self._special = self._backend.num_special_tokens_to_add(True)
-        self._separator = separator if self._special == 0 else None
-        if self._separator is not None:
-            self._special = 2
+        frame = _frame_of(self._backend)
+        if frame is None:
+            raise BaseModelError(
+                "the base's tokenizer makes of a pair something else than its premise and then its "
+                "hypothesis, as they are, with special tokens around them"
+            )
+        if len(frame) == 0 and separator is not None:
+            end = Encoded([separator], [0])
+            frame = _Frame(Encoded([], []), end, end)
+        self._frame = frame
 
     def limited_to(self, max_length: int) -> "PairEncoder":
         """The same encoder with a shorter window (never a longer one)."""
@@ -67,21 +108,38 @@ class PairEncoder:
         texts = [text for item in items if not isinstance(item, Encoded) for text in item]
         parts = iter(self._backend.encode_batch_fast(texts, add_special_tokens=False))
         return [
-            item if isinstance(item, Encoded) else self._join(next(parts), next(parts))
+            item if isinstance(item, Encoded) else self._join(next(parts).ids, next(parts).ids)
             for item in items
         ]
 
-    def _join(self, premise: Encoding, hypothesis: Encoding) -> Encoded:
-        room = self.max_length - self._special
+    def _join(self, premise: list[int], hypothesis: list[int]) -> Encoded:
+        room = self.max_length - len(self._frame)
         if len(hypothesis) > room - _LEAST_PREMISE_TOKENS:
-            hypothesis.truncate(max(room - min(len(premise), _LEAST_PREMISE_TOKENS), 1))
-        if len(premise) > room - len(hypothesis):
-            premise.truncate(room - len(hypothesis))
-        if self._separator is None:
-            joined = self._backend.post_process(premise, hypothesis, True)
-            return Encoded(joined.ids, joined.type_ids)
-        ids = [*premise.ids, self._separator, *hypothesis.ids, self._separator]
-        return Encoded(ids, [0] * len(ids))
+            hypothesis = hypothesis[: max(room - min(len(premise), _LEAST_PREMISE_TOKENS), 1)]
+        return self._frame.around(premise[: max(room - len(hypothesis), 0)], hypothesis)
+
+
+def _frame_of(tokenizer: Tokenizer) -> _Frame | None:
+    """Looked up around two texts of one token, and tried with others; None where that fails."""
+    short, longer, empty = tokenizer.encode_batch_fast(["a", "b c d", ""], add_special_tokens=False)
+    short.truncate(1)
+    found = tokenizer.post_process(short, short, True)
+    texts = [i for i, is_special in enumerate(found.special_tokens_mask) if not is_special]
+    if len(texts) != 2:
+        return None
+    first, second = texts
+    ids, type_ids = found.ids, found.type_ids
+    frame = _Frame(
+        before=Encoded(ids[:first], type_ids[:first]),
+        between=Encoded(ids[first + 1 : second], type_ids[first + 1 : second]),
+        after=Encoded(ids[second + 1 :], type_ids[second + 1 :]),
+        segments=(type_ids[first], type_ids[second]),
+    )
+    for premise, hypothesis in ((longer, short), (short, longer), (empty, longer), (longer, empty)):
+        joined = tokenizer.post_process(premise, hypothesis, True)
+        if frame.around(premise.ids, hypothesis.ids) != Encoded(joined.ids, joined.type_ids):
+            return None
+    return frame
 
 
 def padded(rows: Sequence[Encoded], *, pad_id: int, multiple: int = 1) -> dict[str, np.ndarray]:
