@@ -29,6 +29,8 @@ threads = settings.LYRA_THREADS
 preload_app = False
 timeout = 120
 graceful_timeout = 20
+# Python waits for a client in it without end, past what slow_clients allows.
+sendfile = False
 worker_tmp_dir = str(settings.LYRA_HOME)
 # Its default is one socket per login, which two homes would share.
 control_socket_disable = True

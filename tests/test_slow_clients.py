@@ -1,5 +1,5 @@
-"""Clients that send half a request, and a database that hangs: gunicorn's threads are not held for
-ever. Over real sockets, each server a process of its own."""
+"""Clients that send half a request or do not take an answer, and a database that hangs: gunicorn's
+threads are not held for ever. Over real sockets, each server a process of its own."""
 
 import contextlib
 import http.client
@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from lyra_site import slow_clients
 from tests import postgresql
 from tests.conftest import ROOT
 from tests.tiny import tiny_base
@@ -127,6 +129,88 @@ def test_a_client_that_drips_is_cut_off_as_well(server: Server) -> None:
             except OSError:
                 break
         assert time.monotonic() - began < 4 * READ_TIMEOUT_S
+
+
+LARGE = 32 * 1024 * 1024  # bytes: more than the kernel takes for a client that reads nothing
+
+
+@pytest.fixture(scope="module")
+def file_server(tmp_path_factory: pytest.TempPathFactory, base: str) -> Iterator[Server]:
+    """As `server`, with a file of LARGE bytes among those that pages need."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "static").mkdir()
+    (home / "static" / "large.txt").write_bytes(b"x" * LARGE)
+    with serving(home, base, {}) as started:
+        yield started
+
+
+def ask_for_a_file(server: Server) -> socket.socket:
+    """By a client that has room for little of it."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.settimeout(PATIENCE_S)
+    client.connect(("127.0.0.1", server.port))
+    client.sendall(b"GET /static/large.txt HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    return client
+
+
+def test_clients_that_take_nothing_hold_no_thread_for_longer_than_is_set(file_server) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(THREADS + 2):
+            stack.enter_context(ask_for_a_file(file_server))
+        assert file_server.ask("/livez") == 200
+
+
+def test_a_client_that_takes_its_answer_in_drips_is_cut_off(file_server) -> None:
+    """Each drip lets the server send a little more, which is no progress either."""
+    with ask_for_a_file(file_server) as client:
+        began = time.monotonic()
+        taken = 0
+        with contextlib.suppress(ConnectionResetError):
+            while data := client.recv(512):
+                taken += len(data)
+                assert time.monotonic() - began < 6 * READ_TIMEOUT_S
+                time.sleep(0.1)  # the client's pace
+        assert taken < LARGE / 100
+
+
+def test_who_takes_a_large_answer_at_once_gets_it_whole(file_server) -> None:
+    with file_server.connect() as client:
+        client.sendall(
+            b"GET /static/large.txt HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        )
+        header, _, body = client.makefile("rb").read().partition(b"\r\n\r\n")
+    assert header.startswith(b"HTTP/1.1 200 ")
+    assert len(body) == LARGE
+
+
+@pytest.mark.parametrize(("pace", "is_cut_off"), [(2, False), (0.3, True)], ids=["fair", "slow"])
+def test_what_counts_is_what_the_client_took(
+    monkeypatch: pytest.MonkeyPatch, pace: float, is_cut_off: bool
+) -> None:
+    """At `pace` times the least; the kernel asks for more so seldom that patience would be over."""
+    monkeypatch.setattr(slow_clients, "BYTES_PER_SECOND", 2 * 1024 * 1024)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname(), timeout=PATIENCE_S)
+        sock = slow_clients.PatientSocket.taking_over(listener.accept()[0], 0.3)
+
+    def take() -> None:
+        began, taken = time.monotonic(), 0
+        with contextlib.suppress(ConnectionResetError):
+            while data := client.recv(64 * 1024):
+                taken += len(data)
+                due = began + taken / (pace * slow_clients.BYTES_PER_SECOND)
+                time.sleep(max(0.0, due - time.monotonic()))
+
+    reader = threading.Thread(target=take)
+    reader.start()
+    with client, sock:
+        sock.expect_answer()
+        with pytest.raises(BrokenPipeError) if is_cut_off else contextlib.nullcontext():
+            sock.sendall(b"x" * 16 * 1024 * 1024)
+        sock.close()
+        reader.join(PATIENCE_S)
+        assert not reader.is_alive()
 
 
 def test_predictions_are_answered_while_others_send_slowly(serve) -> None:
