@@ -1,6 +1,5 @@
-"""What every request meets first: its size and encoding, and what may be away or full."""
+"""What every request meets first in Django: its size, and what may be away or full."""
 
-import codecs
 import time
 from collections.abc import Callable
 from http import HTTPStatus
@@ -13,29 +12,23 @@ from lyra_site.errors import is_machine_path, refusal, too_large, unavailable
 
 Respond = Callable[[HttpRequest], HttpResponse]
 FORM = "multipart/form-data"
-ENCODINGS = {"utf-8", "ascii", "iso8859-1"}
 PIECE = 64 * 1024  # bytes read at a time of what nobody wants
 FORM_BYTES = 16 * 1024  # that a form may add to its file: the file's name, choices, boundaries
 
 
 class RequestLimits:
     """413 for bodies over LYRA_MAX_BODY_BYTES, or files over LYRA_MAX_IMPORT_BYTES to be imported,
-    411 for bodies of no stated length, 415 for declared encodings that are not text, 400 for a NUL
-    in a cookie.
+    411 for bodies of no stated length, 400 for a NUL in a cookie.
 
     DRF reads the request as a stream, past Django's own DATA_UPLOAD_MAX_MEMORY_SIZE, which does not
-    count files either; and Django decodes query strings by whatever codec the Content-Type names,
-    rot13 included. A cookie may spell a NUL ("\\000"), and PostgreSQL refuses to look a session up
-    by it.
+    count files either. A cookie may spell a NUL ("\\000"), and PostgreSQL refuses to look a session
+    up by it.
     """
 
     def __init__(self, get_response: Respond) -> None:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
-        charset = (request.content_params or {}).get("charset", "utf-8")
-        if not _is_text_encoding(charset):
-            return refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Send UTF-8.")
         if any("\0" in value for value in request.COOKIES.values()):
             return refusal(HTTPStatus.BAD_REQUEST, "A cookie holds a NUL.")
         if is_machine_path(request) and "Transfer-Encoding" in request.headers:
@@ -81,13 +74,6 @@ def longest_body(path: str) -> int:
 def _form_bytes(request: HttpRequest) -> int:
     is_around_a_file = request.path in imports.PATHS and request.content_type == FORM
     return FORM_BYTES if is_around_a_file else 0
-
-
-def _is_text_encoding(name: str) -> bool:
-    try:
-        return codecs.lookup(name).name in ENCODINGS
-    except (LookupError, ValueError):
-        return False
 
 
 def _let_it_finish(request: HttpRequest) -> None:

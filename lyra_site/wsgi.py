@@ -18,9 +18,9 @@ from inference import (  # noqa: E402  models exist once the application does
     presence,
     tallies,
 )
-from lyra_site import direct  # noqa: E402
+from lyra_site import content_types, direct  # noqa: E402
 
-application = admission.Admission(direct.Direct(site))
+application = content_types.ContentTypes(admission.Admission(direct.Direct(site)))
 
 # Here and not in AppConfig.ready(): only a process that serves loads the model and says so, and
 # keeps tallies.
