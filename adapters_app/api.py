@@ -61,8 +61,8 @@ from corrections.models import Correction
 logger = logging.getLogger(__name__)
 
 UNREADABLE = refusal(
-    "Its files are missing or damaged, the database cannot be reached just now, or the server's "
-    "disk is full.",
+    "Its files are missing or damaged, the database cannot be reached or written just now, or the "
+    "server's disk is full.",
     says="v7: Artifact 0a1b2c3d4e5f is not in storage.",
 )
 

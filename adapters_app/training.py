@@ -14,9 +14,8 @@ from django.conf import settings
 from django.contrib.auth.models import User
 from django.core.cache import cache
 from django.db import (
+    Error,
     IntegrityError,
-    InterfaceError,
-    OperationalError,
     connection,
     models,
     transaction,
@@ -29,6 +28,7 @@ from django_q.tasks import async_task
 from adapters_app import snapshots
 from adapters_app.models import AdapterVersion, Promotion, Scope, Serving, TrainingRun
 from adapters_app.nli.config import TrainConfig
+from corrections import database_away
 from corrections.labels import LABELS
 from corrections.models import Correction
 
@@ -42,7 +42,6 @@ BASE = "base"  # the base model, wherever a version could be named
 RUN_TASK = "adapters_app.tasks.run"
 PROBE_TASK = "adapters_app.tasks.heartbeat_probe"
 Status = TrainingRun.Status
-DATABASE_AWAY = (OperationalError, InterfaceError)
 T = TypeVar("T")
 
 
@@ -321,7 +320,8 @@ def heartbeat(
 ) -> None:
     """Renew the lease and report progress; at most one write a second, but a new stage at once.
 
-    A database that is away for a while costs nothing: what was not written goes with the next beat.
+    A database that is away, or read-only, for a while costs nothing: what was not written goes with
+    the next beat.
 
     Raises:
         LeaseLost: the run is not ours any more, or could not be renewed for the time of a lease.
@@ -341,12 +341,13 @@ def heartbeat(
             lease.curve = lease.curve[::2]
     try:
         _beat(lease)
-    except DATABASE_AWAY as error:
+    except Error as error:
         _let_go_if_too_late(lease, error)
 
 
 def outlast(lease: Lease, act: Callable[[], T]) -> T:
-    """What `act` returns; while the database is away it is tried again, until the lease is over.
+    """What `act` returns; until the lease is over it is tried again while the database is away, or
+    read-only.
 
     `act` reads, or writes in one transaction and only while the lease holds. So a commit that went
     through, but whose answer was lost, is not made twice: the next try raises LeaseLost.
@@ -357,12 +358,14 @@ def outlast(lease: Lease, act: Callable[[], T]) -> T:
     while True:
         try:
             return act()
-        except DATABASE_AWAY as error:
+        except Error as error:
             _let_go_if_too_late(lease, error)
         time.sleep(RETRY_S)
 
 
-def _let_go_if_too_late(lease: Lease, error: Exception) -> None:
+def _let_go_if_too_late(lease: Lease, error: Error) -> None:
+    if not database_away.is_behind(error):
+        raise error
     connection.close()  # opened again by the next query
     if time.monotonic() - lease.written_at > settings.LYRA_LEASE_S:
         raise LeaseLost(f"run {lease.run_id}: the database is out of reach: {error}") from error

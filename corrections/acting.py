@@ -15,9 +15,9 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.hashers import make_password
 from django.contrib.auth.models import User
 from django.core.management.base import BaseCommand, CommandError, CommandParser, OutputWrapper
-from django.db import OperationalError, ProgrammingError
+from django.db import InternalError, OperationalError, ProgrammingError
 
-from corrections import full_disk, schema
+from corrections import database_away, full_disk, schema
 
 SYSTEM_USERNAME = "system"
 
@@ -126,14 +126,14 @@ class ActingCommand(BaseCommand):
             by = acting_user(as_user)
             self._check_permission(by)
             return self.act(by=by, **options)
-        except (OSError, OperationalError, ProgrammingError) as error:
+        except (OSError, OperationalError, ProgrammingError, InternalError) as error:
             if full_disk.is_behind(error):
                 raise Refused(full_disk.in_a_command(error)) from error
             if isinstance(error, OSError):
                 raise
             if schema.is_behind():
                 raise Refused(schema.RUN_MIGRATE) from error
-            if isinstance(error, ProgrammingError):
+            if not database_away.is_behind(error):
                 raise
             raise Refused(f"The database cannot be used just now: {error}") from error
 

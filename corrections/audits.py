@@ -114,6 +114,9 @@ def enqueue(samples: Sequence[AuditSample], losses: Mapping[PredictedBy, int]) -
         folds.lock_folds()
         held = AuditSample.objects.filter(state__in=[State.COMPARING, State.WAITING])
         room = max(0, settings.LYRA_AUDIT_WAITING - held.count())
+        for sample in samples[:room]:
+            # A try that was rolled back has left the key of a row that is not there.
+            sample.pk, sample._state.adding = None, True
         AuditSample.objects.bulk_create(samples[:room])
         _count_losses(Counter(losses) + audits_in(samples[room:]))
     return min(room, len(samples))

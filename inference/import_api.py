@@ -193,7 +193,7 @@ class ImportView(APIView):
             ),
             503: refusal(
                 "Another file is being imported, what should predict cannot do so now, the "
-                "database cannot be reached just now, or the server's disk is full.",
+                "database cannot be reached or written just now, or the server's disk is full.",
                 says=str(imports.Busy()),
             ),
         },

@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 
-from django.db import InterfaceError, OperationalError, connection
+from django.db import Error, connection
 
 from adapters_app import liveness, training
 from inference import engine
@@ -31,7 +31,7 @@ def report() -> bool:
         return False
     try:
         liveness.saw_server(_name(), base_name=training.base_label(), base_fingerprint=fingerprint)
-    except (OperationalError, InterfaceError) as error:
+    except Error as error:
         logger.warning("the database cannot be told that this process serves: %s", error)
         return False
     return True
@@ -45,9 +45,13 @@ def start_reporting() -> None:
 
 
 def _report_for_ever() -> None:
-    reported = False
-    while not _stop.wait(REPORT_SECONDS if reported else LOADING_SECONDS):
-        reported = report()
+    pause: float = LOADING_SECONDS
+    while not _stop.wait(pause):
+        try:
+            pause = REPORT_SECONDS if report() else LOADING_SECONDS
+        except Exception:  # nobody would start this thread again
+            logger.exception("this process could not report that it serves")
+            pause = REPORT_SECONDS
         connection.close()  # this thread's own; idle connections are not kept
 
 
@@ -55,7 +59,7 @@ def _finish() -> None:
     _stop.set()
     try:
         liveness.server_ended(_name())
-    except (OperationalError, InterfaceError) as error:
+    except Error as error:
         logger.warning("the database cannot be told that this process ends: %s", error)
     connection.close()
 

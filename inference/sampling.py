@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from django.conf import settings
-from django.db import InterfaceError, OperationalError
+from django.db import Error
 from django.utils import timezone
 
 from adapters_app import registry
@@ -85,7 +85,7 @@ def flush() -> int:
         if not samples and not losses:
             return 0
         return audits.enqueue(samples, losses)
-    except (OperationalError, InterfaceError) as error:
+    except Error as error:
         logger.warning("drawn answers wait for the database: %s", error)
     with _lock:
         later = list(_drawn)

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import NamedTuple
 
-from django.db import InterfaceError, OperationalError, connection, transaction
+from django.db import Error, connection, transaction
 from django.db.models import F
 from django.utils import timezone
 
@@ -63,7 +63,7 @@ def flush() -> int:
         return 0
     try:
         _write(taken.items())
-    except (OperationalError, InterfaceError) as error:
+    except Error as error:
         with _lock:
             _counts.update(taken)
         logger.warning("tallies wait for the database: %s", error)
@@ -99,5 +99,8 @@ def _finish() -> None:
 
 
 def _flush_all() -> None:
-    flush()
-    sampling.flush()
+    for each in (flush, sampling.flush):
+        try:
+            each()
+        except Exception:  # nobody would start this thread again
+            logger.exception("what this process counted and drew could not be flushed")

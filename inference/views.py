@@ -113,7 +113,7 @@ class NliView(DirectView):
             200: NliAnswerSerializer,
             503: refusal(
                 "Too many predictions are being worked on, what should answer cannot be loaded, "
-                "the database cannot be reached just now, or the server's disk is full.",
+                "the database cannot be reached or written just now, or the server's disk is full.",
                 says="Too many predictions are being worked on; try again in a moment.",
             ),
         },

@@ -1,5 +1,5 @@
 """How refusals look: JSON on the API, pages for people, and 503 with Retry-After while the database
-is away or the disk is full."""
+is away or read-only, or the disk is full."""
 
 import logging
 import sys
@@ -11,7 +11,6 @@ from django.conf import settings
 from django.contrib import admin
 from django.core.exceptions import NON_FIELD_ERRORS
 from django.core.exceptions import ValidationError as DjangoValidationError
-from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse, JsonResponse, UnreadablePostError
 from django.shortcuts import render
 from django.template.loader import render_to_string
@@ -22,12 +21,10 @@ from rest_framework.exceptions import APIException, ValidationError
 from rest_framework.response import Response
 from rest_framework.views import exception_handler
 
-from corrections import full_disk
+from corrections import database_away, full_disk
 
 logger = logging.getLogger(__name__)
 
-# Gone, refusing connections, or locked for longer than the busy timeout.
-DATABASE_AWAY = (OperationalError, InterfaceError)
 RETRY_AFTER_S = 5
 MAKE_ROOM_S = 60  # before it is worth to try again whether somebody has
 OVERLOADED = "overloaded"  # the code of what inference refuses while too much waits
@@ -55,6 +52,11 @@ class DatabaseAway(APIException):
     default_detail = "The database cannot be reached just now."
     default_code = "database_unavailable"
     wait = RETRY_AFTER_S  # becomes Retry-After
+
+
+class DatabaseReadOnly(DatabaseAway):
+    default_detail = "The database is read-only just now: nothing can be saved."
+    default_code = "database_read_only"
 
 
 class DiskFull(APIException):
@@ -96,8 +98,11 @@ def unavailable(request: HttpRequest, error: BaseException | None) -> HttpRespon
     status, headers = HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": str(passing.wait)}
     if is_machine_path(request):
         return refusal(status, str(passing.detail), headers=headers)
-    full = isinstance(passing, DiskFull)
-    page = render_to_string("503.html", {"disk_is_full": full})
+    said = {
+        "disk_is_full": isinstance(passing, DiskFull),
+        "database_is_read_only": isinstance(passing, DatabaseReadOnly),
+    }
+    page = render_to_string("503.html", said)
     return HttpResponse(page, status=status, headers=headers)
 
 
@@ -106,7 +111,10 @@ def _passing(error: BaseException | None) -> DatabaseAway | DiskFull | None:
     if full_disk.is_behind(error):
         logger.error("the disk is full: %s", error)
         return DiskFull()
-    if isinstance(error, DATABASE_AWAY):
+    if database_away.is_read_only(error):
+        logger.error("the database is read-only: %s", error)
+        return DatabaseReadOnly()
+    if database_away.is_behind(error):
         logger.error("database unavailable: %s", error)
         return DatabaseAway()
     return None

@@ -33,12 +33,11 @@ from rest_framework.views import APIView
 
 from adapters_app import liveness, registry, secret_key
 from adapters_app.models import Serving, TrainingRun
-from corrections import schema
+from corrections import database_away, schema
 from corrections.api import AnyAccept
 from corrections.models import Correction
 from inference import engine
 from lyra_site import shared_cache
-from lyra_site.errors import DATABASE_AWAY
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +144,7 @@ def _model() -> dict[str, Any]:
         return {"ok": False, "detail": "The base model is being loaded."}
     try:
         answering = engine.serving_predictor()
-    except (engine.EngineUnavailable, *DATABASE_AWAY) as error:
+    except (engine.EngineUnavailable, *database_away.AWAY) as error:
         return {"ok": False, "detail": str(error)}
     loaded = engine.loaded()
     state = {
@@ -162,7 +161,7 @@ def _model() -> dict[str, Any]:
 def _queue() -> dict[str, Any]:
     try:
         clusters = {name: _cluster(name) for name in liveness.clusters()}
-    except DATABASE_AWAY as error:
+    except database_away.AWAY as error:
         return {"ok": False, "detail": str(error)}
     found = {"ok": all(cluster["ok"] for cluster in clusters.values()), "clusters": clusters}
     problem = shared_cache.problem()

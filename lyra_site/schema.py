@@ -108,7 +108,7 @@ class OperationSchema(AutoSchema):
                 str(PermissionDenied.default_detail),
             ),
             "503": (
-                "The database cannot be reached just now, or the server's disk is full.",
+                "The database cannot be reached or written just now, or the server's disk is full.",
                 str(DatabaseAway.default_detail),
             ),
         }

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
+from django.db import connection
 
 from tests.programs import find
 
@@ -37,8 +38,25 @@ class Server:
     def _execute(self, statement: str) -> None:
         with psycopg.connect(
             host=str(self.directory), user=SUPERUSER, dbname="postgres", autocommit=True
-        ) as connection:
-            connection.execute(statement)
+        ) as server:
+            server.execute(statement)
+
+
+@contextlib.contextmanager
+def read_only() -> Iterator[None]:
+    """The default database answers and takes no writes, as a standby that a failover has led to."""
+    name, setting = connection.settings_dict["NAME"], "default_transaction_read_only"
+    with connection.cursor() as cursor:
+        cursor.execute(f'ALTER DATABASE "{name}" SET {setting} = on')
+    connection.close()  # it counts for new sessions
+    try:
+        yield
+    finally:
+        connection.close()
+        with connection.cursor() as cursor:
+            cursor.execute(f"SET {setting} = off")
+            cursor.execute(f'ALTER DATABASE "{name}" RESET {setting}')
+        connection.close()
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from django.db import OperationalError
+from django.db import InternalError, OperationalError
 
 from corrections import audits
 from corrections.labels import Label
@@ -133,6 +133,26 @@ def test_a_full_queue_keeps_what_came_first_and_counts_the_rest(alice, settings,
     draw(2)
     assert sampling.flush() == 1
     assert audits.responses()[audits.PredictedBy(None, "b" * 64)].not_kept == 4
+
+
+@pytest.mark.parametrize("error", [OperationalError, InternalError])
+def test_what_a_flush_that_failed_had_inserted_is_inserted_again(alice, monkeypatch, error):
+    """As where the disk is full when the transaction ends, and another server flushes next."""
+
+    def fail(_):
+        raise error("no room for what was inserted")
+
+    draw(2)
+    with monkeypatch.context() as patched:
+        patched.setattr(audits, "_count_losses", fail)
+        assert sampling.flush() == 0
+    waiting = list(sampling._drawn)
+    sampling._drawn.clear()
+    draw(2)
+    assert sampling.flush() == 2  # which take the keys that the others had
+    sampling._drawn.extend(waiting)
+    assert sampling.flush() == 2
+    assert AuditSample.objects.count() == 4
 
 
 def test_while_the_database_is_away_draws_wait_within_their_bound(alice, settings, monkeypatch):

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from adapters_app.training import CancelRequested, LeaseLost, TrainingRefused
 from corrections import intake
 from corrections.acting import Refused
 from corrections.models import Correction
+from tests.postgresql import read_only
 from tests.test_recipe import QUICK
 from tests.verdicts import accept
 from tests.versions import write_adapter
@@ -351,6 +352,24 @@ def test_progress_survives_a_lost_connection(lease_on_postgresql):
     training.heartbeat(lease)
     run = TrainingRun.objects.get()
     assert (run.stage, run.step, run.status) == ("released", 8, Status.RUNNING)
+
+
+def test_a_training_waits_for_a_database_that_is_read_only(lease_on_postgresql, monkeypatch):
+    """A failover to a standby, and that it is made the primary."""
+    lease, tries = lease_on_postgresql, []
+    with ExitStack() as standby:
+        standby.enter_context(read_only())
+        training.heartbeat(lease, stage="released", step=7)
+
+        def promote(_seconds: float) -> None:
+            tries.append(1)
+            standby.close()
+
+        monkeypatch.setattr(training.time, "sleep", promote)
+        assert training.outlast(lease, lambda: training.fail(lease, "no verdicts"))
+    assert tries
+    run = TrainingRun.objects.get()
+    assert (run.status, run.error) == (Status.FAILED, "no verdicts")
 
 
 def test_without_the_database_for_the_time_of_a_lease_the_run_is_let_go(

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from django.contrib.auth.models import User
+from django.db import Error
 
 from adapters_app import recipe, supervise, training
 from adapters_app.models import TrainingRun
@@ -22,7 +23,7 @@ from adapters_app.snapshots import SnapshotCorrupt
 from adapters_app.storage import ArtifactCorrupt as StoredArtifactCorrupt
 from adapters_app.storage import ArtifactMissing, StoreUnavailable
 from adapters_app.training import CancelRequested, Lease, LeaseLost
-from corrections import full_disk
+from corrections import database_away, full_disk
 from corrections.acting import ActingCommand, Refused, WrongUsage
 
 # Their messages are sentences for whoever asked for the run.
@@ -72,7 +73,9 @@ def _work(lease: Lease, parent: int) -> None:
     try:
         close = _carry_out(lease, should_stop)
         training.outlast(lease, close)
-    except (LeaseLost, *training.DATABASE_AWAY) as error:
+    except (LeaseLost, Error) as error:
+        if isinstance(error, Error) and not database_away.is_behind(error):
+            raise
         print(error, file=sys.stderr)  # noqa: T201  for the holder of the lease, and the log
         sys.exit(supervise.EXIT_LEASE_LOST)
 
