@@ -5,7 +5,6 @@ Nothing here touches the database: `intake` records what passes; doors and `impo
 
 import hashlib
 import json
-import math
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -282,11 +281,12 @@ class _Reader:
         value = self.fields.get(name)
         if value is None or value == "":
             return None
-        # bool is an int to Python, and nan compares false with everything.
+        # bool is an int to Python; nan compares false with everything, and an integer too large for
+        # a float compares as it should.
         if isinstance(value, bool) or not isinstance(value, int | float):
             self._refuse(name, f"is {_shown(value)}; it must be a number.")
-        elif not math.isfinite(value) or not low <= value <= high:
-            self._refuse(name, f"is {_shown(value)}; it must lie between {low:g} and {high:g}.")
+        elif not low <= value <= high:
+            self._refuse(name, f"is {_shown(value)}; it must lie between {low:g} and {high:.10g}.")
         else:
             return float(value)
         return None

@@ -285,6 +285,41 @@ def test_a_hostile_row_is_refused_by_line_and_reason(tmp_path: Path, line: Any, 
     assert says in rows[0]["reason"]
 
 
+NUMBERS = {
+    "predicted_confidence": "between 0 and 1",
+    "sampling_probability": "between 0 and 1",
+    "predicted_version": "between 1 and 2147483647",
+    "fold": "between 0 and 4",
+    "revision": "between 1 and 100000",
+}
+NO_NUMBERS = ["NaN", "Infinity", "-Infinity", "1e999", "1" + "0" * 400, "-1" + "0" * 400]
+
+
+def with_number(name: str, number: str) -> str:
+    """A line whose field of this name holds what JSON, or Python, writes so."""
+    return json.dumps(row(1, **{name: "X"})).replace('"X"', number)
+
+
+def what_is_said(name: str, number: str) -> str:
+    """Why such a line is refused."""
+    if number.endswith(("N", "y")):
+        return f"{number} is not a JSON number"
+    shown = {"1e999": "inf"}.get(number, number[:60])
+    return f"{name} is {shown}; it must lie {NUMBERS[name]}."
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("number", NO_NUMBERS, ids=lambda number: number[:9])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_beyond_all_bounds_is_refused_by_line_field_and_limit(
+    tmp_path: Path, name: str, number: str
+) -> None:
+    rows, _ = refused(jsonl(tmp_path / "a.jsonl", row(0), with_number(name, number), row(2)))
+
+    assert [found["line"] for found in rows] == [2]
+    assert what_is_said(name, number) in rows[0]["reason"]
+
+
 @pytest.mark.django_db
 def test_a_line_that_is_not_utf8_is_refused_alone(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"

@@ -21,7 +21,7 @@ from corrections import importers
 from corrections.models import Correction, PremiseText, SourceGroup
 from inference import engine, imports
 from inference.batching import Overloaded
-from tests.test_corrections_import import row
+from tests.test_corrections_import import NO_NUMBERS, NUMBERS, row, what_is_said, with_number
 from tests.test_corrections_lyra import NEW, OLD, Lyra
 
 pytest_plugins = ("tests.serving",)
@@ -469,6 +469,19 @@ def test_a_hostile_row_is_refused_by_line_and_reason(curator: User, line: bytes,
     [refused] = answer.json()["refused"]
     assert refused["line"] == 2
     assert says in refused["reason"]
+
+
+@pytest.mark.parametrize("number", NO_NUMBERS, ids=lambda number: number[:9])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_beyond_all_bounds_is_refused_by_line_field_and_limit(
+    curator: User, name: str, number: str
+) -> None:
+    answer = raw(curator, "a.jsonl", lines(row(0), with_number(name, number).encode(), row(2)))
+
+    assert (answer.status_code, Correction.objects.exists()) == (409, False)
+    [refused] = answer.json()["refused"]
+    assert refused["line"] == 2
+    assert what_is_said(name, number) in refused["reason"]
 
 
 ENDLESS = """CREATE VIEW nli_corrections AS
