@@ -5,6 +5,7 @@ Works on any Django storage named "artifacts"; a host reads through a verified l
 
 import hashlib
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -25,6 +26,12 @@ ARTIFACTS = "artifacts"
 TENSORS = "adapter_model.safetensors"
 # Lists every file with its SHA-256; stored last, so that an artifact without it is not there yet.
 SUMS = "SHA256SUMS"
+# All that is ever stored: the files of artifacts, and snapshots as their rows name them.
+OURS = re.compile(
+    rf"{ARTIFACTS}/[0-9a-f]{{64}}/[A-Za-z0-9_][A-Za-z0-9._-]*"
+    r"|snapshots/[0-9a-f]{64}(-[0-9a-f]{8})?\.jsonl"
+)
+OUR_DIRECTORIES = re.compile(rf"snapshots/|{ARTIFACTS}/([0-9a-f]{{64}}/)?")
 # An artifact is stored minutes before the version that names it is committed.
 ORPHAN_AGE = timedelta(hours=1)
 OWNER_AND_GROUP = stat.S_ISGID | stat.S_IRWXU | stat.S_IRWXG
@@ -172,6 +179,26 @@ def size(digest: str) -> int:
     """Bytes the artifact takes in the store."""
     store = storages[ARTIFACTS]
     return sum(store.size(_key(digest, name)) for name in (*_sums(digest), SUMS))
+
+
+@reaching_store()
+def stored() -> tuple[list[str], list[str]]:
+    """Storage names of what was stored here, and of what somebody else has put beside it.
+
+    A directory that holds nothing of ours is named once, with a slash at its end, and not entered:
+    it may be closed to us. What is hidden, or still being written, is in neither.
+    """
+    ours: list[str] = []
+    foreign: list[str] = []
+    open_directories = [""]
+    while open_directories:
+        where = open_directories.pop()
+        directories, files = _listed(storages[ARTIFACTS], where)
+        for name in (f"{where}{name}" for name in files if not name.startswith(".")):
+            (ours if OURS.fullmatch(name) else foreign).append(name)
+        for name in (f"{where}{name}/" for name in directories if not name.startswith(".")):
+            (open_directories if OUR_DIRECTORIES.fullmatch(name) else foreign).append(name)
+    return sorted(ours), sorted(foreign)
 
 
 @reaching_store()

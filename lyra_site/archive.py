@@ -136,7 +136,13 @@ class Writer:
         self.members: dict[str, Member] = {}
 
     def add(self, name: str, source: IO[bytes]) -> None:
-        """Add what `source` holds as member `name`, and close it."""
+        """Add what `source` holds as member `name`, and close it.
+
+        Raises ValueError where no backup may have such a name: it could not be restored.
+        """
+        if not SAFE_NAME.fullmatch(name):
+            source.close()
+            raise ValueError(f"{name!a} cannot be the name of a backup's member")
         self.members[name] = self._add(name, source)
 
     def finish(self) -> None:

@@ -8,14 +8,14 @@ import contextlib
 import io
 import sqlite3
 import tarfile
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from django.conf import settings
-from django.core.files.storage import Storage, storages
+from django.core.files.storage import storages
 from django.db import connection
 
-from adapters_app import scratch
+from adapters_app import scratch, storage
 from corrections import full_disk
 from corrections.files import written_beside
 from lyra_site import postgresql
@@ -26,8 +26,16 @@ class BackupFailed(RuntimeError):
     """The backup could not be made; nothing is left behind."""
 
 
-def write(path: Path, *, secret_key: bool = False) -> dict[str, Member]:
-    """Write the backup to `path`, readable by its owner; return its members.
+@dataclass(frozen=True)
+class Written:
+    """What is in a backup, by member, and which names in artifact storage are not: not ours."""
+
+    members: dict[str, Member]
+    left_out: list[str]
+
+
+def write(path: Path, *, secret_key: bool = False) -> Written:
+    """Write the backup to `path`, readable by its owner.
 
     Safe while the server runs. Raises BackupFailed.
     """
@@ -49,19 +57,19 @@ def write(path: Path, *, secret_key: bool = False) -> dict[str, Member]:
         ) from error
 
 
-def _fill(archive: Writer, database: Path, *, secret_key: bool) -> dict[str, Member]:
+def _fill(archive: Writer, database: Path, *, secret_key: bool) -> Written:
     archive.add(database.name, database.open("rb"))
-    storage = storages["artifacts"]
-    for name in sorted(_walk(storage)):
+    ours, left_out = storage.stored()
+    for name in ours:
         try:
-            file = storage.open(name)
+            file = storages[storage.ARTIFACTS].open(name)
         except FileNotFoundError:
             continue  # pruned meanwhile
         archive.add(ARTIFACTS + name, file)
     if secret_key:
         archive.add(SECRET_KEY, io.BytesIO(settings.SECRET_KEY.encode()))
     archive.finish()
-    return archive.members
+    return Written(archive.members, left_out)
 
 
 def _dump(path: Path) -> None:
@@ -75,16 +83,3 @@ def _dump(path: Path) -> None:
         (answer,) = copy.execute("PRAGMA quick_check").fetchone()
     if answer != "ok":
         raise BackupFailed(f"The database is damaged ({answer}). Restore your last good backup.")
-
-
-def _walk(storage: Storage, directory: str = "") -> Iterator[str]:
-    """Names of all files in `storage` below `directory`."""
-    try:
-        directories, files = storage.listdir(directory)
-    except FileNotFoundError:
-        return
-    for name in files:
-        if not name.startswith("."):  # still being written
-            yield f"{directory}{name}"
-    for name in directories:
-        yield from _walk(storage, f"{directory}{name}/")

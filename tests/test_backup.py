@@ -18,10 +18,12 @@ import pytest
 from django.core.files.base import ContentFile
 from django.core.files.storage import FileSystemStorage
 
+from lyra_site.archive import Writer
 from tests.conftest import ROOT, Manage
 
 DIGEST = "ab" * 32
 ARTIFACT = f"artifacts/{DIGEST}/adapter_model.safetensors"
+MARKS = ("", "-0123abcd")  # that end a snapshot's name
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +83,67 @@ def test_the_secret_key_stays_unless_asked_for(
     assert manage("backup", str(path)).returncode == 0
     with tarfile.open(path) as tar:
         assert "secret_key" not in tar.getnames()
+
+
+def test_what_others_have_put_beside_artifacts_is_left_out_and_named(
+    filled: Path, manage: Manage, tmp_path: Path
+) -> None:
+    foreign = [
+        "notes for ops.txt",
+        "plain.txt",
+        "lost+found/old.safetensors",
+        "artifacts/readme.md",
+        f"artifacts/{DIGEST}/my notes.txt",
+        f"artifacts/{DIGEST}/deeper/a.json",
+        "artifacts/older/adapter_model.safetensors",
+        "snapshots/copy of a snapshot.jsonl",
+        "zip.zip",
+        ".git/config",
+        f"artifacts/{DIGEST}/.writing-1",
+    ]
+    store, snapshots = filled / "artifacts", [f"snapshots/{DIGEST}{end}.jsonl" for end in MARKS]
+    for name in (*foreign, *snapshots):
+        path = store / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("content")
+    (store / "no \udcff.txt").touch()
+    (store / "line\nend").touch()
+
+    done = manage("backup", str(tmp_path / "backup.tar"), "--json")
+
+    assert done.returncode == 0, done.stderr
+    left_out = json.loads(done.stdout)["left_out"]
+    assert left_out == [
+        f"'artifacts/{DIGEST}/deeper/'",
+        f"'artifacts/{DIGEST}/my notes.txt'",
+        "'artifacts/older/'",
+        "'artifacts/readme.md'",
+        r"'line\nend'",
+        "'lost+found/'",
+        r"'no \udcff.txt'",
+        "'notes for ops.txt'",
+        "'plain.txt'",
+        "'snapshots/copy of a snapshot.jsonl'",
+        "'zip.zip'",
+    ]
+    assert f"Left out, for Lyra has not stored it in LYRA_ARTIFACTS: {left_out[0]}" in done.stderr
+    assert done.stderr.strip().endswith(f"{left_out[9]} and 1 more.")
+    other = tmp_path / "other"
+    restored = manage("restore", str(tmp_path / "backup.tar"), LYRA_HOME=str(other))
+    assert restored.returncode == 0, restored.stderr
+    found = other / "artifacts"
+    assert {path.relative_to(found).as_posix() for path in found.rglob("*") if path.is_file()} == {
+        ARTIFACT,
+        *snapshots,
+    }
+
+
+def test_no_member_is_written_that_a_restore_would_refuse(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "backup.tar", "w") as tar:
+        for name in ("artifacts/a b", "artifacts/../a", "/a", "artifacts//a", "artifacts/.a", ""):
+            with pytest.raises(ValueError, match="cannot be the name"):
+                Writer(tar).add(name, io.BytesIO())
+        assert tar.getnames() == []
 
 
 def test_a_backup_is_consistent_while_somebody_writes(
