@@ -169,6 +169,8 @@ class CorrectionAdmin(admin.ModelAdmin):
         ChangedByFilter,
         AnnotatorFilter,
     )
+    # The rows of a review, of a group and of an import.
+    linked_by = ("id__in", "group", "updated_at__gte", "updated_at__lte")
     list_per_page = 50
     list_select_related = ("group", "reviewer")
     search_fields = ("premise", "hypothesis", "reason", "external_id", "page_id", "annotator")

@@ -3,8 +3,9 @@ SQLite as on PostgreSQL, which each refuse other values."""
 
 import json
 import re
+from html import unescape
 from types import SimpleNamespace
-from urllib.parse import urlencode
+from urllib.parse import parse_qs, urlencode, urljoin, urlsplit
 
 import pytest
 from django.contrib import admin
@@ -152,6 +153,77 @@ def test_a_pasted_page_of_text_is_searched_for(ada):
 )
 def test_a_lookup_that_is_none_is_refused(ada, query):
     assert ada.get(f"/admin/{query}").status_code in REFUSED
+
+
+@pytest.mark.parametrize("lookup", ["exact", "startswith", "gt", "in", "isnull", "key"])
+def test_a_list_is_narrowed_by_nothing_that_it_does_not_offer(ada, lookup):
+    asked = []
+    for model, address in lists():
+        shown = admin.site._registry[model]
+        offered = {item[0] if isinstance(item, tuple) else item for item in shown.list_filter}
+        linked = getattr(shown, "linked_by", ())
+        asked += [
+            f"{address}?{field.name}__{lookup}=1"
+            for field in model._meta.concrete_fields
+            if field.name not in offered and f"{field.name}__{lookup}" not in linked
+        ]
+    assert [address for address in asked if ada.get(address).status_code != 400] == []
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "predicted_label=refutes",
+        "confidence__gt=0.9",
+        "raw_confidence__lt=0.5",
+        "disagrees__exact=1",
+        "sampling=disagreement",
+        "probability__gt=0.6",
+        "premise__startswith=W",
+    ],
+)
+def test_no_curator_asks_what_the_model_said_before_they_judge(client, curator, query):
+    fill(curator)
+    client.force_login(curator)
+    samples = reverse("admin:corrections_auditsample_changelist")
+
+    assert client.get(f"{samples}?{query}").status_code == 400
+    # From a sample's page back to its list, as Django's pages remember it.
+    assert client.get(f"{samples}?state=waiting&{query}").status_code == 400
+    assert client.get(f"{samples}?state=waiting&o=1.2.3").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "metrics__annotators__0__annotator__startswith=a",
+        "metrics__has_key=annotators",
+        "metrics__contains=a",
+        "metrics__gte=0",
+    ],
+)
+def test_no_trainer_asks_letter_by_letter_what_is_said_of_annotators(client, trainer, query):
+    tiny = SimpleNamespace(name="tiny", fingerprint="f" * 64)
+    register(trainer, 1, "d" * 64, tiny, metrics={"annotators": [{"annotator": "ana"}]})
+    client.force_login(trainer)
+
+    assert client.get("/admin/adapters_app/adapterversion/").status_code == 200
+    assert client.get(f"/admin/adapters_app/adapterversion/?{query}").status_code == 400
+
+
+def test_every_list_that_a_page_links_to_is_there(ada):
+    pages = {address for _, address in lists()}
+    shown = ["/admin/", "/admin/adapters_app/adapterversion/labels/", *pages]
+    shown += [reverse("admin:corrections_correction_change", args=[Correction.objects.get().pk])]
+    linked = set()
+    for page in shown:
+        for link in re.findall(r'href="([^"#]*\?[^"#]*)', ada.get(page).content.decode()):
+            address = urljoin(page, unescape(link))
+            linked |= {address} if address.partition("?")[0] in pages else set()
+
+    assert [address for address in linked if ada.get(address).status_code != 200] == []
+    narrowed = {name for address in linked for name in parse_qs(urlsplit(address).query)}
+    assert {"status__exact", "conflict", "drawn_at__gte", "state", "group", "fold"} <= narrowed
 
 
 def test_a_file_is_imported_and_its_rows_are_listed(ada):
