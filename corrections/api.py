@@ -120,6 +120,9 @@ class CorrectionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Generi
     def get_serializer_class(self) -> type[BaseSerializer[Any]]:
         return CorrectionSerializer if self.action == "list" else CorrectionWithHistorySerializer
 
+    def get_serializer_context(self) -> dict[str, Any]:
+        return {**super().get_serializer_context(), "reads_all": self.request.user.has_perm(VIEW)}
+
     def narrow(self, queryset: QuerySet[Any], asked: dict[str, Any]) -> QuerySet[Any]:
         return _narrowed(cast(CorrectionQuerySet, queryset), asked)
 
@@ -177,13 +180,14 @@ class CorrectionViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Generi
             correction, created = intake.record_correction(
                 by=_user(request),
                 **sent.validated_data,
-                # Where it is written: before, somebody else might still take the external_id.
-                then=lambda row, changes: _check_may_revise(request, row, changes),
+                # Before what is sent is compared with the row: a refusal would tell of it.
+                known=lambda row: _check_is_theirs(request, row),
+                then=lambda row, changes: _check_may_redraw(request, row, changes),
             )
         except intake.RevisionRefused as error:
             raise Conflict(str(error)) from error
         return Response(
-            CorrectionSerializer(correction).data,
+            CorrectionSerializer(correction, context=self.get_serializer_context()).data,
             status=status.HTTP_201_CREATED if created else status.HTTP_200_OK,
         )
 
@@ -462,16 +466,19 @@ def _check_may_draw(request: Request, values: dict[str, Any]) -> None:
         _require(request, "corrections.import_correction", "say how rows were sampled")
 
 
-def _check_may_revise(request: Request, row: Correction, changes: Mapping[str, list[Any]]) -> None:
-    """What somebody else recorded is for reviewers to revise; one's own row is one's own, but what
-    was drawn, and how, is for curators to say."""
+def _check_is_theirs(request: Request, row: Correction) -> None:
+    """What somebody else recorded is for reviewers to revise."""
+    recorded = row.events.filter(action=CorrectionEvent.Action.RECORDED)
+    if recorded.exclude(by=_user(request)).exists():
+        _require(request, "corrections.review_correction", "revise what somebody else sent")
+
+
+def _check_may_redraw(request: Request, row: Correction, changes: Mapping[str, list[Any]]) -> None:
+    """One's own row is one's own, but what was drawn, and how, is for curators to say."""
     before, *_ = changes.get("sampling", [row.sampling])
     redrawn = not changes.keys().isdisjoint(intake.OF_A_DRAW)
     if redrawn and before != Correction.Sampling.USER:
         _require(request, "corrections.import_correction", "change what was drawn, or how")
-    recorded = row.events.filter(action=CorrectionEvent.Action.RECORDED)
-    if recorded.exclude(by=_user(request)).exists():
-        _require(request, "corrections.review_correction", "revise what somebody else sent")
 
 
 def _require(request: Request, permission: str, what: str) -> None:

@@ -36,6 +36,12 @@ MAX_SHARED_BUCKET = 16
 MAX_ID = 2**63 - 1
 IN_CHUNK = 900  # SQLite takes at most 999 parameters in old builds
 
+# A quarantine's reason for those who may not know whose text it is.
+NAMELESS = (
+    "The premise nearly repeats a text of another source: used, it would be trained on and judged "
+    "at once."
+)
+
 T = TypeVar("T")
 
 
@@ -432,8 +438,17 @@ def _insert_bands(bands: Iterable[tuple[int, int]]) -> None:
         )
 
 
+def own_key(premise: str, page_id: str) -> str:
+    """Key of the group that such a row makes where it is put with no other source."""
+    return _key(page_id, "" if page_id else premise_digest(normalise(premise)))
+
+
 def _own_key(source: Source, digest: str) -> str:
-    return f"page:{source.page_id}" if source.page_id else f"premise:{digest}"
+    return _key(source.page_id, digest)
+
+
+def _key(page_id: str, digest: str) -> str:
+    return f"page:{page_id}" if page_id else f"premise:{digest}"
 
 
 def _bridges(group: SourceGroup, other: SourceGroup) -> str:

@@ -41,6 +41,7 @@ Action = CorrectionEvent.Action
 Pairs = list[tuple[str, str]]
 Predict = Callable[[Pairs], Sequence[Prediction]]
 Progress = Callable[[str, int, int], None]  # stage, done, total (0 = unknown)
+Known = Callable[[Correction], None]  # the row on record
 Then = Callable[[Correction, Mapping[str, list[Any]]], None]  # the row, {field: [before, after]}
 
 # What a curator may change in place. The pair itself is what the model was asked: a wrong one is
@@ -116,6 +117,7 @@ def record_correction(
     corrected_at: datetime | None = None,
     expected_revision: int | None = None,
     accept: bool = False,
+    known: Known | None = None,
     then: Then | None = None,
 ) -> tuple[Correction, bool]:
     """Record a verdict; (correction, whether it is new).
@@ -125,10 +127,11 @@ def record_correction(
     open here: the optional fields that are None, how the row was sampled and, as long as it is the
     same prediction of the same pair, who made it (`predicted_version` None = the base, ... = left
     open). `expected_revision` is of the row on record (0 = there is none; None = not compared).
-    `accept` accepts it in `by`'s name, unless it is quarantined. `then` hears of the row and of
-    what changed in the same transaction, and undoes everything by raising. Raises ValidationError
-    with a message per field, RevisionRefused where another revision is on record, or the row
-    answers an audit sample and what was drawn would change.
+    `accept` accepts it in `by`'s name, unless it is quarantined. `known` hears of the row on
+    record, if there is one, before anything is compared with it, and refuses by raising. `then`
+    hears of the row and of what changed in the same transaction, and undoes everything by raising.
+    Raises ValidationError with a message per field, RevisionRefused where another revision is on
+    record, or the row answers an audit sample and what was drawn would change.
     """
     fields: dict[str, Any] = {
         "premise": premise,
@@ -152,7 +155,7 @@ def record_correction(
     if draft.prediction is None:
         raise ValidationError(_missing_prediction(fields))
     draft = replace(draft, expected_revision=expected_revision)
-    [plan] = _write([draft], by=by, accept=accept, then=then)
+    [plan] = _write([draft], by=by, accept=accept, known=known, then=then)
     return plan.row, plan.stored is None
 
 
@@ -515,11 +518,13 @@ def _write(
     by: User,
     accept: bool,
     progress: Progress | None = None,
+    known: Known | None = None,
     then: Then | None = None,
 ) -> list[_Plan]:
-    """Record drafts with distinct external ids, in one transaction; `then` is told of each row."""
+    """Record drafts with distinct external ids, in one transaction; `known` is told of each row on
+    record before, `then` of each as it is written."""
     progress = progress or _no_progress
-    plans = _plans(drafts)
+    plans = _plans(drafts, known)
     survey = _survey(plans, progress)
     while True:
         try:
@@ -537,7 +542,7 @@ def _write(
         except (folds.SurveyOutdatedError, _RowsChangedError):
             # Somebody else got in between and is done: at every retry one writer has finished.
             pages = [plan.draft.page_id for plan in plans]
-            plans = _plans(drafts)
+            plans = _plans(drafts, known)
             if [plan.draft.page_id for plan in plans] == pages:
                 survey.update()
             else:
@@ -580,8 +585,11 @@ def _would_accept(plan: _Plan) -> bool:
     return bool(plan.changes) or plan.stored.status == Status.PENDING
 
 
-def _plans(drafts: Sequence[Draft]) -> list[_Plan]:
+def _plans(drafts: Sequence[Draft], known: Known | None = None) -> list[_Plan]:
     stored = _stored(draft.external_id for draft in drafts)
+    if known is not None:
+        for row in stored.values():
+            known(row)
     return [_plan(draft, stored.get(draft.external_id)) for draft in drafts]
 
 

@@ -8,8 +8,8 @@ from django.core.validators import MaxLengthValidator, MinLengthValidator
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
+from corrections import folds
 from corrections.drafts import MAX_NOTE, MAX_VERSION, SHORT_TEXTS
-from corrections.folds import MAX_ID
 from corrections.labels import LABELS
 from corrections.models import MIN_PROBABILITY, AuditSample, Correction, CorrectionEvent
 from corrections.requests import (
@@ -43,7 +43,13 @@ class EventSerializer(serializers.ModelSerializer[CorrectionEvent]):
 
 
 class CorrectionSerializer(serializers.ModelSerializer[Correction]):
-    group = serializers.CharField(source="group.key", read_only=True)
+    # What these two tell of other sources is for those who may read all: the context's `reads_all`.
+    group = serializers.SerializerMethodField(
+        help_text="null where it is named after another source, and you read your own alone."
+    )
+    quarantine = serializers.SerializerMethodField(
+        help_text="Why this row cannot be used; empty where it can be."
+    )
     fold = serializers.IntegerField(source="group.fold", read_only=True)
     reviewer = serializers.SerializerMethodField(help_text="null where nobody reviewed.")
 
@@ -51,8 +57,19 @@ class CorrectionSerializer(serializers.ModelSerializer[Correction]):
         model = Correction
         exclude = ("pair_digest", "reviewer_name", "source_digest")
 
+    def get_group(self, row: Correction) -> str | None:
+        key = row.group.key
+        own = self._reads_all() or key == folds.own_key(row.premise, row.page_id)
+        return key if own else None
+
+    def get_quarantine(self, row: Correction) -> str:
+        return row.quarantine if self._reads_all() or not row.quarantine else folds.NAMELESS
+
     def get_reviewer(self, row: Correction) -> str | None:
         return row.reviewed_by or None
+
+    def _reads_all(self) -> bool:
+        return bool(self.context.get("reads_all"))
 
 
 class CorrectionWithHistorySerializer(CorrectionSerializer):
@@ -144,7 +161,7 @@ class ReviewSerializer(RequestSerializer):
 
 
 class ReviewOfOneSerializer(ReviewSerializer):
-    id = WholeNumberField(min_value=1, max_value=MAX_ID)
+    id = WholeNumberField(min_value=1, max_value=folds.MAX_ID)
 
 
 class ReviewsSerializer(RequestSerializer):

@@ -19,6 +19,10 @@ VERDICT: dict[str, Any] = {
     "predicted_confidence": 0.62,
     "correct_label": "supports",
 }
+LONG_TEXT = (
+    "Aspirin was given to 200 patients of the trial in the spring, after breakfast, with a glass "
+    "of water, and those who took it were asked about their pains each evening."
+)
 
 
 def as_(user: User) -> APIClient:
@@ -31,6 +35,12 @@ def sent(user: User, **values: Any) -> Correction:
     answer = as_(user).post(URL, VERDICT | values)
     assert answer.status_code == 201, answer.json()
     return Correction.objects.get(pk=answer.json()["id"])
+
+
+def _another_caller(caller: User) -> User:
+    other = User.objects.create_user("cleo")
+    other.groups.add(*caller.groups.all())
+    return other
 
 
 def test_a_caller_sends_a_verdict_exactly_as_it_was_said(caller: User) -> None:
@@ -115,19 +125,42 @@ def test_stats_answer_whatever_probability_somebody_sends(
 
 def test_nobody_revises_what_another_sent_but_a_reviewer(caller: User, curator: User) -> None:
     sent(caller, external_id="mine")
-    other = User.objects.create_user("cleo")
-    other.groups.add(*caller.groups.all())
+    other = _another_caller(caller)
     changed = VERDICT | {"external_id": "mine", "correct_label": "refutes"}
 
     assert as_(other).post(URL, changed).status_code == 403
     assert as_(curator).post(URL, changed).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"expected_revision": 0},
+        {"expected_revision": 1},
+        {"expected_revision": 7, "correct_label": "refutes"},
+        {"premise": "Else."},
+        {"sampling_probability": 0.5, "correct_label": "refutes"},
+    ],
+)
+def test_a_refusal_tells_nobody_of_what_another_sent(
+    caller: User, curator: User, more: dict[str, Any]
+) -> None:
+    other = _another_caller(caller)
+    sent(caller, external_id="mine")
+    known = VERDICT | {"external_id": "mine"}
+    assert as_(curator).post(URL, known | {"sampling": "complete"}).status_code == 200
+
+    refused = as_(other).post(URL, known | more)
+
+    assert refused.status_code == 403
+    assert refused.json() == {"detail": "You may not revise what somebody else sent."}
+
+
 def test_nobody_takes_an_id_that_another_takes_while_theirs_is_compared(
     caller: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = User.objects.create_user("cleo")
-    other.groups.add(*caller.groups.all())
+    other = _another_caller(caller)
     changed = VERDICT | {"external_id": "mine", "correct_label": "refutes", "premise": "Mine!"}
     compare = folds.Survey
 
@@ -352,8 +385,7 @@ def test_a_caller_reads_what_became_of_what_they_sent_and_of_nothing_else(
 ) -> None:
     mine, kept = sent(caller, external_id="mine"), sent(caller, hypothesis="Nobody took any.")
     theirs = sent(curator, hypothesis="Half of them took it.")
-    other = User.objects.create_user("cleo")
-    other.groups.add(*caller.groups.all())
+    other = _another_caller(caller)
     # Revised by somebody else: sent by Carla all the same.
     as_(curator).post(URL, VERDICT | {"external_id": "mine", "correct_label": "refutes"})
     reviewed = as_(curator).post(
@@ -376,6 +408,52 @@ def test_a_caller_reads_what_became_of_what_they_sent_and_of_nothing_else(
     assert as_(other).get(URL).json()["count"] == 0
     assert as_(other).get(f"{URL}/{mine.pk}").status_code == 404
     assert as_(curator).get(URL).json()["count"] == 3
+
+
+def test_a_near_copy_tells_nobody_whose_text_it_repeats(caller: User, curator: User) -> None:
+    sent(caller, premise=LONG_TEXT, page_id="memo-1")
+    other = _another_caller(caller)
+
+    answers = [
+        as_(other).post(
+            URL, VERDICT | {"premise": f"{LONG_TEXT} {more}", **page, "external_id": more}
+        )
+        for more, page in (("a", {}), ("b", {"page_id": "note-2"}))
+    ]
+    answers += [as_(other).get(f"{URL}/{answer.json()['id']}") for answer in answers]
+    shown = [answer.json() for answer in answers] + as_(other).get(URL).json()["results"]
+
+    assert [row["group"] for row in shown] == [None] * 6
+    assert "memo-1" not in json.dumps(shown)
+    assert as_(curator).get(f"{URL}/{shown[0]['id']}").json()["group"] == "page:memo-1"
+
+
+def test_a_quarantine_tells_nobody_whose_text_is_repeated(caller: User, curator: User) -> None:
+    theirs = sent(caller, premise=LONG_TEXT, page_id="memo-1")
+    other = _another_caller(caller)
+    number, barred = 0, None
+    while barred is None:  # until a page of theirs falls to another fold than the copied text's
+        mine = sent(other, premise=f"Page {number} is about {number * 97}.", page_id=f"n-{number}")
+        if mine.group.fold != theirs.group.fold:
+            barred = as_(other).post(
+                URL, VERDICT | {"premise": f"{LONG_TEXT} Yes.", "page_id": mine.page_id}
+            )
+        number += 1
+
+    read = as_(other).get(f"{URL}/{barred.json()['id']}").json()
+    listed = as_(other).get(URL, {"quarantined": "true"}).json()["results"]
+
+    for row in (barred.json(), read, *listed):
+        assert row["quarantine"] == folds.NAMELESS
+        assert (row["group"], "memo-1" in json.dumps(row)) == (mine.group.key, False)
+    assert "memo-1" in as_(curator).get(f"{URL}/{read['id']}").json()["quarantine"]
+
+
+def test_a_caller_reads_the_group_of_their_own_page(caller: User) -> None:
+    paged, alone = sent(caller, page_id="p1"), sent(caller, premise="Nobody was asked.")
+
+    for row in (paged, alone):
+        assert as_(caller).get(f"{URL}/{row.pk}").json()["group"] == row.group.key
 
 
 def test_a_caller_follows_what_is_decided(caller: User, curator: User) -> None:
