@@ -46,7 +46,7 @@ class Admission:
         try:
             environ["wsgi.input"] = _whole_body(environ)
         except OSError:  # too slow, or gone
-            return _answer(start_response, HTTPStatus.REQUEST_TIMEOUT, TOO_SLOW)
+            return tell(start_response, HTTPStatus.REQUEST_TIMEOUT, TOO_SLOW)
         if not seats().acquire(blocking=False):
             return _refused(start_response)
         try:
@@ -79,12 +79,13 @@ def _whole_body(environ: WSGIEnvironment) -> Any:
 def _refused(start_response: StartResponse) -> Iterable[bytes]:
     monitoring.REFUSED.labels("overloaded").inc()
     wait = ("Retry-After", str(RETRY_AFTER_S))
-    return _answer(start_response, HTTPStatus.SERVICE_UNAVAILABLE, REFUSAL, wait)
+    return tell(start_response, HTTPStatus.SERVICE_UNAVAILABLE, REFUSAL, wait)
 
 
-def _answer(
+def tell(
     start_response: StartResponse, status: HTTPStatus, body: bytes, *headers: tuple[str, str]
 ) -> Iterable[bytes]:
+    """An answer of JSON that no view makes."""
     start_response(
         f"{status.value} {status.phrase}",
         [

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+from inference.admission import tell
+
 CHARSETS = frozenset({"utf-8", "utf8", "us-ascii", "ascii", "iso-8859-1", "latin-1"})
 SENT = json.dumps(
     {
@@ -37,22 +39,10 @@ class ContentTypes:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         sent, asked_for = environ.get("CONTENT_TYPE", ""), environ.get("HTTP_ACCEPT", "")
         if ";" in sent and not is_understood(sent):
-            return _refused(start_response, HTTPStatus.UNSUPPORTED_MEDIA_TYPE, SENT)
+            return tell(start_response, HTTPStatus.UNSUPPORTED_MEDIA_TYPE, SENT)
         if ";" in asked_for and ENCODED_PARAMETER.search(asked_for):
-            return _refused(start_response, HTTPStatus.NOT_ACCEPTABLE, ASKED_FOR)
+            return tell(start_response, HTTPStatus.NOT_ACCEPTABLE, ASKED_FOR)
         return self._application(environ, start_response)
-
-
-def _refused(start_response: StartResponse, status: HTTPStatus, body: bytes) -> Iterable[bytes]:
-    start_response(
-        f"{status.value} {status.phrase}",
-        [
-            ("Content-Type", "application/json"),
-            ("Content-Length", str(len(body))),
-            ("X-Content-Type-Options", "nosniff"),
-        ],
-    )
-    return [body]
 
 
 def is_understood(content_type: str) -> bool:
