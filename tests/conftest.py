@@ -21,20 +21,6 @@ from tests.programs import find_chromium
 
 ROOT = Path(__file__).resolve().parent.parent
 Manage = Callable[..., subprocess.CompletedProcess[str]]
-# Files that start whole systems or train. First, or one process ends with them while another waits.
-LONG = (
-    "test_demo",
-    "test_tasks",
-    "test_training",
-    "test_run",
-    "test_browser",
-    "test_lora_study",
-    "test_benchmark",
-)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: not item.path.name.startswith(LONG))
 
 
 @pytest.fixture(scope="session", autouse=True)
