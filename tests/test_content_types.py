@@ -67,6 +67,7 @@ def ask(**headers: str) -> tuple[str, bytes]:
         return told[0], b"".join(answer)
 
 
+@pytest.mark.django_db  # what lets a request through looks after old connections
 @pytest.mark.parametrize("content_type", UNDERSTOOD)
 def test_what_is_text_is_let_through(content_type: str) -> None:
     assert ask(CONTENT_TYPE=content_type)[0] == "200 OK"
@@ -81,6 +82,7 @@ def test_what_names_another_encoding_is_415_and_looked_up_by_nobody(content_type
     assert set(encodings._cache) == known
 
 
+@pytest.mark.django_db
 @pytest.mark.parametrize(
     ("accept", "status"),
     [
